@@ -1,0 +1,29 @@
+//! The words every crate shares: ids, ranges, attributes, errors, configuration, clock, metrics,
+//! and the traits through which sibling crates meet. Never does I/O.
+
+mod attributes;
+mod clock;
+mod config;
+mod error;
+mod ids;
+mod metrics;
+mod origin;
+mod path;
+mod range;
+mod source;
+
+pub use attributes::{ObjectAttributes, ObjectStat};
+pub use clock::{Clock, SystemClock};
+pub use config::{
+    AttachmentSpec, CacheConfig, DeadlineConfig, Freshness, NodeConfig, SourceConfig, SourceSpec, TierConfig,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use ids::{AttachmentId, ObjectId, ObjectKey, SourceId, Version};
+pub use metrics::Metrics;
+pub use origin::Origin;
+pub use path::TreePath;
+pub use range::{ByteRange, PAGE_SIZE, STRIPE_SIZE};
+pub use source::{
+    Capabilities, CompletedPart, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, PartInfo, Precondition,
+    Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
+};
