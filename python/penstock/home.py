@@ -1,0 +1,212 @@
+"""Where everything that Penstock owns lives: config, state, cache, sockets, logs. Decides names, checks rights.
+
+With ``PENSTOCK_HOME=H`` all of it is below ``H``; without it the directories of the platform are used. Light on
+purpose (standard library, ``platformdirs`` only when asked): clients in training processes import it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.errors import InvalidInputError, PermissionDeniedError
+
+__all__ = ["SOCKET_PATH_MAX_BYTES", "Home", "locate", "write_atomically"]
+
+SOCKET_PATH_MAX_BYTES = 107
+"""Longest path that a Unix socket can have on Linux (108 with the closing NUL)."""
+
+_PRIVATE = 0o700
+
+
+class Home:
+    """The directories and files of one home. Making the value touches nothing; :meth:`prepare` does.
+
+    Attributes:
+        config: the user's configuration file.
+        attachments: directory of attachment documents, ``<id>.json``.
+        pins: file of pinned paths.
+        jobs: directory of job state.
+        state: directory of catalog and cache index.
+        cache: default directory of extent files.
+        run: directory of sockets, lock and ``node.json``; private to the user.
+        logs: directory of log files.
+    """
+
+    __slots__ = ("attachments", "cache", "config", "jobs", "logs", "name", "pins", "run", "state")
+
+    def __init__(self, config: Path, data: Path, cache: Path, logs: Path, run: Path) -> None:
+        self.name = data
+        self.config = config
+        self.attachments = data / "attachments"
+        self.pins = data / "pins.json"
+        self.jobs = data / "jobs"
+        self.state = data / "state"
+        self.cache = cache
+        self.logs = logs
+        self.run = run
+
+    @property
+    def data_socket(self) -> Path:
+        """Socket of the binary protocol: reads, listings, descriptors."""
+        return self.run / "data.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """Socket of the control API: attachments, jobs, pins, status."""
+        return self.run / "control.sock"
+
+    @property
+    def node_file(self) -> Path:
+        """What the running node says of itself: pid, version, start, metrics port."""
+        return self.run / "node.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the one node of this home."""
+        return self.run / "node.lock"
+
+    @property
+    def log_file(self) -> Path:
+        """JSON lines of the node."""
+        return self.logs / "node.jsonl"
+
+    def __repr__(self) -> str:
+        return f"Home({str(self.name)!r})"
+
+    def prepare(self) -> None:
+        """Makes every directory, private to this user, and checks that it can be written.
+
+        Raises:
+            PermissionDeniedError: a directory cannot be made or written, or belongs to somebody else.
+            InvalidInputError: a file stands where a directory is needed.
+        """
+        for directory in (self.name, self.attachments, self.jobs, self.state, self.cache, self.logs):
+            _make_private(directory)
+        _make_private(self.run)
+        check_private(self.run)
+
+
+def locate(home: str | os.PathLike[str] | None = None, environment: Mapping[str, str] | None = None) -> Home:
+    """The home to use: the argument, else ``PENSTOCK_HOME``, else the platform's directories.
+
+    Args:
+        home: directory for everything; relative paths are taken from the working directory.
+        environment: stands in for ``os.environ``.
+    Raises:
+        InvalidInputError: ``PENSTOCK_HOME`` is set and empty.
+    """
+    variables = os.environ if environment is None else environment
+    chosen = os.fspath(home) if home is not None else variables.get("PENSTOCK_HOME")
+    if chosen is None:
+        return _platform_home(variables)
+    if not chosen:
+        raise InvalidInputError("find the home", "PENSTOCK_HOME is empty", "set it to a directory, or unset it")
+    root = Path(os.path.abspath(os.path.expanduser(chosen)))
+    run = _short_run(root / "run", variables)
+    return Home(root / "config.toml", root, root / "cache", root / "logs", run)
+
+
+def _platform_home(variables: Mapping[str, str]) -> Home:
+    import platformdirs
+
+    directories = platformdirs.PlatformDirs("penstock", appauthor=False)
+    data = directories.user_data_path
+    runtime = variables.get("XDG_RUNTIME_DIR")
+    run = Path(runtime) / "penstock" if runtime and os.path.isdir(runtime) else data / "run"
+    return Home(
+        directories.user_config_path / "config.toml",
+        data,
+        directories.user_cache_path,
+        directories.user_log_path,
+        _short_run(run, variables),
+    )
+
+
+def _short_run(run: Path, variables: Mapping[str, str]) -> Path:
+    """``run`` itself, or a short private stand-in where a socket's path would be too long below it."""
+    longest = run / "control.sock"
+    if len(os.fsencode(longest)) <= SOCKET_PATH_MAX_BYTES:
+        return run
+    import hashlib
+
+    digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
+    runtime = variables.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime):
+        short = Path(runtime) / f"penstock-{digest}"
+        if len(os.fsencode(short / "control.sock")) <= SOCKET_PATH_MAX_BYTES:
+            return short
+    short = Path("/tmp") / f"penstock-{os.getuid()}-{digest}"
+    return short
+
+
+def _make_private(directory: Path) -> None:
+    action = f"prepare {directory}"
+    try:
+        directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidInputError(
+            action, "a file stands where a directory is needed", "move it away, or set PENSTOCK_HOME elsewhere"
+        ) from None
+    except OSError as error:
+        raise PermissionDeniedError(
+            action, f"it cannot be made: {error.strerror}", "set PENSTOCK_HOME to a directory that you can write"
+        ) from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionDeniedError(
+            action, "it is not writable", "fix its rights, or set PENSTOCK_HOME to a directory that you can write"
+        )
+
+
+def check_private(directory: Path) -> None:
+    """Refuses a run directory that another user owns or can enter: sockets in it could be somebody else's.
+
+    Raises:
+        PermissionDeniedError: it is a link, belongs to another user, or is open to group or others.
+    """
+    facts = os.lstat(directory)
+    action = f"use {directory}"
+    if stat.S_ISLNK(facts.st_mode) or not stat.S_ISDIR(facts.st_mode):
+        raise PermissionDeniedError(action, "it is not a directory of its own", "remove it")
+    if facts.st_uid != os.getuid():
+        raise PermissionDeniedError(
+            action, "it belongs to another user", "set PENSTOCK_HOME to a directory of yours", owner=facts.st_uid
+        )
+    if stat.S_IMODE(facts.st_mode) & 0o077:
+        try:
+            os.chmod(directory, _PRIVATE)
+        except OSError as error:
+            raise PermissionDeniedError(action, f"others can enter it: {error.strerror}", "chmod 700 it") from None
+
+
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replaces a small private file whole: a reader sees the old text or the new, never a part.
+
+    Args:
+        path: the file; its directory exists.
+        text: the new content.
+        durable: also survive a crash of the machine (costs two syncs).
+    Raises:
+        OSError: the directory cannot be written or the disk is full; the old file is untouched.
+    """
+    import tempfile
+
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
