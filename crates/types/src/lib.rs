@@ -24,6 +24,6 @@ pub use origin::Origin;
 pub use path::TreePath;
 pub use range::{ByteRange, PAGE_SIZE, STRIPE_SIZE};
 pub use source::{
-    Capabilities, CompletedPart, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, PartInfo, Precondition,
-    Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
+    Capabilities, CompletedPart, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, Observed, PartInfo,
+    Precondition, Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
 };

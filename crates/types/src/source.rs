@@ -184,6 +184,15 @@ pub struct UploadInfo {
     pub id: UploadId,
 }
 
+/// What a source noticed while it was used; for `doctor` and for messages. Never a secret.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// How far this machine's clock is ahead of the source's, milliseconds; known to about a second.
+    pub clock_skew_ms: Option<i64>,
+    /// Who we are to the source, shortened: `AKIA…WXYZ`, `anonymous`.
+    pub identity: Option<String>,
+}
+
 /// Where objects live. All methods are cancel-safe: a dropped future leaves no half-applied write of ours but
 /// what the source itself may have accepted.
 ///
@@ -200,6 +209,11 @@ pub trait Source: Send + Sync + 'static {
 
     /// How messages name a key: `s3://bucket/key`.
     fn describe(&self, key: &ObjectKey) -> String;
+
+    /// What it noticed so far. No request.
+    fn observed(&self) -> Observed {
+        Observed::default()
+    }
 
     /// Attributes and metadata of one object. One request.
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat>;
