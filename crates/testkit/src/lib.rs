@@ -1,1 +1,6 @@
-//! testkit
+//! Dev-only: bytes that say what they are, a clock that tests turn, and sources that misbehave on demand.
+
+mod clock;
+pub mod oracle;
+
+pub use clock::ManualClock;
