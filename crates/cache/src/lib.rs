@@ -1,1 +1,15 @@
-//! cache
+//! The cache: tiers of extent files, one sparse file per object version, with the map and checksums of their pages,
+//! a byte budget and an index that outlives the process. It knows nothing of sources or trees, and never returns a
+//! byte that it did not take.
+
+mod cache;
+mod disk;
+mod extent;
+mod page_map;
+mod tier;
+mod usage;
+
+pub use cache::{Cache, CacheParts};
+pub use disk::{Disk, FileFacts, OpenMode, RealDisk, Space};
+pub use extent::{Extent, Lease};
+pub use usage::{CacheEntry, CacheUsage, PinRule, ScrubReport, TierUsage};

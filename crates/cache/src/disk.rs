@@ -1,0 +1,191 @@
+//! Every call to a file system that the cache makes, as a trait, so that each can be made to fail.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags};
+use rustix::process::Resource;
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// Read only; it must exist.
+    Read,
+    /// Read and write; it must exist.
+    Write,
+    /// Read and write; made with these permission bits, and it must not exist.
+    Create(u32),
+    /// Read and write; made, private to the user, when it is missing.
+    WriteOrCreate,
+}
+
+/// What `fstat` tells of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileFacts {
+    /// Length, bytes.
+    pub size: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Bytes that are allocated for it.
+    pub allocated: u64,
+}
+
+/// What `statvfs` tells of a file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    /// Size, bytes.
+    pub total: u64,
+    /// Bytes that this user may still take.
+    pub available: u64,
+}
+
+/// The machine as the cache sees it: file calls, limits, boot. Calls behave as the system calls of their name:
+/// reads and writes may be short, errors are those of `errno`.
+pub trait Disk: Send + Sync + 'static {
+    /// Makes a directory and what is missing above it, mode 0700; one that is there is a success.
+    fn create_directory(&self, path: &Path) -> io::Result<()>;
+    /// Opens a file; descriptors are closed on exec.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OwnedFd>;
+    /// `pread`.
+    fn read_at(&self, file: BorrowedFd<'_>, offset: u64, out: &mut [u8]) -> io::Result<usize>;
+    /// `pwritev`.
+    fn write_at(&self, file: BorrowedFd<'_>, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// `ftruncate`.
+    fn set_size(&self, file: BorrowedFd<'_>, size: u64) -> io::Result<()>;
+    /// `fdatasync`.
+    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()>;
+    /// `fstat`.
+    fn facts(&self, file: BorrowedFd<'_>) -> io::Result<FileFacts>;
+    /// `chmod`.
+    fn set_permissions(&self, path: &Path, bits: u32) -> io::Result<()>;
+    /// `unlink`.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// `rmdir`.
+    fn remove_directory(&self, path: &Path) -> io::Result<()>;
+    /// `rename`.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Names in a directory, without `.` and `..`, in any order.
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
+    /// `statvfs`.
+    fn space(&self, path: &Path) -> io::Result<Space>;
+    /// The magic number of the file system, by `statfs`.
+    fn filesystem(&self, path: &Path) -> io::Result<u64>;
+    /// Takes an exclusive `flock` without waiting; `false` when somebody else holds it.
+    fn try_lock(&self, file: BorrowedFd<'_>) -> io::Result<bool>;
+    /// A value that changes with each boot of the machine.
+    fn boot_id(&self) -> io::Result<String>;
+    /// Descriptors that this process may hold.
+    fn descriptor_limit(&self) -> u64;
+}
+
+/// The machine itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OwnedFd> {
+        let (flags, bits) = match mode {
+            OpenMode::Read => (OFlags::RDONLY, 0),
+            OpenMode::Write => (OFlags::RDWR, 0),
+            OpenMode::Create(bits) => (OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, bits),
+            OpenMode::WriteOrCreate => (OFlags::RDWR | OFlags::CREATE, 0o600),
+        };
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(bits))?)
+    }
+
+    fn read_at(&self, file: BorrowedFd<'_>, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *out, offset))?)
+    }
+
+    fn write_at(&self, file: BorrowedFd<'_>, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pwritev(file, parts, offset))?)
+    }
+
+    fn set_size(&self, file: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(file, size))?)
+    }
+
+    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(file))?)
+    }
+
+    #[allow(clippy::unnecessary_cast, reason = "the width of these fields differs between architectures")]
+    fn facts(&self, file: BorrowedFd<'_>) -> io::Result<FileFacts> {
+        /// `st_blocks` counts in this unit whatever the file system's block size.
+        const STAT_BLOCK_BYTES: u64 = 512;
+        let stat = rustix::fs::fstat(file)?;
+        Ok(FileFacts {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            inode: stat.st_ino as u64,
+            allocated: u64::try_from(stat.st_blocks).unwrap_or(0) * STAT_BLOCK_BYTES,
+        })
+    }
+
+    fn set_permissions(&self, path: &Path, bits: u32) -> io::Result<()> {
+        Ok(rustix::fs::chmod(path, Mode::from_raw_mode(bits))?)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Ok(rustix::fs::unlink(path)?)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        Ok(rustix::fs::rmdir(path)?)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(rustix::fs::rename(from, to)?)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        use std::os::unix::ffi::OsStringExt;
+        let directory = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in Dir::new(directory)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        Ok(names)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let facts = rustix::fs::statvfs(path)?;
+        Ok(Space {
+            total: facts.f_blocks.saturating_mul(facts.f_frsize),
+            available: facts.f_bavail.saturating_mul(facts.f_frsize),
+        })
+    }
+
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "the type of a magic differs between targets")]
+    fn filesystem(&self, path: &Path) -> io::Result<u64> {
+        /// Magics are 32 bits; some targets sign-extend them.
+        const MAGIC_BITS: u64 = 0xffff_ffff;
+        Ok(rustix::fs::statfs(path)?.f_type as u64 & MAGIC_BITS)
+    }
+
+    fn try_lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    }
+
+    fn descriptor_limit(&self) -> u64 {
+        rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,263 @@
+//! Which pages of an extent are present, and the CRC32C of each. Readers take no lock: a bit that is seen set
+//! means that the page's bytes and its checksum were there before it.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use penstock_types::{ByteRange, PAGE_SIZE, STRIPE_SIZE};
+
+/// Pages in a whole stripe.
+pub const PAGES_PER_STRIPE: u64 = STRIPE_SIZE / PAGE_SIZE;
+const BITS_PER_WORD: u64 = u64::BITS as u64;
+/// Words of a stripe's bitmap.
+pub const WORDS_PER_STRIPE: usize = (PAGES_PER_STRIPE / BITS_PER_WORD) as usize;
+
+/// A stripe's part of the map as the index keeps it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StripeImage {
+    /// One bit per page, lowest first.
+    pub bits: [u64; WORDS_PER_STRIPE],
+    /// One checksum per page of the stripe; without meaning where the bit is not set.
+    pub sums: Vec<u32>,
+}
+
+/// Where the parts of a map come from that were stored by an earlier process or trimmed from memory.
+pub trait StoredStripes: Send + Sync {
+    /// The stored image of one stripe; `None` when there is none that can be believed.
+    fn load(&self, stripe: u64) -> Option<StripeImage>;
+}
+
+/// The map of one extent.
+pub struct PageMap {
+    size: u64,
+    present: AtomicU64,
+    stripes: Box<[OnceLock<Box<Stripe>>]>,
+    stored: Option<Box<dyn StoredStripes>>,
+}
+
+struct Stripe {
+    bits: [AtomicU64; WORDS_PER_STRIPE],
+    sums: Box<[AtomicU32]>,
+    changed: AtomicBool,
+}
+
+impl PageMap {
+    /// An empty map for an object of `size` bytes.
+    pub fn new(size: u64) -> Self {
+        let stripes = size.div_ceil(STRIPE_SIZE);
+        Self {
+            size,
+            present: AtomicU64::new(0),
+            stripes: (0..stripes).map(|_| OnceLock::new()).collect(),
+            stored: None,
+        }
+    }
+
+    /// The map of an extent that is complete, whose checksums are loaded stripe by stripe when they are wanted.
+    pub fn complete(size: u64, stored: Box<dyn StoredStripes>) -> Self {
+        let map = Self { stored: Some(stored), ..Self::new(size) };
+        map.present.store(map.pages(), Ordering::Release);
+        map
+    }
+
+    /// The map of an extent that is partial, loaded at once.
+    pub fn partial(size: u64, stored: &dyn StoredStripes) -> Self {
+        let map = Self::new(size);
+        for stripe in 0..map.stripes.len() {
+            if let Some(image) = stored.load(stripe as u64) {
+                let loaded = map.from_image(stripe, &image);
+                map.present.fetch_add(loaded.count(), Ordering::AcqRel);
+                map.stripes[stripe].get_or_init(|| Box::new(loaded));
+            }
+        }
+        map
+    }
+
+    /// Pages of the object.
+    pub fn pages(&self) -> u64 {
+        self.size.div_ceil(PAGE_SIZE)
+    }
+
+    /// Pages that are present.
+    pub fn present(&self) -> u64 {
+        self.present.load(Ordering::Acquire)
+    }
+
+    /// Whether every page is present.
+    pub fn is_complete(&self) -> bool {
+        self.present() == self.pages()
+    }
+
+    /// Bytes of the object that are present.
+    pub fn present_bytes(&self) -> u64 {
+        let present = self.present();
+        if present == self.pages() {
+            return self.size;
+        }
+        let last = self.pages() - 1;
+        let short = if self.contains(last) { self.pages() * PAGE_SIZE - self.size } else { 0 };
+        present * PAGE_SIZE - short
+    }
+
+    /// The bytes of one page; the last is cut off at the object's end.
+    pub fn page_range(&self, page: u64) -> ByteRange {
+        let start = page * PAGE_SIZE;
+        ByteRange::new(start, (start + PAGE_SIZE).min(self.size))
+    }
+
+    /// Whether one page is present.
+    pub fn contains(&self, page: u64) -> bool {
+        self.is_complete() || self.stripe(page).has(page)
+    }
+
+    /// The checksum of a page that is present.
+    pub fn sum(&self, page: u64) -> Option<u32> {
+        let stripe = self.stripe(page);
+        stripe.has(page).then(|| stripe.sums[position(page)].load(Ordering::Relaxed))
+    }
+
+    /// The run of pages that are present, from `page` up to `limit`.
+    pub fn run(&self, page: u64, limit: u64) -> Range<u64> {
+        if self.is_complete() {
+            return page..limit.max(page);
+        }
+        let mut end = page;
+        while end < limit && self.stripe(end).has(end) {
+            end += 1;
+        }
+        page..end
+    }
+
+    /// The runs of pages in `pages` that are absent, in order.
+    pub fn missing(&self, pages: Range<u64>) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        if self.is_complete() {
+            return runs;
+        }
+        for page in pages.filter(|page| !self.stripe(*page).has(*page)) {
+            match runs.last_mut() {
+                Some(run) if run.end == page => run.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        runs
+    }
+
+    /// Publishes pages whose bytes are in the file: checksum first, then the bit.
+    pub fn insert(&self, first: u64, sums: &[u32]) {
+        for (page, sum) in (first..).zip(sums) {
+            let stripe = self.stripe(page);
+            stripe.sums[position(page)].store(*sum, Ordering::Relaxed);
+            let before = stripe.bits[word(page)].fetch_or(bit(page), Ordering::AcqRel);
+            stripe.changed.store(true, Ordering::Release);
+            if before & bit(page) == 0 {
+                self.present.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Drops a page; whether it was there.
+    pub fn remove(&self, page: u64) -> bool {
+        let stripe = self.stripe(page);
+        let before = stripe.bits[word(page)].fetch_and(!bit(page), Ordering::AcqRel);
+        let was_there = before & bit(page) != 0;
+        if was_there {
+            stripe.changed.store(true, Ordering::Release);
+            self.present.fetch_sub(1, Ordering::AcqRel);
+        }
+        was_there
+    }
+
+    /// The stripes that changed since the last call, as they are now.
+    pub fn take_changed(&self) -> Vec<(u64, StripeImage)> {
+        let loaded = self.stripes.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.get()?)));
+        let changed = loaded.filter(|(_, stripe)| stripe.changed.swap(false, Ordering::AcqRel));
+        changed.map(|(index, stripe)| (index as u64, stripe.image())).collect()
+    }
+
+    /// Makes stripes count as changed again: storing them failed.
+    pub fn mark_changed(&self, stripes: impl Iterator<Item = u64>) {
+        for stripe in stripes {
+            if let Some(stripe) = self.stripes.get(stripe as usize).and_then(OnceLock::get) {
+                stripe.changed.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Bytes of memory that the map holds, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        let loaded = self.stripes.iter().filter_map(OnceLock::get);
+        let stripes: usize = loaded.map(|stripe| size_of::<Stripe>() + stripe.sums.len() * size_of::<u32>()).sum();
+        self.stripes.len() * size_of::<OnceLock<Box<Stripe>>>() + stripes
+    }
+
+    fn stripe(&self, page: u64) -> &Stripe {
+        let index = (page / PAGES_PER_STRIPE) as usize;
+        self.stripes[index].get_or_init(|| Box::new(self.load(index)))
+    }
+
+    /// The stripe as it is stored. Only complete maps load late; what cannot be believed is absent from then on.
+    fn load(&self, index: usize) -> Stripe {
+        let Some(stored) = &self.stored else { return Stripe::empty(self.pages_in(index)) };
+        let pages = self.pages_in(index);
+        let image = stored.load(index as u64);
+        let stripe = image.map_or_else(|| Stripe::empty(pages), |image| self.from_image(index, &image));
+        self.present.fetch_sub(pages as u64 - stripe.count(), Ordering::AcqRel);
+        stripe
+    }
+
+    fn from_image(&self, index: usize, image: &StripeImage) -> Stripe {
+        let stripe = Stripe::empty(self.pages_in(index));
+        for page in 0..stripe.sums.len().min(image.sums.len()) {
+            let page = page as u64;
+            if image.bits[word(page)] & bit(page) != 0 {
+                stripe.sums[position(page)].store(image.sums[position(page)], Ordering::Relaxed);
+                stripe.bits[word(page)].fetch_or(bit(page), Ordering::AcqRel);
+            }
+        }
+        stripe
+    }
+
+    fn pages_in(&self, stripe: usize) -> usize {
+        let first = stripe as u64 * PAGES_PER_STRIPE;
+        (self.pages() - first).min(PAGES_PER_STRIPE) as usize
+    }
+}
+
+impl Stripe {
+    fn empty(pages: usize) -> Self {
+        Self {
+            bits: Default::default(),
+            sums: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            changed: AtomicBool::new(false),
+        }
+    }
+
+    fn has(&self, page: u64) -> bool {
+        self.bits[word(page)].load(Ordering::Acquire) & bit(page) != 0
+    }
+
+    fn count(&self) -> u64 {
+        self.bits.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()
+    }
+
+    fn image(&self) -> StripeImage {
+        StripeImage {
+            bits: std::array::from_fn(|index| self.bits[index].load(Ordering::Acquire)),
+            sums: self.sums.iter().map(|sum| sum.load(Ordering::Relaxed)).collect(),
+        }
+    }
+}
+
+fn position(page: u64) -> usize {
+    (page % PAGES_PER_STRIPE) as usize
+}
+
+fn word(page: u64) -> usize {
+    (page % PAGES_PER_STRIPE / BITS_PER_WORD) as usize
+}
+
+fn bit(page: u64) -> u64 {
+    1 << (page % BITS_PER_WORD)
+}
