@@ -1,1 +1,43 @@
-//! catalog
+//! The catalog: attributes and listings of sources, kept. Owns what is known of names, for how long it is believed,
+//! and the mapping between keys and paths; never reads content and never decides what is cached.
+
+mod catalog;
+mod keymap;
+mod view;
+
+pub use catalog::Catalog;
+pub use view::View;
+
+use penstock_types::{ObjectAttributes, ObjectKey};
+
+/// What a path names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Item {
+    /// Keys below it exist, or a marker says so.
+    Directory,
+    /// An object.
+    File {
+        /// Its full key in the source.
+        key: ObjectKey,
+        /// Size, time and version.
+        attributes: ObjectAttributes,
+    },
+}
+
+/// An item of a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedItem {
+    /// One component in a list; the path below the listed directory in a walk.
+    pub name: String,
+    /// What it is.
+    pub item: Item,
+}
+
+/// A part of a listing, in an order that stays the same.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ItemPage {
+    /// The items.
+    pub items: Vec<NamedItem>,
+    /// Where to go on: pass it as `after`. `None` on the last page. Opaque.
+    pub next: Option<String>,
+}
