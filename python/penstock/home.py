@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penstock.errors import InvalidInputError, PermissionDeniedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["SOCKET_PATH_MAX_BYTES", "Home", "locate", "write_atomically"]
 
@@ -95,6 +98,7 @@ def locate(home: str | os.PathLike[str] | None = None, environment: Mapping[str,
     Args:
         home: directory for everything; relative paths are taken from the working directory.
         environment: stands in for ``os.environ``.
+
     Raises:
         InvalidInputError: ``PENSTOCK_HOME`` is set and empty.
     """
@@ -104,7 +108,7 @@ def locate(home: str | os.PathLike[str] | None = None, environment: Mapping[str,
         return _platform_home(variables)
     if not chosen:
         raise InvalidInputError("find the home", "PENSTOCK_HOME is empty", "set it to a directory, or unset it")
-    root = Path(os.path.abspath(os.path.expanduser(chosen)))
+    root = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - links stay as the user wrote them
     run = _short_run(root / "run", variables)
     return Home(root / "config.toml", root, root / "cache", root / "logs", run)
 
@@ -115,7 +119,7 @@ def _platform_home(variables: Mapping[str, str]) -> Home:
     directories = platformdirs.PlatformDirs("penstock", appauthor=False)
     data = directories.user_data_path
     runtime = variables.get("XDG_RUNTIME_DIR")
-    run = Path(runtime) / "penstock" if runtime and os.path.isdir(runtime) else data / "run"
+    run = Path(runtime) / "penstock" if runtime and Path(runtime).is_dir() else data / "run"
     return Home(
         directories.user_config_path / "config.toml",
         data,
@@ -134,12 +138,12 @@ def _short_run(run: Path, variables: Mapping[str, str]) -> Path:
 
     digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
     runtime = variables.get("XDG_RUNTIME_DIR")
-    if runtime and os.path.isdir(runtime):
+    if runtime and Path(runtime).is_dir():
         short = Path(runtime) / f"penstock-{digest}"
         if len(os.fsencode(short / "control.sock")) <= SOCKET_PATH_MAX_BYTES:
             return short
-    short = Path("/tmp") / f"penstock-{os.getuid()}-{digest}"
-    return short
+    # Safe in a shared directory: `prepare` makes it 0700 and `check_private` refuses one of somebody else.
+    return Path("/tmp") / f"penstock-{os.getuid()}-{digest}"  # noqa: S108
 
 
 def _make_private(directory: Path) -> None:
@@ -176,7 +180,7 @@ def check_private(directory: Path) -> None:
         )
     if stat.S_IMODE(facts.st_mode) & 0o077:
         try:
-            os.chmod(directory, _PRIVATE)
+            directory.chmod(_PRIVATE)
         except OSError as error:
             raise PermissionDeniedError(action, f"others can enter it: {error.strerror}", "chmod 700 it") from None
 
@@ -188,6 +192,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
         path: the file; its directory exists.
         text: the new content.
         durable: also survive a crash of the machine (costs two syncs).
+
     Raises:
         OSError: the directory cannot be written or the disk is full; the old file is untouched.
     """
@@ -195,14 +200,14 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
 
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(descriptor, "w", encoding="utf-8") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink()
         raise
     if durable:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

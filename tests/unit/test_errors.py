@@ -30,13 +30,17 @@ def test_an_error_of_the_core_keeps_its_words_and_survives_pickling(code: str) -
     assert type(error) is errors.ERROR_TYPES[code]
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
-    assert copy.as_dict() == error.as_dict() == {
-        "code": code,
-        "message": "read x: broke; do y",
-        "action": "read x",
-        "reason": "broke",
-        "advice": "do y",
-    }
+    assert (
+        copy.as_dict()
+        == error.as_dict()
+        == {
+            "code": code,
+            "message": "read x: broke; do y",
+            "action": "read x",
+            "reason": "broke",
+            "advice": "do y",
+        }
+    )
     assert copy.errno == error.errno is not None
 
 

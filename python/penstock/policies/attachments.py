@@ -1,0 +1,270 @@
+"""What a user may attach, and how: URLs, paths, freshness and credential references become one checked request."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypedDict, Unpack
+from urllib.parse import quote, unquote, urlsplit
+
+from penstock.errors import InvalidInputError
+from penstock.units import format_duration, parse_duration
+
+__all__ = [
+    "AttachOptions",
+    "SourceOptions",
+    "check_credentials",
+    "check_tree_path",
+    "format_freshness",
+    "parse_freshness",
+    "request",
+    "source_of",
+    "url_of",
+]
+
+_SOON = {"gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs", "webhdfs"}
+_BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,253}[a-zA-Z0-9]")
+_FORMS = "write s3://bucket/prefix, file:///directory or memory://name"
+_REFERENCES = "use chain, env, anonymous, profile:NAME or file:PATH"
+_FLAGS = {
+    "endpoint": "--endpoint",
+    "region": "--region",
+    "virtual_host": "--virtual-host or --path-style",
+    "credentials": "--credentials",
+}
+_PROFILE = re.compile(r"[\w.+=@/ -]{1,128}")
+
+
+class SourceOptions(TypedDict, total=False):
+    """How a source is reached, where its URL does not say it."""
+
+    endpoint: str | None
+    """``http(s)://host[:port]`` of an S3 that is not AWS."""
+    region: str | None
+    """Region of the bucket; ``None`` asks the node's environment and profile, then takes ``us-east-1``."""
+    virtual_host: bool | None
+    """Whether the bucket goes into the host name; ``None`` decides by endpoint (AWS yes, others no)."""
+    credentials: str
+    """A reference, never a secret: ``chain`` (default), ``env``, ``anonymous``, ``profile:NAME``, ``file:PATH``."""
+
+
+class AttachOptions(SourceOptions, total=False):
+    """What may be said of an attachment besides its URL and path."""
+
+    freshness: str | float | None
+    """How long facts are believed: ``60s``, ``0``, ``immutable``; ``None`` leaves it to the node's configuration."""
+    probe: bool
+    """Ask the source once (default), so that a wrong attachment fails now."""
+
+
+def request(url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, Any]:
+    """The body of an attach request, checked as far as it can be without asking anybody.
+
+    Args:
+        url: ``s3://bucket/prefix``, ``file:///directory`` or ``memory://name``.
+        path: absolute path in the tree.
+        options: see :class:`AttachOptions`.
+
+    Raises:
+        InvalidInputError: one of them cannot be right; the message says which and what to write.
+    """
+    freshness = options.get("freshness")
+    reaching: SourceOptions = {
+        "endpoint": options.get("endpoint"),
+        "region": options.get("region"),
+        "virtual_host": options.get("virtual_host"),
+        "credentials": options.get("credentials", "chain"),
+    }
+    source, prefix = source_of(url, **reaching)
+    return {
+        "path": check_tree_path(path),
+        "source": source,
+        "prefix": prefix,
+        "freshness": None if freshness is None else parse_freshness(freshness),
+        "probe": options.get("probe", True),
+    }
+
+
+def source_of(url: str, **options: Unpack[SourceOptions]) -> tuple[dict[str, Any], str]:
+    """The source a URL names and the prefix of keys below it (empty, or ending in ``/``).
+
+    Raises:
+        InvalidInputError: unknown scheme, secrets in the URL, or options that the scheme has no use for.
+    """
+    refuse_secrets(url)
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme == "s3":
+        return _s3_source(url, options)
+    if scheme in ("file", "memory"):
+        given = [_FLAGS[name] for name, value in options.items() if value not in (None, "chain")]
+        if given:
+            raise _invalid(url, f"{scheme} sources take no {given[0]}", "leave it out")
+        return _file_source(url) if scheme == "file" else _memory_source(url)
+    if scheme in _SOON:
+        raise _invalid(url, f"this version has no source for {scheme}://", f"today: {_FORMS}")
+    if not scheme:
+        hint = f"; for a local directory write file://{url}" if url.startswith("/") else ""
+        raise _invalid(url, "it has no scheme", _FORMS + hint)
+    raise _invalid(url, f"unknown scheme {scheme}://", _FORMS)
+
+
+def refuse_secrets(url: str) -> None:
+    """Refuses a URL that carries credentials, without repeating them.
+
+    Raises:
+        InvalidInputError: user information or signing parameters are in the URL.
+    """
+    authority = url.partition("://")[2].partition("/")[0]
+    if "@" in authority:
+        raise InvalidInputError(
+            "attach a source", "credentials in a URL end up in logs and histories", f"take them out; {_REFERENCES}"
+        )
+    if re.search(r"[?&](x-amz-|awsaccesskeyid|access_?key|secret|token|signature|sig=)", url, re.IGNORECASE):
+        raise InvalidInputError(
+            "attach a source",
+            "the URL carries signing parameters",
+            f"give the plain URL; {_REFERENCES}",
+        )
+
+
+def check_credentials(reference: str) -> str:
+    """A credential reference as it is, if it is one.
+
+    Raises:
+        InvalidInputError: it is none; the text itself is not repeated, for it may be a secret.
+    """
+    if reference in ("chain", "env", "anonymous"):
+        return reference
+    kind, separator, rest = reference.partition(":")
+    if separator and kind == "profile" and _PROFILE.fullmatch(rest):
+        return reference
+    if separator and kind == "file":
+        if not rest.startswith("/"):
+            raise InvalidInputError(
+                "read --credentials", "the file's path is not absolute", "write file:/absolute/path"
+            )
+        return reference
+    raise InvalidInputError("read --credentials", "it is not a reference to credentials", _REFERENCES)
+
+
+def check_tree_path(path: str) -> str:
+    """The normal form of an absolute path of the tree: no empty components, no trailing slash but the root's.
+
+    Raises:
+        InvalidInputError: it is relative, or has ``.``, ``..``, a NUL or text that is not UTF-8 in it.
+    """
+    action = f"use path {path!r}"
+    if not path.startswith("/"):
+        hint = "it is a URL; " if "://" in path else ""
+        raise InvalidInputError(action, "it is not absolute", f"{hint}paths of the tree begin with /")
+    if "\0" in path:
+        raise InvalidInputError(action, "it contains a NUL byte")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(action, "it is not UTF-8") from None
+    parts = [part for part in path.split("/") if part]
+    if "." in parts or ".." in parts:
+        raise InvalidInputError(action, "it contains . or .. as a component", "give the path without them")
+    return "/" + "/".join(parts)
+
+
+def parse_freshness(value: str | float) -> dict[str, float] | str:
+    """Freshness as the core takes it: ``{"seconds": 60.0}`` or ``"immutable"``.
+
+    Raises:
+        InvalidInputError: neither a duration nor ``immutable``.
+    """
+    if value == "immutable":
+        return "immutable"
+    try:
+        return {"seconds": parse_duration(value)}
+    except InvalidInputError:
+        raise InvalidInputError(
+            f"read freshness {value!r}", "it is not a freshness", "write a duration as 60s, 0, or immutable"
+        ) from None
+
+
+def format_freshness(freshness: dict[str, float] | str) -> str:
+    """``60 s``, ``0`` (asked at every open) or ``immutable``."""
+    if isinstance(freshness, str):
+        return freshness
+    seconds = freshness["seconds"]
+    return format_duration(seconds) if seconds else "0"
+
+
+def url_of(source: dict[str, Any], prefix: str) -> str:
+    """The URL that names a source and prefix, for people; the inverse of :func:`source_of`."""
+    match source["kind"]:
+        case "s3":
+            return f"s3://{source['bucket']}/{prefix}".removesuffix("/")
+        case "file":
+            below = "/" + prefix.removesuffix("/") if prefix else ""
+            return "file://" + quote(source["directory"] + below)
+        case "memory":
+            return f"memory://{source['name']}" + ("/" + prefix.removesuffix("/") if prefix else "")
+        case kind:
+            return f"{kind}://…"
+
+
+def _s3_source(url: str, options: SourceOptions) -> tuple[dict[str, Any], str]:
+    # Not urlsplit: keys may hold ? and #, which mean nothing in an S3 URL.
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise _invalid(url, "it names no bucket", "write s3://bucket/prefix")
+    if not _BUCKET.fullmatch(bucket):
+        raise _invalid(url, f"{bucket!r} cannot be a bucket", "write s3://bucket/prefix")
+    endpoint = options.get("endpoint")
+    source = {
+        "kind": "s3",
+        "bucket": bucket,
+        "endpoint": None if endpoint is None else _check_endpoint(endpoint, bucket),
+        "region": options.get("region"),
+        "virtual_host": options.get("virtual_host"),
+        "credentials": check_credentials(options.get("credentials", "chain")),
+    }
+    return source, _prefix(key)
+
+
+def _file_source(url: str) -> tuple[dict[str, Any], str]:
+    rest = url.removeprefix("file://")
+    if not rest.startswith("/"):
+        raise _invalid(url, "its path is not absolute", "write file:///directory, with three slashes")
+    directory = unquote(rest).rstrip("/") or "/"
+    if any(part in (".", "..") for part in directory.split("/")):
+        raise _invalid(url, "it contains . or ..", "give the path without them")
+    return {"kind": "file", "directory": directory}, ""
+
+
+def _memory_source(url: str) -> tuple[dict[str, Any], str]:
+    name, _, key = url.removeprefix("memory://").partition("/")
+    if not name:
+        raise _invalid(url, "it has no name", "write memory://name")
+    return {"kind": "memory", "name": name}, _prefix(key)
+
+
+def _prefix(key: str) -> str:
+    if key == "" or key.endswith("/"):
+        return key
+    return key + "/"
+
+
+def _check_endpoint(endpoint: str, bucket: str) -> str:
+    action = "read --endpoint"
+    parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        raise InvalidInputError(action, "credentials in a URL end up in logs and histories", "take them out")
+    action = f"read --endpoint {endpoint!r}"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInputError(action, "it is not an endpoint", "write https://host or http://host:port")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise InvalidInputError(action, "its port is not a number below 65536", "write http://host:port") from None
+    if parts.query or parts.fragment or parts.path.strip("/"):
+        advice = "write the host alone; the bucket comes from s3://" + bucket
+        raise InvalidInputError(action, "it has more than a host and a port", advice)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _invalid(url: str, reason: str, advice: str) -> InvalidInputError:
+    return InvalidInputError(f"attach {url}", reason, advice)
