@@ -1,1 +1,30 @@
-//! engine
+//! The only place where the organs meet: resolve a path, pin a version, bring its bytes, lend them.
+//!
+//! Owns attachments, open files, transfers and read-ahead. Never speaks to a kernel, a socket or a person: doors
+//! do that, and they decide nothing.
+//!
+//! ```text
+//! path ─ tree ─▶ catalog (which version?) ─▶ cache (which pages?) ─▶ transfer ─▶ origins ─▶ source
+//! ```
+
+mod ahead;
+mod attachment;
+mod batch;
+mod budget;
+mod care;
+mod engine;
+mod entry;
+mod open;
+mod pattern;
+mod scratch;
+mod transfer;
+mod tree;
+
+pub use attachment::AttachmentStatus;
+pub use batch::BatchItem;
+pub use care::{Prefetched, Verified, Why};
+pub use engine::{Engine, EngineParts, EngineStatus};
+pub use entry::{Entry, EntryKind, EntryPage};
+pub use open::{OpenFile, OpenOptions, Ready};
+pub use pattern::ReadHint;
+pub use penstock_cache::{CacheEntry, CacheUsage};

@@ -1,0 +1,125 @@
+//! A source at a path of the tree, with what is known of its health.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use penstock_catalog::View;
+use penstock_types::{
+    AttachmentSpec, ByteRange, Capabilities, Clock, Error, ErrorKind, ObjectBody, ObjectId, ObjectKey, Origin,
+    Priority, ReadRequest, Result, Source, TreePath,
+};
+use serde::{Deserialize, Serialize};
+
+/// An attachment that is in the tree.
+pub struct Attached {
+    pub spec: AttachmentSpec,
+    pub path: TreePath,
+    pub view: Arc<View>,
+    pub source: Arc<dyn Source>,
+    pub origins: Vec<Arc<dyn Origin>>,
+    pub probe: Option<penstock_source::Probe>,
+    pub health: Health,
+}
+
+/// What the last request said of a source.
+pub struct Health {
+    clock: Arc<dyn Clock>,
+    failure: Mutex<Option<(String, i64)>>,
+}
+
+/// What `attachments` and `status` show of one attachment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachmentStatus {
+    /// Its document.
+    pub spec: AttachmentSpec,
+    /// Service, endpoint, bucket or directory, account.
+    pub source: String,
+    /// What the source can do.
+    pub capabilities: Capabilities,
+    /// Whether the last request that says something of the source succeeded.
+    pub healthy: bool,
+    /// Why not, where it is not.
+    pub failure: Option<String>,
+    /// When it failed, milliseconds since the Unix epoch.
+    pub failed_ms: Option<i64>,
+    /// Round trip of the probe, milliseconds; `None` before one was made.
+    pub latency_ms: Option<f64>,
+    /// The source's clock minus ours, seconds, as the probe saw it.
+    pub clock_skew_s: Option<f64>,
+    /// Who we are to the source, as far as it can be said without a secret.
+    pub identity: Option<String>,
+}
+
+impl Health {
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, failure: Mutex::default() }
+    }
+
+    /// Notes what an outcome says of the source; answers about one object (not found, stale) say it works.
+    pub fn note<T>(&self, outcome: &Result<T>) {
+        let failed = outcome.as_ref().err().filter(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::PermissionDenied | ErrorKind::RateLimited
+            )
+        });
+        let mut failure = self.failure.lock().expect("no panic while health is noted");
+        if failure.is_some() || failed.is_some() {
+            *failure = failed.map(|error| (error.to_string(), self.clock.wall_ms()));
+        }
+    }
+}
+
+impl Attached {
+    pub fn status(&self) -> AttachmentStatus {
+        let failure = self.health.failure.lock().expect("no panic while health is noted").clone();
+        AttachmentStatus {
+            spec: self.spec.clone(),
+            source: self.source.id().to_string(),
+            capabilities: self.source.capabilities(),
+            healthy: failure.is_none(),
+            failed_ms: failure.as_ref().map(|(_, at)| *at),
+            failure: failure.map(|(text, _)| text),
+            latency_ms: self.probe.as_ref().map(|probe| probe.latency_ms),
+            clock_skew_s: self.probe.as_ref().and_then(|probe| probe.clock_skew_s),
+            identity: self.probe.as_ref().and_then(|probe| probe.identity.clone()),
+        }
+    }
+
+    /// The prefix as a key.
+    pub fn prefix(spec: &AttachmentSpec) -> ObjectKey {
+        ObjectKey::from(spec.prefix.as_str())
+    }
+
+    /// How messages name an object of this attachment.
+    pub fn describe(&self, key: &ObjectKey) -> String {
+        self.source.describe(key)
+    }
+}
+
+/// The source as the origin of last resort.
+pub struct SourceOrigin(pub Arc<dyn Source>);
+
+#[async_trait]
+impl Origin for SourceOrigin {
+    fn name(&self) -> &'static str {
+        "source"
+    }
+
+    async fn read(&self, object: &ObjectId, range: ByteRange, priority: Priority) -> Result<ObjectBody> {
+        let version = Some(object.version.clone());
+        let body = self.0.read(ReadRequest { key: object.key.clone(), range, version, priority }).await?;
+        if body.attributes.version == object.version {
+            return Ok(body);
+        }
+        // A source that cannot read conditionally: the bytes are another version's and must not be used.
+        Err(Error::new(
+            ErrorKind::StaleVersion,
+            format!("read {}", self.0.describe(&object.key)),
+            "the object changed since it was opened",
+        )
+        .advise("open it again")
+        .fact("pinned", &object.version)
+        .fact("found", &body.attributes.version))
+    }
+}

@@ -1,0 +1,271 @@
+//! What jobs and operators do to the cache: bring, drop, check, explain; and the housekeeping of every second.
+
+use std::sync::Arc;
+
+use penstock_cache::{CacheEntry, Extent, PinRule};
+use penstock_types::{ByteRange, Error, ErrorKind, ObjectId, PAGE_SIZE, Priority, Result, TreePath};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Engine;
+use crate::open::{OpenFile, OpenOptions};
+use crate::pattern::ReadHint;
+
+/// Bytes checked in one step: bounds the memory of a verify.
+const VERIFY_STEP: u64 = 4 * 1024 * 1024;
+/// Most pages that one second of housekeeping scrubs, so that a late scrub does not take the disk from readers.
+const SCRUB_PAGES_MAX: u64 = 512;
+const SECONDS_PER_DAY: f64 = 86_400.0;
+
+/// What a prefetch did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Prefetched {
+    /// Size of the file, bytes.
+    pub size: u64,
+    /// How many of them were not in the cache before.
+    pub fetched_bytes: u64,
+}
+
+/// What a verify found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Verified {
+    /// Pages that were checked: those in the cache.
+    pub pages: u64,
+    /// Pages whose checksum did not match.
+    pub bad_pages: u64,
+    /// Bad pages that were fetched again and match now.
+    pub repaired: u64,
+}
+
+/// Why a path is or is not served from the cache.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Why {
+    /// The path.
+    pub path: String,
+    /// Path of the attachment it belongs to.
+    pub attachment: String,
+    /// The object in its source.
+    pub object: String,
+    /// Size, bytes.
+    pub size: u64,
+    /// Version of the object that an open would pin now.
+    pub version: String,
+    /// Bytes of that version in the cache.
+    pub cached_bytes: u64,
+    /// Whether all of it is there.
+    pub complete: bool,
+    /// Whether a pin keeps it.
+    pub pinned: bool,
+    /// One sentence for a person.
+    pub reason: String,
+}
+
+impl Engine {
+    /// Brings a whole file into the cache. A file that cannot be cached is `NoSpace`.
+    pub async fn prefetch(self: &Arc<Self>, path: &TreePath, priority: Priority) -> Result<Prefetched> {
+        let options = OpenOptions { priority, version: None };
+        let mut again = false;
+        loop {
+            let file =
+                self.pin(path, &options, again).await.map_err(|error| error.during(format!("preload {path}")))?;
+            match file.bring_all().await {
+                Err(error) if error.kind() == ErrorKind::StaleVersion && !again => again = true,
+                outcome => return outcome.map_err(|error| error.during(format!("preload {path}"))),
+            }
+        }
+    }
+
+    /// Drops the cached bytes of the version that `path` has now. Returns the bytes freed, 0 where none were cached.
+    pub async fn evict(self: &Arc<Self>, path: &TreePath) -> Result<u64> {
+        let object = self.object_at(path).await.map_err(|error| error.during(format!("evict {path}")))?;
+        match self.cache.get(&object) {
+            Some(_) => self.cache.evict(&object),
+            None => Ok(0),
+        }
+    }
+
+    /// Checks every cached page of `path` against its checksum and fetches bad ones again.
+    pub async fn verify(self: &Arc<Self>, path: &TreePath) -> Result<Verified> {
+        let object = self.object_at(path).await.map_err(|error| error.during(format!("verify {path}")))?;
+        let Some(extent) = self.cache.get(&object) else { return Ok(Verified::default()) };
+        let mut verified = Verified::default();
+        let mut buffer = vec![0; usize::try_from(VERIFY_STEP.min(extent.size())).expect("a step fits memory")];
+        let mut at = 0;
+        while at < extent.size() {
+            let run = extent.present_run(at).intersect(ByteRange::new(at, at + VERIFY_STEP));
+            if run.is_empty() {
+                at = (at / PAGE_SIZE + 1) * PAGE_SIZE;
+                continue;
+            }
+            let out = &mut buffer[..usize::try_from(run.len()).expect("a step fits memory")];
+            let checked = tokio::task::block_in_place(|| extent.read_verified(run, out));
+            verified.pages += run.pages().count() as u64;
+            match checked {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    let bad: Vec<ByteRange> = extent.missing(run);
+                    let pages: u64 = bad.iter().map(|range| range.pages().count() as u64).sum();
+                    verified.bad_pages += pages;
+                    verified.repaired += self.repair(path, &bad).await.map_or(0, |()| pages);
+                }
+                Err(error) => return Err(error.during(format!("verify {path}"))),
+            }
+            at = run.end;
+        }
+        Ok(verified)
+    }
+
+    /// Why `path` is, or is not, served from the cache.
+    pub async fn why(self: &Arc<Self>, path: &TreePath) -> Result<Why> {
+        let file = self.pin_for_look(path).await.map_err(|error| error.during(format!("explain {path}")))?;
+        let (attached, object, size) = file;
+        let extent = self.cache.get(&object);
+        let complete = extent.as_ref().is_some_and(|extent| extent.is_complete());
+        let absent =
+            |extent: &Arc<Extent>| -> u64 { extent.missing(ByteRange::new(0, size)).iter().map(ByteRange::len).sum() };
+        let cached_bytes = extent.as_ref().map_or(0, |extent| size - absent(extent));
+        let pinned = self.pins()(&object);
+        let reason = match (complete, cached_bytes) {
+            (true, _) if pinned => "all of it is cached and a pin keeps it".to_string(),
+            (true, _) => "all of it is cached; eviction may drop it when space is needed".to_string(),
+            (false, 0) => "this version was never read, or was evicted".to_string(),
+            (false, bytes) => format!("{bytes} of {size} bytes were read so far; the rest comes when it is read"),
+        };
+        Ok(Why {
+            path: path.to_string(),
+            attachment: attached.path.to_string(),
+            object: attached.describe(&object.key),
+            size,
+            version: object.version.to_string(),
+            cached_bytes,
+            complete,
+            pinned,
+            reason,
+        })
+    }
+
+    /// Cached extents by number, from `after` on.
+    pub fn cache_entries(&self, after: Option<u64>, limit: usize) -> Vec<CacheEntry> {
+        self.cache.entries(after, limit)
+    }
+
+    /// Paths whose files, and everything below, eviction leaves alone.
+    pub fn set_pins(&self, pins: Vec<TreePath>) {
+        let attached = self.tree.all();
+        let mut rules = Vec::new();
+        for pin in &pins {
+            for known in attached.iter() {
+                let inner = match (pin.below(&known.path), known.path.below(pin)) {
+                    (Some(inner), _) => inner,
+                    (None, Some(_)) => "",
+                    (None, None) => continue,
+                };
+                let key = if inner.is_empty() {
+                    Ok(crate::attachment::Attached::prefix(&known.spec))
+                } else {
+                    known.view.key_of(inner)
+                };
+                if let Ok(key) = key {
+                    rules.push((known.source.id().clone(), key));
+                }
+            }
+        }
+        let rule: PinRule = Arc::new(move |object: &ObjectId| {
+            rules.iter().any(|(source, key)| *source == object.source && covers(key.as_bytes(), object.key.as_bytes()))
+        });
+        *self.pins.lock().expect("no panic while pins are set") = Arc::clone(&rule);
+        self.cache.set_pins(rule);
+    }
+
+    fn pins(&self) -> PinRule {
+        Arc::clone(&self.pins.lock().expect("no panic while pins are set"))
+    }
+
+    /// Housekeeping; the node calls it about once a second.
+    pub async fn tick(self: &Arc<Self>) {
+        let engine = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            if let Err(error) = engine.cache.flush() {
+                tracing::warn!(code = error.kind().code(), %error, "cache index not flushed");
+            }
+            engine.cache.make_durable_step();
+            if let Some(pages) = engine.scrub_pages_per_second() {
+                engine.cache.scrub_step(pages);
+            }
+        });
+        if let Err(error) = done.await {
+            tracing::error!(%error, "housekeeping ended early");
+        }
+    }
+
+    /// How many pages a second must be scrubbed so that each is visited within the interval; `None` when it is off.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
+    fn scrub_pages_per_second(&self) -> Option<u64> {
+        let days = self.parts.config.cache.scrub_interval_days;
+        let bytes: u64 = self.cache.usage().tiers.iter().map(|tier| tier.used_bytes).sum();
+        let pages = (bytes / PAGE_SIZE) as f64 / (days * SECONDS_PER_DAY);
+        (days > 0.0).then(|| (pages.ceil() as u64).clamp(1, SCRUB_PAGES_MAX))
+    }
+
+    async fn object_at(self: &Arc<Self>, path: &TreePath) -> Result<ObjectId> {
+        Ok(self.pin_for_look(path).await?.1)
+    }
+
+    async fn repair(self: &Arc<Self>, path: &TreePath, bad: &[ByteRange]) -> Result<()> {
+        let file = self.pin(path, &OpenOptions { priority: Priority::Background, version: None }, false).await?;
+        for range in bad {
+            let mut at = range.start;
+            while at < range.end {
+                at = file.ensure(ByteRange::new(at, range.end), ReadHint::Random).await?.range.end.max(at + 1);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    async fn bring_all(&self) -> Result<Prefetched> {
+        let size = self.size();
+        let absent = |file: &OpenFile| -> u64 { file.missing_bytes() };
+        let before = absent(self);
+        if self.extent().is_none() {
+            return Err(Error::new(ErrorKind::NoSpace, format!("preload {}", self.path()), "the cache cannot take it")
+                .advise("raise cache.size, or read it without preloading")
+                .fact("size", size));
+        }
+        let mut at = 0;
+        while !self.is_complete() && at < size {
+            let ready = self.ensure(ByteRange::new(at, size), ReadHint::Whole).await?;
+            if self.extent().is_none() {
+                return Err(Error::new(ErrorKind::NoSpace, format!("preload {}", self.path()), "the cache is full")
+                    .advise("raise cache.size, evict or unpin something")
+                    .fact("size", size));
+            }
+            at = ready.range.end;
+        }
+        Ok(Prefetched { size, fetched_bytes: before - absent(self).min(before) })
+    }
+}
+
+/// Whether a pinned key covers `key`: the same object, or a directory above it.
+fn covers(pinned: &[u8], key: &[u8]) -> bool {
+    let rest = match key.strip_prefix(pinned) {
+        Some(rest) => rest,
+        None => return false,
+    };
+    rest.is_empty() || pinned.is_empty() || pinned.ends_with(b"/") || rest.starts_with(b"/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_covers_its_object_and_what_lies_below_but_not_its_neighbours() {
+        assert!(covers(b"data/a", b"data/a"));
+        assert!(covers(b"data/a", b"data/a/b"));
+        assert!(covers(b"data/", b"data/a"));
+        assert!(covers(b"", b"anything"));
+        assert!(!covers(b"data/a", b"data/ab"));
+        assert!(!covers(b"data/a", b"data"));
+    }
+}

@@ -1,0 +1,317 @@
+//! The engine itself: attachments, names, status.
+
+use std::sync::{Arc, Mutex};
+
+use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule, RealDisk};
+use penstock_catalog::{Catalog, Item};
+use penstock_source::{Probe, SourceParts, credential_scope};
+use penstock_types::{
+    AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, Source, SourceSpec, TreePath,
+};
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use crate::ahead::Ahead;
+use crate::attachment::{Attached, AttachmentStatus, Health, SourceOrigin};
+use crate::budget::MemoryBudget;
+use crate::entry::{Entry, EntryPage};
+use crate::transfer::Carrier;
+use crate::tree::Tree;
+
+/// Resolves paths, pins versions, brings bytes, lends them.
+pub struct Engine {
+    pub(crate) parts: EngineParts,
+    pub(crate) tree: Tree,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) carrier: Arc<Carrier>,
+    pub(crate) ahead: Ahead,
+    pub(crate) pins: Mutex<PinRule>,
+}
+
+/// What an engine is made of.
+#[derive(Clone)]
+pub struct EngineParts {
+    /// Everything that can be set.
+    pub config: NodeConfig,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Where everything is counted.
+    pub metrics: Metrics,
+    /// Where transfers run; must have several threads.
+    pub runtime: Handle,
+    /// Seed of every jitter.
+    pub seed: u64,
+}
+
+/// What `status` shows of the engine.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineStatus {
+    /// Attachments and their health.
+    pub attachments: Vec<AttachmentStatus>,
+    /// Tiers, bytes, health.
+    pub cache: CacheUsage,
+    /// Bytes found in the cache ÷ bytes lent or served; `None` before the first read.
+    pub hit_ratio: Option<f64>,
+    /// The memory budget, bytes.
+    pub memory_budget_bytes: u64,
+    /// Every metric by name.
+    pub metrics: std::collections::BTreeMap<&'static str, i64>,
+}
+
+impl Engine {
+    /// Opens cache and catalog. Reads no tree and asks no source, so it takes the same time full or empty.
+    ///
+    /// # Errors
+    /// `Disk` or `PermissionDenied` where the state directory cannot be used, `InvalidInput` for a cache
+    /// directory on a network file system.
+    pub fn new(parts: EngineParts) -> Result<Arc<Self>> {
+        let config = &parts.config;
+        let cache = Cache::open(CacheParts {
+            config: config.cache.clone(),
+            state_directory: config.state_directory.clone(),
+            clock: Arc::clone(&parts.clock),
+            metrics: parts.metrics.clone(),
+            disk: Arc::new(RealDisk),
+            seed: parts.seed,
+        })?;
+        let catalog_path = config.state_directory.join("catalog.redb");
+        let catalog = Catalog::open(&catalog_path, Arc::clone(&parts.clock), parts.metrics.clone())?;
+        let budget = MemoryBudget::new(config.memory_budget_bytes, parts.metrics.clone());
+        let deadline = config.deadlines.foreground();
+        let carrier = Carrier::new(parts.runtime.clone(), budget, deadline);
+        let ahead = Ahead::new(config.memory_budget_bytes);
+        let pins: PinRule = Arc::new(|_| false);
+        Ok(Arc::new(Self { tree: Tree::default(), cache, catalog, carrier, ahead, pins: Mutex::new(pins), parts }))
+    }
+
+    /// Puts a source at a path. With `probe` it is asked first, within the attach deadline, and an answer that
+    /// says it cannot work refuses the attachment with cause and fix; nothing is half-attached.
+    pub async fn attach(&self, spec: AttachmentSpec, probe: bool) -> Result<AttachmentStatus> {
+        let path = TreePath::parse(&spec.path)?;
+        self.tree.check_free(&path)?;
+        if !spec.prefix.is_empty() && !spec.prefix.ends_with('/') {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("attach {path}"), "the prefix does not end in /"));
+        }
+        let source = self.source(&spec.source)?;
+        let deadline = self.parts.config.deadlines.attach();
+        let probe = match probe {
+            true => Some(penstock_source::probe(source.as_ref(), &Attached::prefix(&spec), deadline).await?),
+            false => None,
+        };
+        self.attach_source(spec, source, probe)
+    }
+
+    /// Puts a source that is open already at a path.
+    pub fn attach_source(
+        &self,
+        spec: AttachmentSpec,
+        source: Arc<dyn Source>,
+        probe: Option<Probe>,
+    ) -> Result<AttachmentStatus> {
+        let path = TreePath::parse(&spec.path)?;
+        let scope = credential_scope(&spec.source);
+        let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness);
+        let attached = Arc::new(Attached {
+            path,
+            view,
+            origins: vec![Arc::new(SourceOrigin(Arc::clone(&source)))],
+            source,
+            probe,
+            health: Health::new(Arc::clone(&self.parts.clock)),
+            spec,
+        });
+        let status = attached.status();
+        self.tree.add(attached)?;
+        Ok(status)
+    }
+
+    /// Takes the attachment at `path` out of the tree. Open files go on; what is cached stays.
+    pub fn detach(&self, path: &TreePath) -> Result<()> {
+        self.tree.remove(path).map(drop)
+    }
+
+    /// Every attachment, sorted by path.
+    pub fn attachments(&self) -> Vec<AttachmentStatus> {
+        self.tree.all().iter().map(|attached| attached.status()).collect()
+    }
+
+    /// Everything `status` shows.
+    pub fn status(&self) -> EngineStatus {
+        let metrics = &self.parts.metrics;
+        let read = metrics.read_bytes.get();
+        #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let hit_ratio = (read > 0).then(|| metrics.cache_hit_bytes.get() as f64 / read as f64);
+        EngineStatus {
+            attachments: self.attachments(),
+            cache: self.cache.usage(),
+            hit_ratio,
+            memory_budget_bytes: self.parts.config.memory_budget_bytes,
+            metrics: metrics.snapshot().into_iter().collect(),
+        }
+    }
+
+    /// What is at `path`, where that is known and fresh; never a request.
+    pub fn stat_cached(&self, path: &TreePath) -> Option<Result<Entry>> {
+        let (attached, inner) = self.tree.find(path)?;
+        let known = attached.view.stat_cached(&inner)?;
+        Some(known.map(|item| Entry::of(path.name(), item)).map_err(|error| error.during(format!("stat {path}"))))
+    }
+
+    /// What is at `path`. At most one round trip when it is not known or not fresh.
+    pub async fn stat(&self, path: &TreePath) -> Result<Entry> {
+        let item = match self.tree.find(path) {
+            Some((_, inner)) if inner.is_empty() => Ok(Item::Directory),
+            Some((attached, inner)) => {
+                let found = self.timely(&attached, path, attached.view.stat(&inner)).await;
+                match found {
+                    Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => {
+                        Ok(Item::Directory)
+                    }
+                    found => found,
+                }
+            }
+            None if self.tree.is_directory(path) => Ok(Item::Directory),
+            None => Err(nothing_attached(path)),
+        };
+        item.map(|item| Entry::of(path.name(), item)).map_err(|error| error.during(format!("stat {path}")))
+    }
+
+    /// A page of the names in a directory; attachments below it appear as directories on the first page.
+    pub async fn list(&self, path: &TreePath, after: Option<&str>, limit: usize) -> Result<EntryPage> {
+        let nested = self.tree.children(path);
+        let synthetic = after.is_none().then(|| nested.iter().map(Entry::directory)).into_iter().flatten();
+        let Some((attached, inner)) = self.tree.find(path) else {
+            if !self.tree.is_directory(path) {
+                return Err(nothing_attached(path));
+            }
+            return Ok(EntryPage { entries: synthetic.collect(), next: None });
+        };
+        let listed = self.timely(&attached, path, attached.view.list(&inner, after, limit)).await;
+        let page = match listed {
+            Err(error) if error.kind() == ErrorKind::NotFound && !nested.is_empty() => Default::default(),
+            listed => listed.map_err(|error| error.during(format!("list {path}")))?,
+        };
+        let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
+        let entries = synthetic.chain(own.map(|item| Entry::of(item.name, item.item))).collect();
+        Ok(EntryPage { entries, next: page.next })
+    }
+
+    /// A page of everything below a directory, parents before what is in them, names relative to `path`.
+    pub async fn walk(&self, path: &TreePath, after: Option<&str>, limit: usize) -> Result<EntryPage> {
+        let mut segments = Vec::new();
+        if let Some((attached, inner)) = self.tree.find(path) {
+            segments.push((attached, inner));
+        } else if !self.tree.is_directory(path) {
+            return Err(nothing_attached(path));
+        }
+        let nested = self.tree.below(path);
+        segments.extend(nested.iter().map(|attached| (Arc::clone(attached), String::new())));
+        let (position, inner_after) = parse_cursor(after, segments.len())?;
+        let Some((attached, inner)) = segments.get(position) else {
+            return Ok(EntryPage::default());
+        };
+        let base = attached.path.below(path).unwrap_or_default();
+        let walked = self.timely(attached, path, attached.view.walk(inner, inner_after, limit)).await;
+        let page = match walked {
+            Err(error) if error.kind() == ErrorKind::NotFound && !nested.is_empty() => Default::default(),
+            walked => walked.map_err(|error| error.during(format!("walk {path}")))?,
+        };
+        let mut entries = Vec::with_capacity(page.items.len() + 1);
+        if inner_after.is_none() && !base.is_empty() {
+            let earlier = &segments[..position];
+            entries.extend(directories_above(base, path, earlier).map(Entry::directory));
+        }
+        for item in page.items {
+            let name = if base.is_empty() { item.name } else { format!("{base}/{}", item.name) };
+            if !is_shadowed(&name, path, attached, &nested) {
+                entries.push(Entry::of(name, item.item));
+            }
+        }
+        let next = match page.next {
+            Some(cursor) => Some(format!("{position}:{cursor}")),
+            None if position + 1 < segments.len() => Some(format!("{}:", position + 1)),
+            None => None,
+        };
+        Ok(EntryPage { entries, next })
+    }
+
+    /// Flushes what is only in memory. Open files go on; nothing new is remembered afterwards.
+    pub fn close(&self) {
+        self.cache.close();
+        self.catalog.close();
+    }
+
+    /// Runs a question to an attachment within the foreground deadline and notes what it says of its health.
+    pub(crate) async fn timely<T>(
+        &self,
+        attached: &Attached,
+        path: &TreePath,
+        question: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let deadline = self.parts.config.deadlines.foreground();
+        let answer = tokio::time::timeout(deadline, question).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Timeout, format!("look up {path}"), "the source did not answer in time")
+                .advise("check the source: penstock doctor")
+                .fact("deadline_s", deadline.as_secs_f64()))
+        });
+        attached.health.note(&answer);
+        answer
+    }
+
+    /// The source of a spec; attachments of one spec share it, and with it its limits.
+    fn source(&self, spec: &SourceSpec) -> Result<Arc<dyn Source>> {
+        if let Some(known) = self.tree.all().iter().find(|attached| attached.spec.source == *spec) {
+            return Ok(Arc::clone(&known.source));
+        }
+        penstock_source::open(
+            spec,
+            &SourceParts {
+                config: self.parts.config.source.clone(),
+                deadline: self.parts.config.deadlines.foreground(),
+                metrics: self.parts.metrics.clone(),
+                clock: Arc::clone(&self.parts.clock),
+                seed: self.parts.seed,
+            },
+        )
+    }
+}
+
+pub(crate) fn nothing_attached(path: &TreePath) -> Error {
+    Error::new(ErrorKind::NotFound, format!("look up {path}"), "nothing is attached at or above it")
+        .advise(format!("penstock attach s3://bucket/prefix {path}"))
+}
+
+/// `3:rest` is the fourth segment from `rest` on; an empty rest is its start.
+fn parse_cursor(after: Option<&str>, segments: usize) -> Result<(usize, Option<&str>)> {
+    let Some(text) = after else { return Ok((0, None)) };
+    let parsed = text.split_once(':').and_then(|(position, rest)| Some((position.parse().ok()?, rest)));
+    let (position, rest): (usize, &str) = parsed.filter(|(position, _)| *position < segments).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidInput, "go on with a walk", "the cursor is not one that a walk returned")
+            .advise("begin again without one")
+    })?;
+    Ok((position, (!rest.is_empty()).then_some(rest)))
+}
+
+/// The directories from the walked path down to `base` that no earlier segment has announced.
+fn directories_above<'a>(
+    base: &'a str,
+    path: &'a TreePath,
+    earlier: &'a [(Arc<Attached>, String)],
+) -> impl Iterator<Item = String> + 'a {
+    let ends = base.match_indices('/').map(|(end, _)| end).chain([base.len()]);
+    ends.map(|end| base[..end].to_string()).filter(move |directory| {
+        let whole = path.join(directory);
+        let announced =
+            |known: &Arc<Attached>| *known.path.as_str() == *whole.as_str() || known.path.below(&whole).is_some();
+        !earlier.iter().any(|(known, _)| announced(known))
+    })
+}
+
+/// Whether another attachment covers what `owner` has under that name.
+fn is_shadowed(name: &str, path: &TreePath, owner: &Arc<Attached>, nested: &[Arc<Attached>]) -> bool {
+    let whole = path.join(name);
+    nested.iter().any(|other| {
+        !Arc::ptr_eq(other, owner) && owner.path.below(&other.path).is_none() && whole.below(&other.path).is_some()
+    })
+}

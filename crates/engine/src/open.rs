@@ -1,0 +1,373 @@
+//! Open files: one pinned version, a lease on its bytes, and the reads that bring what is missing.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use penstock_cache::{Extent, Lease};
+use penstock_catalog::Item;
+use penstock_types::{
+    ByteRange, Error, ErrorKind, ObjectAttributes, ObjectId, ObjectKey, Priority, Result, TreePath, Version,
+};
+
+use crate::attachment::Attached;
+use crate::engine::{Engine, nothing_attached};
+use crate::pattern::{Pattern, Plan, ReadHint};
+use crate::scratch::{SCRATCH_WINDOW, Scratch};
+use crate::transfer::{Store, Transfer};
+
+/// Objects up to this size are fetched whole inside `open`: their first read then needs no further talk.
+pub const WHOLE_MAX: u64 = 1024 * 1024;
+/// One wait brings at most so much; the reader comes back for more while the rest is under way.
+const NEED_MAX: u64 = 4 * 1024 * 1024;
+/// A reader of an incomplete file comes back after at most so much, so that its window moves on in time.
+const READY_MAX: u64 = 8 * 1024 * 1024;
+/// How often `open` resolves again when the version it found is gone before a byte was delivered.
+const RESOLVE_ATTEMPTS: usize = 3;
+
+/// How to open.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Who waits.
+    pub priority: Priority,
+    /// Exactly this version, or `StaleVersion`.
+    pub version: Option<Version>,
+}
+
+/// Bytes that may be read from the descriptor now.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Present bytes; begins at or before the start of the range asked for.
+    pub range: ByteRange,
+    /// A new descriptor that replaces the one before, where the bytes had to go elsewhere.
+    pub descriptor: Option<Arc<OwnedFd>>,
+    /// Whether the whole file is present and stays so: no more asking.
+    pub complete: bool,
+}
+
+/// One pinned version of one file, with a lease on its bytes that ends when this is dropped.
+pub struct OpenFile {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) attached: Arc<Attached>,
+    pub(crate) inner: String,
+    path: TreePath,
+    object: ObjectId,
+    attributes: ObjectAttributes,
+    priority: Priority,
+    holding: Mutex<Holding>,
+}
+
+/// Where the bytes are; replaced when the cache cannot take them.
+struct Holding {
+    store: Store,
+    lease: Option<Lease>,
+    transfer: Option<Arc<Transfer>>,
+    pattern: Pattern,
+}
+
+impl Holding {
+    fn cached(lease: Lease) -> Self {
+        let store = Store::Cached(Arc::clone(lease.extent()));
+        Self { store, lease: Some(lease), transfer: None, pattern: Pattern::default() }
+    }
+
+    fn scratch(size: u64) -> Result<Self> {
+        let store = Store::Scratch(Arc::new(Scratch::new(size)?));
+        Ok(Self { store, lease: None, transfer: None, pattern: Pattern::default() })
+    }
+
+    fn descriptor(&self) -> Arc<OwnedFd> {
+        match (&self.lease, self.store.scratch_descriptor()) {
+            (_, Some(descriptor)) => descriptor,
+            (Some(lease), None) => Arc::clone(lease.descriptor()),
+            (None, None) => unreachable!("a cached file is held by its lease"),
+        }
+    }
+}
+
+impl Engine {
+    /// The file at `path` where its version is known, fresh, and completely in the cache; never a request, never
+    /// waits for anything but short locks.
+    pub fn open_cached(self: &Arc<Self>, path: &TreePath) -> Option<OpenFile> {
+        let (attached, inner) = self.tree.find(path)?;
+        let Ok(Item::File { key, attributes }) = attached.view.stat_cached(&inner)? else { return None };
+        let object = object_id(&attached, key, &attributes.version);
+        let extent = self.cache.get(&object).filter(|extent| extent.is_complete())?;
+        let lease = extent.lend().ok()?;
+        let metrics = &self.parts.metrics;
+        metrics.opens.inc();
+        metrics.open_hits.inc();
+        metrics.read_bytes.inc_by(attributes.size);
+        metrics.cache_hit_bytes.inc_by(attributes.size);
+        self.ahead.note_hit(self, &attached, &inner);
+        let holding = Mutex::new(Holding::cached(lease));
+        let (engine, priority) = (Arc::clone(self), Priority::Foreground);
+        Some(OpenFile { engine, attached, inner, path: path.clone(), object, attributes, priority, holding })
+    }
+
+    /// Opens the file at `path` on the version it has now. A small file is complete when this returns.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsADirectory`, `NotADirectory`, `PermissionDenied`; `StaleVersion` when `options` name a version
+    /// that is gone; `Timeout`, `Unavailable` when the source does not answer.
+    pub async fn open(self: &Arc<Self>, path: &TreePath, options: OpenOptions) -> Result<OpenFile> {
+        if options.version.is_none()
+            && let Some(file) = self.open_cached(path)
+        {
+            return Ok(file);
+        }
+        let file = self.open_unless_gone(path, &options).await;
+        file.map_err(|error| error.during(format!("open {path}")))
+    }
+
+    async fn open_unless_gone(self: &Arc<Self>, path: &TreePath, options: &OpenOptions) -> Result<OpenFile> {
+        self.parts.metrics.opens.inc();
+        let mut attempt = 1;
+        loop {
+            let file = self.pin(path, options, attempt > 1).await?;
+            if options.priority == Priority::Foreground {
+                self.ahead.note_miss(self, &file.attached, &file.inner);
+            }
+            if file.size() > WHOLE_MAX || file.is_complete() {
+                return Ok(file);
+            }
+            match file.fetch_whole().await {
+                Ok(()) => return Ok(file),
+                Err(error) if error.kind() == ErrorKind::StaleVersion && attempt < RESOLVE_ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Resolves `path` and pins what it finds; no content is fetched.
+    pub(crate) async fn pin(self: &Arc<Self>, path: &TreePath, options: &OpenOptions, again: bool) -> Result<OpenFile> {
+        let (attached, inner) = self.attachment_of_file(path)?;
+        let (key, mut attributes) = self.resolve_file(path, &attached, &inner, again).await?;
+        if let Some(version) = options.version.as_ref().filter(|version| **version != attributes.version) {
+            let kept = self.cache.get(&object_id(&attached, key.clone(), version));
+            let kept = kept.filter(|extent| extent.is_complete()).ok_or_else(|| stale(path, version))?;
+            attributes = ObjectAttributes { size: kept.size(), modified_ms: 0, version: version.clone() };
+        }
+        let object = object_id(&attached, key, &attributes.version);
+        self.hold(path.clone(), attached, inner, (object, attributes), options.priority)
+    }
+
+    /// The object that `path` names now, without holding it: `(attachment, object, size)`.
+    pub(crate) async fn pin_for_look(&self, path: &TreePath) -> Result<(Arc<Attached>, ObjectId, u64)> {
+        let (attached, inner) = self.attachment_of_file(path)?;
+        let (key, attributes) = self.resolve_file(path, &attached, &inner, false).await?;
+        let object = object_id(&attached, key, &attributes.version);
+        Ok((attached, object, attributes.size))
+    }
+
+    fn attachment_of_file(&self, path: &TreePath) -> Result<(Arc<Attached>, String)> {
+        self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
+            true => is_a_directory(path),
+            false => nothing_attached(path),
+        })
+    }
+
+    async fn resolve_file(
+        &self,
+        path: &TreePath,
+        attached: &Attached,
+        inner: &str,
+        again: bool,
+    ) -> Result<(ObjectKey, ObjectAttributes)> {
+        let item = match again {
+            false => self.timely(attached, path, attached.view.stat(inner)).await?,
+            true => self.timely(attached, path, attached.view.revalidate(inner)).await?,
+        };
+        match item {
+            Item::File { key, attributes } => Ok((key, attributes)),
+            Item::Directory => Err(is_a_directory(path)),
+        }
+    }
+
+    fn hold(
+        self: &Arc<Self>,
+        path: TreePath,
+        attached: Arc<Attached>,
+        inner: String,
+        (object, attributes): (ObjectId, ObjectAttributes),
+        priority: Priority,
+    ) -> Result<OpenFile> {
+        // The first lend after an unclean boot reads every page of the extent.
+        let leased = tokio::task::block_in_place(|| self.lease(&object, attributes.size));
+        let holding = match leased {
+            Ok(lease) => Holding::cached(lease),
+            Err(error) if cannot_cache(&error) => Holding::scratch(attributes.size)?,
+            Err(error) => return Err(error),
+        };
+        let (engine, holding) = (Arc::clone(self), Mutex::new(holding));
+        Ok(OpenFile { engine, attached, inner, path, object, attributes, priority, holding })
+    }
+
+    fn lease(&self, object: &ObjectId, size: u64) -> Result<Lease> {
+        let extent = self.cache.get_or_create(object, size)?;
+        match extent.lend() {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.cache.retire(&extent);
+                self.cache.get_or_create(object, size)?.lend()
+            }
+            lent => lent,
+        }
+    }
+}
+
+impl OpenFile {
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.attributes.size
+    }
+
+    /// Size, time and version, pinned.
+    pub fn attributes(&self) -> &ObjectAttributes {
+        &self.attributes
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &TreePath {
+        &self.path
+    }
+
+    /// Whether every byte can be read from the descriptor without asking.
+    pub fn is_complete(&self) -> bool {
+        self.holding().store.is_complete()
+    }
+
+    /// Read-only descriptor; only what [`Ready`] names may be read from it unless the file is complete.
+    pub fn descriptor(&self) -> Arc<OwnedFd> {
+        self.holding().descriptor()
+    }
+
+    /// The extent that holds the bytes; `None` where they are not cached.
+    pub fn extent(&self) -> Option<Arc<Extent>> {
+        self.holding().lease.as_ref().map(|lease| Arc::clone(lease.extent()))
+    }
+
+    /// Makes the start of `range` readable and has what probably comes next under way.
+    ///
+    /// Returns when at least `min(range, 4 MiB)` from its start is present, or a part of it at the deadline.
+    ///
+    /// # Errors
+    /// `StaleVersion` when the pinned version is gone and not cached; `Timeout`, `Unavailable`, `RateLimited`,
+    /// `PermissionDenied` from the source; `ResourceLimit` when memory stays used up.
+    pub async fn ensure(&self, range: ByteRange, hint: ReadHint) -> Result<Ready> {
+        let range = range.intersect(ByteRange::new(0, self.size()));
+        if self.is_complete() || range.is_empty() {
+            return Ok(self.ready(range.start, None));
+        }
+        let plan = self.holding().pattern.observe(range, hint, self.size());
+        let need = ByteRange::new(range.start, range.end.min(range.start + NEED_MAX));
+        match self.bring(need, plan).await {
+            Ok(()) => Ok(self.ready(range.start, None)),
+            Err(error) if cannot_cache(&error) && self.extent().is_some() => {
+                *self.holding() = Holding::scratch(self.size())?;
+                let descriptor = Some(self.descriptor());
+                self.bring(need, plan).await?;
+                Ok(self.ready(range.start, descriptor))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Brings everything, all pieces at once.
+    pub(crate) async fn fetch_whole(&self) -> Result<()> {
+        let whole = ByteRange::new(0, self.size());
+        let plan = Pattern::default().observe(whole, ReadHint::Whole, self.size());
+        if self.extent().is_none() {
+            return Ok(());
+        }
+        match self.bring(whole, plan).await {
+            Err(error) if cannot_cache(&error) => {
+                *self.holding() = Holding::scratch(self.size())?;
+                Ok(())
+            }
+            brought => brought,
+        }
+    }
+
+    /// Where the bytes are right now.
+    pub(crate) fn store(&self) -> Store {
+        self.holding().store.clone()
+    }
+
+    /// Bytes of the file that are not present.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        self.store().missing(ByteRange::new(0, self.size())).iter().map(ByteRange::len).sum()
+    }
+
+    async fn bring(&self, need: ByteRange, mut plan: Plan) -> Result<()> {
+        let (store, transfer) = self.transfer();
+        let absent: u64 = store.missing(need).iter().map(|run| run.intersect(need).len()).sum();
+        let metrics = &self.engine.parts.metrics;
+        metrics.read_bytes.inc_by(need.len());
+        metrics.cache_hit_bytes.inc_by(need.len() - absent);
+        if let Store::Scratch(scratch) = &store {
+            plan.want = plan.want.intersect(ByteRange::new(need.start, need.start + SCRATCH_WINDOW));
+            plan.want = plan.want.rounded_out(crate::pattern::RANDOM_UNIT, self.size());
+            plan.piece = plan.piece.min(SCRATCH_WINDOW / 8);
+            scratch.keep_only(plan.want);
+            metrics.uncached_bytes.inc_by(need.len());
+        }
+        let brought = transfer.ensure(need, plan, self.priority).await;
+        self.attached.health.note(&brought);
+        brought.map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::StaleVersion {
+            return error.during(format!("read {}", self.path));
+        }
+        self.engine.parts.metrics.stale_versions.inc();
+        self.attached.view.forget(&self.inner);
+        stale(&self.path, &self.object.version)
+    }
+
+    fn transfer(&self) -> (Store, Arc<Transfer>) {
+        let mut holding = self.holding();
+        let store = holding.store.clone();
+        let transfer = holding.transfer.get_or_insert_with(|| {
+            let (carrier, origins) = (&self.engine.carrier, &self.attached.origins);
+            match &store {
+                Store::Cached(extent) => carrier.transfer_into(extent, origins),
+                Store::Scratch(_) => carrier.transfer(self.object.clone(), store.clone(), origins),
+            }
+        });
+        let transfer = Arc::clone(transfer);
+        (store, transfer)
+    }
+
+    fn ready(&self, offset: u64, descriptor: Option<Arc<OwnedFd>>) -> Ready {
+        let store = self.holding().store.clone();
+        if store.is_complete() {
+            return Ready { range: ByteRange::new(0, self.size()), descriptor, complete: true };
+        }
+        let run = store.present_run(offset);
+        let range = run.intersect(ByteRange::new(offset, offset + READY_MAX));
+        Ready { range, descriptor, complete: false }
+    }
+
+    fn holding(&self) -> std::sync::MutexGuard<'_, Holding> {
+        self.holding.lock().expect("no panic while a file's store is looked at")
+    }
+}
+
+/// Whether the bytes can still be served, without the cache.
+pub(crate) fn cannot_cache(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Disk)
+}
+
+pub(crate) fn object_id(attached: &Attached, key: ObjectKey, version: &Version) -> ObjectId {
+    ObjectId { source: attached.source.id().clone(), key, version: version.clone() }
+}
+
+fn is_a_directory(path: &TreePath) -> Error {
+    Error::new(ErrorKind::IsADirectory, format!("open {path}"), "it is a directory").advise("name a file in it")
+}
+
+fn stale(path: &TreePath, version: &Version) -> Error {
+    Error::new(ErrorKind::StaleVersion, format!("read {path}"), "the version that was opened is gone from the source")
+        .advise("open it again for the new version")
+        .fact("version", version)
+}

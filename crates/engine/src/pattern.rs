@@ -1,0 +1,147 @@
+//! What to fetch for a read, from what one handle has read so far. Pure.
+
+use penstock_types::ByteRange;
+use serde::{Deserialize, Serialize};
+
+/// Smallest fetch: two pages. Smaller ones cost a round trip for nothing.
+pub const RANDOM_UNIT: u64 = 128 * 1024;
+/// Largest single request: long enough that its first-byte delay (30 ms) is a small part of its transfer
+/// (140 ms at 60 MB/s), short enough that the last ones of a file end together.
+pub const PIECE_MAX: u64 = 8 * 1024 * 1024;
+/// Smallest request of a sequential run.
+const PIECE_MIN: u64 = 1024 * 1024;
+/// Most bytes fetched ahead of a sequential reader.
+pub const WINDOW_MAX: u64 = 128 * 1024 * 1024;
+/// First window of a run that looks sequential.
+const WINDOW_FIRST: u64 = 8 * 1024 * 1024;
+/// A first read at the start of the file of at least this size is taken for the start of a sequential run.
+const LARGE_FIRST_READ: u64 = 512 * 1024;
+/// Forward gaps up to this size still count as sequential (readers that skip headers or padding).
+const GAP_MAX: u64 = 1024 * 1024;
+
+/// What the reader says of its plan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum ReadHint {
+    /// Find out from the reads.
+    #[default]
+    Auto,
+    /// The whole object will be read.
+    Whole,
+    /// Only what is asked for.
+    Random,
+}
+
+/// What to have under way for a read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Bytes to fetch, the read included; clipped to the object.
+    pub want: ByteRange,
+    /// Size of one request; `want` is cut into these.
+    pub piece: u64,
+}
+
+/// What one handle has read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pattern {
+    next: u64,
+    run: u64,
+    reads: u64,
+    window: u64,
+}
+
+impl Pattern {
+    /// Notes a read and says what to have under way for it. `size` is the object's.
+    pub fn observe(&mut self, read: ByteRange, hint: ReadHint, size: u64) -> Plan {
+        let sequential = self.is_sequential(read);
+        self.run = if sequential { self.run + read.len() } else { read.len() };
+        self.window = if sequential { (self.window * 4).clamp(WINDOW_FIRST, WINDOW_MAX) } else { 0 };
+        let first = self.reads == 0;
+        self.next = read.end;
+        self.reads += 1;
+        match hint {
+            ReadHint::Whole => Plan { want: ByteRange::new(0, size), piece: piece_for(size) },
+            ReadHint::Random => random(read, size),
+            ReadHint::Auto if !sequential => random(read, size),
+            ReadHint::Auto if first && read.len() < LARGE_FIRST_READ => {
+                // A header, perhaps: the second read will tell.
+                self.window = 0;
+                random(read, size)
+            }
+            ReadHint::Auto => {
+                let end = read.end.saturating_add(self.window).min(size);
+                let want = ByteRange::new(read.start, end.max(read.end)).rounded_out(RANDOM_UNIT, size);
+                Plan { want, piece: piece_for(want.len()) }
+            }
+        }
+    }
+
+    fn is_sequential(&self, read: ByteRange) -> bool {
+        if self.reads == 0 {
+            return read.start == 0;
+        }
+        read.start >= self.next.saturating_sub(RANDOM_UNIT) && read.start <= self.next.saturating_add(GAP_MAX)
+    }
+}
+
+fn random(read: ByteRange, size: u64) -> Plan {
+    Plan { want: read.rounded_out(RANDOM_UNIT, size), piece: PIECE_MAX }
+}
+
+/// Sixteen requests at once fill a link of 400 MB/s at 60 MB/s each with room for their first-byte delays.
+fn piece_for(bytes: u64) -> u64 {
+    (bytes / 16).next_power_of_two().clamp(PIECE_MIN, PIECE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn a_random_read_fetches_its_pages_rounded_to_128_kib() {
+        let mut pattern = Pattern::default();
+        let plan = pattern.observe(ByteRange::new(500 * MIB + 3, 500 * MIB + 4099), ReadHint::Auto, 1024 * MIB);
+        assert_eq!(plan.want, ByteRange::new(500 * MIB, 500 * MIB + RANDOM_UNIT));
+    }
+
+    #[test]
+    fn a_sequential_reader_gets_a_window_that_grows_to_its_bound() {
+        let mut pattern = Pattern::default();
+        let mut offset = 0;
+        let mut ahead = Vec::new();
+        for _ in 0..8 {
+            let read = ByteRange::new(offset, offset + MIB);
+            let plan = pattern.observe(read, ReadHint::Auto, 4096 * MIB);
+            ahead.push(plan.want.end - read.end);
+            offset += MIB;
+        }
+        assert!(ahead.is_sorted() && ahead[0] >= 8 * MIB, "{ahead:?}");
+        assert_eq!(*ahead.last().unwrap(), WINDOW_MAX);
+    }
+
+    #[test]
+    fn a_small_first_read_is_a_header_until_the_second_follows() {
+        let mut pattern = Pattern::default();
+        assert_eq!(pattern.observe(ByteRange::new(0, 4096), ReadHint::Auto, 64 * MIB).want.len(), RANDOM_UNIT);
+        assert!(pattern.observe(ByteRange::new(4096, 8192), ReadHint::Auto, 64 * MIB).want.len() > MIB);
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_always_covers_the_read_and_stays_inside_the_object(
+            reads in proptest::collection::vec((0u64..1 << 30, 1u64..8 * MIB), 1..20),
+            size in 1u64..1 << 31,
+        ) {
+            let mut pattern = Pattern::default();
+            for (start, len) in reads {
+                let start = start % size;
+                let read = ByteRange::new(start, (start + len).min(size));
+                let plan = pattern.observe(read, ReadHint::Auto, size);
+                prop_assert!(plan.want.contains(read) && plan.want.end <= size);
+                prop_assert!(plan.piece >= PIECE_MIN && plan.piece <= PIECE_MAX);
+            }
+        }
+    }
+}

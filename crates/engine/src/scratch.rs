@@ -1,0 +1,107 @@
+//! Bytes that cannot be cached: too large for the tier, or the cache disk is full or broken. They pass through
+//! anonymous memory of the budget, a window at a time, so that readers see no difference but speed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use penstock_types::{ByteRange, Error, ErrorKind, PAGE_SIZE, Result};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, ftruncate, memfd_create, open};
+
+use crate::budget::MemoryHold;
+
+/// Bytes fetched ahead for a reader whose bytes are not cached: enough for eight requests of 1 MiB in flight.
+pub const SCRATCH_WINDOW: u64 = 8 * 1024 * 1024;
+
+/// One object's pages in anonymous memory, of which only a window is present.
+pub struct Scratch {
+    file: File,
+    lent: Arc<OwnedFd>,
+    size: u64,
+    pages: Mutex<BTreeMap<u64, Held>>,
+}
+
+/// A page's share of the memory that its fill took from the budget.
+type Held = Arc<MemoryHold>;
+
+impl Scratch {
+    /// An empty one for an object of `size` bytes.
+    pub fn new(size: u64) -> Result<Self> {
+        let failed = |error: rustix::io::Errno| {
+            Error::new(ErrorKind::ResourceLimit, "make room in memory", error.to_string())
+                .advise("raise the limits of open files and memory")
+        };
+        let made = memfd_create("penstock-scratch", MemfdFlags::CLOEXEC).map_err(failed)?;
+        ftruncate(&made, size).map_err(failed)?;
+        let through = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&made));
+        let lent = open(through, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        Ok(Self { file: made.into(), lent: Arc::new(lent), size, pages: Mutex::default() })
+    }
+
+    /// Read-only descriptor of the memory; absent pages read as zeros, so read present ones only.
+    pub fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.lent)
+    }
+
+    /// Writes whole pages (but at the end of the object) that `held` accounts for.
+    pub fn fill(&self, offset: u64, data: &[Bytes], held: &Held) -> Result<()> {
+        let mut at = offset;
+        for chunk in data {
+            self.file
+                .write_all_at(chunk, at)
+                .map_err(|error| Error::new(ErrorKind::ResourceLimit, "hold bytes in memory", error.to_string()))?;
+            at += chunk.len() as u64;
+        }
+        let mut pages = self.pages.lock().expect("no panic while pages are noted");
+        pages.extend(ByteRange::new(offset, at).pages().map(|page| (page, Arc::clone(held))));
+        Ok(())
+    }
+
+    /// Forgets every page outside `window` and gives its memory back.
+    pub fn keep_only(&self, window: ByteRange) {
+        let keep = window.pages();
+        let mut pages = self.pages.lock().expect("no panic while pages are noted");
+        let dropped: Vec<u64> = pages.keys().copied().filter(|page| !keep.contains(page)).collect();
+        for page in dropped {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // A page that cannot be punched stays in memory with its hold until the reader closes.
+            if fallocate(&self.file, punch, page * PAGE_SIZE, PAGE_SIZE).is_ok() {
+                pages.remove(&page);
+            }
+        }
+    }
+
+    /// Contiguous present bytes from `offset`.
+    pub fn present_run(&self, offset: u64) -> ByteRange {
+        let pages = self.pages.lock().expect("no panic while pages are noted");
+        let mut page = offset / PAGE_SIZE;
+        while pages.contains_key(&page) {
+            page += 1;
+        }
+        ByteRange::new(offset, (page * PAGE_SIZE).min(self.size).max(offset))
+    }
+
+    /// Absent page runs that `range` touches.
+    pub fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
+        let pages = self.pages.lock().expect("no panic while pages are noted");
+        let mut runs: Vec<ByteRange> = Vec::new();
+        for page in range.pages().filter(|page| !pages.contains_key(page)) {
+            let end = ((page + 1) * PAGE_SIZE).min(self.size);
+            match runs.last_mut() {
+                Some(last) if last.end == page * PAGE_SIZE => last.end = end,
+                _ => runs.push(ByteRange::new(page * PAGE_SIZE, end)),
+            }
+        }
+        runs
+    }
+
+    /// Copies present bytes out.
+    pub fn read(&self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(out, range.start)
+            .map_err(|error| Error::new(ErrorKind::Internal, "read bytes held in memory", error.to_string()))
+    }
+}

@@ -1,0 +1,351 @@
+//! Bringing ranges of one object version into its store: single-flight, in pieces, from the first origin that
+//! has them.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use penstock_cache::Extent;
+use penstock_types::{ByteRange, Error, ErrorKind, ObjectBody, ObjectId, Origin, PAGE_SIZE, Priority, Result};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::budget::{MemoryBudget, MemoryHold};
+use crate::pattern::Plan;
+use crate::scratch::Scratch;
+
+/// Bytes gathered before they are written: a system call and a wake-up per so many.
+const FILL_BYTES: usize = 512 * 1024;
+/// Requests that one transfer has under way at once.
+const FLIGHTS_MAX: usize = 32;
+/// Rounds of asking again for pages that vanished (dropped as damaged) while they were waited for.
+const ROUNDS_MAX: usize = 3;
+
+/// Where the bytes of a transfer go.
+#[derive(Clone)]
+pub enum Store {
+    /// An extent file of the cache.
+    Cached(Arc<Extent>),
+    /// A window in memory.
+    Scratch(Arc<Scratch>),
+}
+
+impl Store {
+    /// Whether every byte is there to stay.
+    pub fn is_complete(&self) -> bool {
+        matches!(self, Store::Cached(extent) if extent.is_complete())
+    }
+
+    /// Contiguous present bytes from `offset`.
+    pub fn present_run(&self, offset: u64) -> ByteRange {
+        match self {
+            Store::Cached(extent) => extent.present_run(offset),
+            Store::Scratch(scratch) => scratch.present_run(offset),
+        }
+    }
+
+    /// Absent page runs that `range` touches.
+    pub fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
+        match self {
+            Store::Cached(extent) => extent.missing(range),
+            Store::Scratch(scratch) => scratch.missing(range),
+        }
+    }
+
+    fn fill(&self, offset: u64, data: &[Bytes], held: &Arc<MemoryHold>) -> Result<()> {
+        match self {
+            Store::Cached(extent) => extent.fill(offset, data),
+            Store::Scratch(scratch) => scratch.fill(offset, data, held),
+        }
+    }
+
+    /// The scratch's own descriptor; extents lend theirs.
+    pub fn scratch_descriptor(&self) -> Option<Arc<OwnedFd>> {
+        match self {
+            Store::Cached(_) => None,
+            Store::Scratch(scratch) => Some(scratch.descriptor()),
+        }
+    }
+}
+
+/// What every transfer of an engine needs.
+pub struct Carrier {
+    pub runtime: Handle,
+    pub budget: MemoryBudget,
+    pub deadline: Duration,
+    transfers: Mutex<HashMap<ObjectId, Weak<Transfer>>>,
+}
+
+impl Carrier {
+    pub fn new(runtime: Handle, budget: MemoryBudget, deadline: Duration) -> Arc<Self> {
+        Arc::new(Self { runtime, budget, deadline, transfers: Mutex::default() })
+    }
+
+    /// The one transfer that fills `extent`; made when nobody fills it yet.
+    pub fn transfer_into(self: &Arc<Self>, extent: &Arc<Extent>, origins: &[Arc<dyn Origin>]) -> Arc<Transfer> {
+        let mut transfers = self.transfers.lock().expect("no panic while transfers are looked up");
+        if let Some(transfer) = transfers.get(extent.id()).and_then(Weak::upgrade)
+            && matches!(&transfer.store, Store::Cached(known) if Arc::ptr_eq(known, extent))
+        {
+            return transfer;
+        }
+        let transfer = self.transfer(extent.id().clone(), Store::Cached(Arc::clone(extent)), origins);
+        transfers.insert(extent.id().clone(), Arc::downgrade(&transfer));
+        transfer
+    }
+
+    /// A transfer into a store that nobody else fills.
+    pub fn transfer(self: &Arc<Self>, object: ObjectId, store: Store, origins: &[Arc<dyn Origin>]) -> Arc<Transfer> {
+        let (carrier, origins) = (Arc::clone(self), origins.to_vec());
+        Arc::new(Transfer { object, store, origins, carrier, flights: Mutex::default(), progress: Notify::new() })
+    }
+}
+
+/// The filling of one store with one object version.
+pub struct Transfer {
+    object: ObjectId,
+    pub store: Store,
+    origins: Vec<Arc<dyn Origin>>,
+    carrier: Arc<Carrier>,
+    flights: Mutex<Vec<Arc<Flight>>>,
+    progress: Notify,
+}
+
+/// One request under way.
+struct Flight {
+    range: ByteRange,
+    priority: Priority,
+    started: AtomicBool,
+    ended: OnceLock<Option<Error>>,
+}
+
+impl Flight {
+    /// Whether somebody who waits with `priority` may rely on it: a queued background request could wait long.
+    fn serves(&self, priority: Priority) -> bool {
+        self.priority >= priority || self.started.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let mut transfers = self.carrier.transfers.lock().expect("no panic while transfers are looked up");
+        if transfers.get(&self.object).is_some_and(|known| known.strong_count() == 0) {
+            transfers.remove(&self.object);
+        }
+    }
+}
+
+impl Transfer {
+    /// Starts what `plan` wants and waits until all of `need` is present, at most the carrier's deadline.
+    /// At the deadline a part of `need` from its start is enough; nothing at all is `Timeout`.
+    pub async fn ensure(self: &Arc<Self>, need: ByteRange, plan: Plan, priority: Priority) -> Result<()> {
+        let wait = self.wait_for(need, plan, priority);
+        match tokio::time::timeout(self.carrier.deadline, wait).await {
+            Ok(result) => result,
+            Err(_) if !self.store.present_run(need.start).is_empty() => Ok(()),
+            Err(_) => Err(self.late(need)),
+        }
+    }
+
+    async fn wait_for(self: &Arc<Self>, need: ByteRange, plan: Plan, priority: Priority) -> Result<()> {
+        for _ in 0..ROUNDS_MAX {
+            let flights = self.launch(plan, need, priority);
+            loop {
+                let mut notified = std::pin::pin!(self.progress.notified());
+                notified.as_mut().enable();
+                if self.store.missing(need).is_empty() {
+                    return Ok(());
+                }
+                if let Some(error) = flights.iter().find_map(|flight| flight.ended.get().and_then(Option::as_ref)) {
+                    return Err(error.clone());
+                }
+                if flights.iter().all(|flight| flight.ended.get().is_some()) {
+                    break;
+                }
+                notified.await;
+            }
+        }
+        Err(Error::new(ErrorKind::Corrupt, self.action(need), "its pages were dropped as often as they were fetched")
+            .advise("check the cache disk: penstock doctor"))
+    }
+
+    /// Starts the missing pieces of the plan that nobody fetches yet, those of `need` before the rest, and returns
+    /// every flight that brings some of `need`.
+    fn launch(self: &Arc<Self>, plan: Plan, need: ByteRange, priority: Priority) -> Vec<Arc<Flight>> {
+        let mut flights = self.flights.lock().expect("no panic while flights are noted");
+        flights.retain(|flight| flight.ended.get().is_none());
+        let needed = Plan { want: need.intersect(plan.want), piece: plan.piece };
+        for (part, required) in [(needed, true), (plan, false)] {
+            for piece in self.pieces(part, &flights, priority) {
+                let whole = piece.len() >= plan.piece.min(part.want.len()) || piece.end == plan.want.end;
+                if !required && (flights.len() >= FLIGHTS_MAX || !whole) {
+                    continue;
+                }
+                let flight = Arc::new(Flight {
+                    range: piece,
+                    priority,
+                    started: AtomicBool::new(false),
+                    ended: OnceLock::new(),
+                });
+                flights.push(Arc::clone(&flight));
+                self.carrier.runtime.spawn(Arc::clone(self).fly(flight));
+            }
+        }
+        flights.iter().filter(|flight| !flight.range.intersect(need).is_empty()).cloned().collect()
+    }
+
+    /// What of the plan is neither present nor under way, cut into requests.
+    fn pieces(&self, plan: Plan, flights: &[Arc<Flight>], priority: Priority) -> Vec<ByteRange> {
+        let mut pieces = Vec::new();
+        for mut run in self.store.missing(plan.want) {
+            while !run.is_empty() {
+                let busy = flights.iter().filter(|flight| flight.serves(priority) && flight.ended.get().is_none());
+                let next_busy = busy.map(|flight| flight.range.intersect(run)).filter(|meet| !meet.is_empty());
+                let next_busy = next_busy.min_by_key(|meet| meet.start);
+                let grid_end = (run.start / plan.piece + 1) * plan.piece;
+                let free_end = next_busy.map_or(run.end, |meet| meet.start).min(grid_end);
+                if free_end > run.start {
+                    pieces.push(ByteRange::new(run.start, free_end));
+                    run.start = free_end;
+                } else {
+                    run.start = next_busy.map_or(run.end, |meet| meet.end);
+                }
+            }
+        }
+        pieces
+    }
+
+    async fn fly(self: Arc<Self>, flight: Arc<Flight>) {
+        let result = self.fetch(&flight).await;
+        let error = result.err().map(|error| match error.kind() {
+            // The object went away: so did the version that was pinned.
+            ErrorKind::NotFound => error.with_kind(ErrorKind::StaleVersion),
+            _ => error,
+        });
+        let _ = flight.ended.set(error);
+        self.flights.lock().expect("no panic while flights are noted").retain(|other| !Arc::ptr_eq(other, &flight));
+        self.progress.notify_waiters();
+    }
+
+    async fn fetch(&self, flight: &Flight) -> Result<()> {
+        let range = flight.range;
+        let in_memory = if matches!(self.store, Store::Scratch(_)) { range.len() } else { 2 * FILL_BYTES as u64 };
+        let held = Arc::new(self.carrier.budget.hold(in_memory.min(range.len()), self.carrier.deadline).await?);
+        let mut body = self.read_origins(range, flight.priority).await?;
+        flight.started.store(true, Ordering::Relaxed);
+        let mut gathered = Gathered { offset: range.start, chunks: Vec::new(), bytes: 0 };
+        while let Some(chunk) =
+            tokio::time::timeout(self.carrier.deadline, body.chunks.next()).await.map_err(|_| self.late(range))?
+        {
+            gathered.push(chunk?);
+            if gathered.bytes >= FILL_BYTES {
+                self.store_gathered(&mut gathered, range, &held)?;
+            }
+        }
+        self.store_gathered(&mut gathered, range, &held)?;
+        if gathered.offset == range.end {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Corrupt, self.action(range), "the answer ended early").fact("at", gathered.offset))
+    }
+
+    fn store_gathered(&self, gathered: &mut Gathered, range: ByteRange, held: &Arc<MemoryHold>) -> Result<()> {
+        let (offset, chunks) = gathered.take_pages(range.end);
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        tokio::task::block_in_place(|| self.store.fill(offset, &chunks, held))?;
+        self.progress.notify_waiters();
+        Ok(())
+    }
+
+    async fn read_origins(&self, range: ByteRange, priority: Priority) -> Result<ObjectBody> {
+        let mut failure = None;
+        for origin in &self.origins {
+            match origin.read(&self.object, range, priority).await {
+                Ok(body) => return Ok(body),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::new(ErrorKind::Internal, self.action(range), "it has no origin")))
+    }
+
+    fn action(&self, range: ByteRange) -> String {
+        format!("fetch bytes {}..{} of {}", range.start, range.end, self.object.key)
+    }
+
+    fn late(&self, range: ByteRange) -> Error {
+        Error::new(ErrorKind::Timeout, self.action(range), "the source did not deliver within the deadline")
+            .advise("check the source: penstock doctor; or raise deadlines.foreground")
+            .fact("deadline_s", self.carrier.deadline.as_secs_f64())
+    }
+}
+
+/// Chunks that wait to be written as whole pages.
+struct Gathered {
+    offset: u64,
+    chunks: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn push(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push(chunk);
+    }
+
+    /// The whole pages gathered so far, or everything once `end` is reached, and where they belong.
+    fn take_pages(&mut self, end: u64) -> (u64, Vec<Bytes>) {
+        let page = usize::try_from(PAGE_SIZE).expect("a page fits memory");
+        let everything = self.offset + self.bytes as u64 == end;
+        let take = if everything { self.bytes } else { self.bytes / page * page };
+        let offset = self.offset;
+        let mut taken = Vec::with_capacity(self.chunks.len());
+        let mut left = take;
+        let mut rest = Vec::new();
+        for mut chunk in self.chunks.drain(..) {
+            if left > 0 {
+                let head = chunk.split_to(left.min(chunk.len()));
+                left -= head.len();
+                taken.push(head);
+            }
+            if !chunk.is_empty() {
+                rest.push(chunk);
+            }
+        }
+        self.chunks = rest;
+        self.bytes -= take;
+        self.offset += take as u64;
+        (offset, taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn gathered_chunks_come_out_as_whole_pages_in_order(sizes in proptest::collection::vec(1usize..200_000, 1..30)) {
+            let total: usize = sizes.iter().sum();
+            let content: Vec<u8> = (0..total).map(|i| (i % 251) as u8).collect();
+            let mut gathered = Gathered { offset: 0, chunks: Vec::new(), bytes: 0 };
+            let (mut at, mut out) = (0, Vec::new());
+            for size in sizes {
+                gathered.push(Bytes::copy_from_slice(&content[at..at + size]));
+                at += size;
+                let (offset, chunks) = gathered.take_pages(total as u64);
+                prop_assert_eq!(offset as usize, out.len());
+                let bytes: usize = chunks.iter().map(Bytes::len).sum();
+                prop_assert!(bytes as u64 % PAGE_SIZE == 0 || at == total);
+                chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
+            }
+            prop_assert_eq!(out, content);
+        }
+    }
+}

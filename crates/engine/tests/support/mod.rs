@@ -1,0 +1,114 @@
+//! A real engine over a temporary directory and a memory source that the test can change from outside.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use penstock_engine::{Engine, EngineParts};
+use penstock_source::SourceParts;
+use penstock_testkit::{ManualClock, oracle};
+use penstock_types::{
+    AttachmentSpec, CacheConfig, DeadlineConfig, Freshness, Metrics, NodeConfig, ObjectKey, Precondition, PutRequest,
+    Source, SourceConfig, SourceSpec, TierConfig, TreePath,
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+pub const MIB: u64 = 1024 * 1024;
+
+/// Engine, outside hand on its source, and what holds them up.
+pub struct Bench {
+    pub engine: Arc<Engine>,
+    pub outside: Arc<dyn Source>,
+    pub metrics: Metrics,
+    pub clock: Arc<ManualClock>,
+    pub runtime: Runtime,
+    pub home: TempDir,
+    pub config: NodeConfig,
+}
+
+/// Settings that tests vary.
+pub struct Setup {
+    pub cache_bytes: u64,
+    pub memory_bytes: u64,
+    pub freshness: Freshness,
+    pub deadline_s: f64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { cache_bytes: 1 << 30, memory_bytes: 64 * MIB, freshness: Freshness::Seconds(60.0), deadline_s: 10.0 }
+    }
+}
+
+impl Bench {
+    /// An engine with the memory source `name` attached at `/data`.
+    pub fn start(name: &str, setup: &Setup) -> Self {
+        let home = TempDir::with_prefix("penstock-engine-").unwrap();
+        let config = NodeConfig {
+            state_directory: home.path().join("state"),
+            data_socket: home.path().join("data.sock"),
+            cache: CacheConfig {
+                tiers: vec![TierConfig { directory: home.path().join("cache"), size_bytes: setup.cache_bytes }],
+                free_space_floor: 0.01,
+                scrub_interval_days: 0.0,
+                allow_network_filesystem: false,
+            },
+            memory_budget_bytes: setup.memory_bytes,
+            deadlines: DeadlineConfig { foreground_s: setup.deadline_s, attach_s: 5.0 },
+            source: SourceConfig { max_requests: 64, max_attempts: 3, max_bytes_per_s: None },
+            metrics_port: None,
+            max_connections: 16,
+        };
+        std::fs::create_dir_all(&config.state_directory).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let spec = SourceSpec::Memory { name: format!("{name}-{}", home.path().display()) };
+        let clock = Arc::new(ManualClock::default());
+        let outside = outside(&spec, &config, &clock);
+        let metrics = Metrics::default();
+        let engine = engine(&config, &metrics, &clock, &runtime);
+        let attachment = attachment("/data", spec, setup.freshness);
+        runtime.block_on(engine.attach(attachment, true)).unwrap();
+        Self { engine, outside, metrics, clock, runtime, home, config }
+    }
+
+    /// Stores `version` of object number `object` under `key`, from outside.
+    pub fn put(&self, key: &str, object: u64, version: u64, size: u64) {
+        self.put_bytes(key, oracle::content(object, version, 0, size));
+    }
+
+    pub fn put_bytes(&self, key: &str, body: Bytes) {
+        let request =
+            PutRequest { key: ObjectKey::from(key), body, precondition: Precondition::None, metadata: Vec::new() };
+        self.runtime.block_on(self.outside.put(request)).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> TreePath {
+        TreePath::parse(&format!("/data/{name}")).unwrap()
+    }
+}
+
+pub fn attachment(path: &str, source: SourceSpec, freshness: Freshness) -> AttachmentSpec {
+    AttachmentSpec { id: path.into(), path: path.into(), source, prefix: String::new(), freshness }
+}
+
+pub fn engine(config: &NodeConfig, metrics: &Metrics, clock: &Arc<ManualClock>, runtime: &Runtime) -> Arc<Engine> {
+    let parts = EngineParts {
+        config: config.clone(),
+        clock: Arc::clone(clock) as _,
+        metrics: metrics.clone(),
+        runtime: runtime.handle().clone(),
+        seed: 1,
+    };
+    Engine::new(parts).unwrap()
+}
+
+fn outside(spec: &SourceSpec, config: &NodeConfig, clock: &Arc<ManualClock>) -> Arc<dyn Source> {
+    let parts = SourceParts {
+        config: config.source.clone(),
+        deadline: config.deadlines.foreground(),
+        metrics: Metrics::default(),
+        clock: Arc::clone(clock) as _,
+        seed: 2,
+    };
+    penstock_source::open(spec, &parts).unwrap()
+}
