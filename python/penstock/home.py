@@ -108,7 +108,7 @@ def locate(home: str | os.PathLike[str] | None = None, environment: Mapping[str,
         return _platform_home(variables)
     if not chosen:
         raise InvalidInputError("find the home", "PENSTOCK_HOME is empty", "set it to a directory, or unset it")
-    root = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - links stay as the user wrote them
+    root = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - links stay
     run = _short_run(root / "run", variables)
     return Home(root / "config.toml", root, root / "cache", root / "logs", run)
 
