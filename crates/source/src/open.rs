@@ -1,0 +1,61 @@
+//! From a spec to a source with all its decorators.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_types::{Clock, Metrics, Result, Source, SourceConfig, SourceSpec};
+
+use crate::environment::Environment;
+use crate::memory::Memory;
+use crate::s3::S3;
+
+/// What a source needs besides its spec.
+#[derive(Clone)]
+pub struct SourceParts {
+    /// How every source is talked to.
+    pub config: SourceConfig,
+    /// A call that is not done by then fails.
+    pub deadline: Duration,
+    /// Where it counts.
+    pub metrics: Metrics,
+    /// The node's clock.
+    pub clock: Arc<dyn Clock>,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// Opens a source. Sends nothing: see [`crate::probe`].
+///
+/// # Errors
+/// `InvalidInput` where the spec cannot be right.
+pub fn open(spec: &SourceSpec, parts: &SourceParts) -> Result<Arc<dyn Source>> {
+    open_in(spec, parts, &Environment::of_process())
+}
+
+/// Opens a source in an environment of its own.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_in(spec: &SourceSpec, parts: &SourceParts, environment: &Environment) -> Result<Arc<dyn Source>> {
+    match spec {
+        SourceSpec::S3 { .. } => Ok(Arc::new(S3::new(spec, environment, parts.clock.clone(), parts.metrics.clone())?)),
+        SourceSpec::Memory { name } => Ok(Arc::new(Memory::open(name, parts.clock.clone()))),
+        SourceSpec::File { directory } => Err(penstock_types::Error::new(
+            penstock_types::ErrorKind::Unsupported,
+            format!("open {}", directory.display()),
+            "directories are not served yet",
+        )),
+    }
+}
+
+/// Stable name of what may be seen through a spec: source and credentials reference, no secret. Catalog facts are
+/// kept per scope, so that one attachment never sees through another's entitlement.
+pub fn credential_scope(spec: &SourceSpec) -> String {
+    match spec {
+        SourceSpec::S3 { bucket, endpoint, credentials, .. } => {
+            format!("s3:{}/{bucket}#{credentials}", endpoint.as_deref().unwrap_or("aws"))
+        }
+        SourceSpec::File { directory } => format!("file:{}", directory.display()),
+        SourceSpec::Memory { name } => format!("memory:{name}"),
+    }
+}

@@ -1,0 +1,358 @@
+//! S3 and what speaks it: plain HTTP/1.1, signed requests, answers that are checked before anybody sees them.
+//! Knows no retry and no limit; those are decorators.
+
+mod address;
+mod credentials;
+mod http;
+mod list;
+mod multipart;
+mod read;
+mod refusal;
+mod write;
+mod xml;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use penstock_types::{
+    Capabilities, Clock, CompletedPart, CopyRequest, Error, ErrorKind, ListPage, ListRequest, Metrics,
+    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest, ReadRequest,
+    Result, Source, SourceId, SourceSpec, UploadId, UploadInfo, Version,
+};
+
+use crate::environment::Environment;
+use address::Address;
+use credentials::{Reference, RequestSigning};
+use http::HttpClient;
+use refusal::{Purpose, Refusal, Surroundings};
+
+/// Most bytes of an error's body that are looked at.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Bodies above this are hashed off the async threads (SHA-256 makes about 1 GB/s).
+const INLINE_HASH_BYTES: usize = 256 << 10;
+/// SHA-256 of no bytes: the hash of every request without a body.
+const EMPTY_SHA256: &str = reqsign_aws_v4::EMPTY_STRING_SHA256;
+const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
+/// No difference known yet.
+const UNKNOWN_SKEW: i64 = i64::MIN;
+
+/// A bucket.
+pub(crate) struct S3 {
+    id: SourceId,
+    address: Address,
+    region: String,
+    reference: Reference,
+    client: HttpClient,
+    signing: Option<RequestSigning>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    clock_skew_ms: AtomicI64,
+}
+
+/// One request before it is signed.
+struct Call {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Call {
+    fn new(method: Method, uri: Uri) -> Self {
+        Self { method, uri, headers: HeaderMap::new(), body: Bytes::new() }
+    }
+
+    fn body(mut self, body: Bytes) -> Self {
+        self.body = body;
+        self
+    }
+
+    fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Adds a header whose value comes from outside.
+    fn text(self, action: &str, name: HeaderName, value: &str) -> Result<Self> {
+        let value = HeaderValue::from_str(value).map_err(|_| {
+            Error::new(ErrorKind::InvalidInput, action, format!("{name} would hold characters that HTTP cannot carry"))
+        })?;
+        Ok(self.header(name, value))
+    }
+
+    fn precondition(self, action: &str, precondition: &Precondition) -> Result<Self> {
+        match precondition {
+            Precondition::None => Ok(self),
+            Precondition::Absent => Ok(self.header(header::IF_NONE_MATCH, HeaderValue::from_static("*"))),
+            Precondition::Version(version) => self.text(action, header::IF_MATCH, &quoted(version)),
+        }
+    }
+}
+
+impl S3 {
+    /// Checks the spec; sends nothing.
+    pub(crate) fn new(
+        spec: &SourceSpec,
+        environment: &Environment,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Self> {
+        let SourceSpec::S3 { bucket, endpoint, region, virtual_host, credentials } = spec else {
+            return Err(Error::new(ErrorKind::Internal, "open an S3 source", "the spec is of another kind"));
+        };
+        let reference = Reference::parse(credentials)?;
+        let region = match region {
+            Some(region) => region.clone(),
+            None => credentials::default_region(&reference, environment),
+        };
+        let address = Address::new(bucket, endpoint.as_deref(), &region, *virtual_host)?;
+        let client = HttpClient::new(address.is_https() || reference.may_ask_services());
+        let signing = RequestSigning::new(&reference, &region, environment, &client);
+        Ok(Self {
+            id: SourceId::from(address.identity().as_str()),
+            address,
+            region,
+            reference,
+            client,
+            signing,
+            clock,
+            metrics,
+            clock_skew_ms: AtomicI64::new(UNKNOWN_SKEW),
+        })
+    }
+
+    /// Sends a call and returns any answer, with its headers read for the clock.
+    async fn send(&self, action: &str, call: Call) -> Result<Response<Incoming>> {
+        let mut request = ::http::Request::new(());
+        *request.method_mut() = call.method;
+        *request.uri_mut() = call.uri;
+        *request.headers_mut() = call.headers;
+        let (mut parts, ()) = request.into_parts();
+        if let Some(signing) = &self.signing {
+            parts.headers.insert(CONTENT_SHA256, self.content_hash(&call.body).await);
+            signing.sign(action, &mut parts).await?;
+        }
+        let request = ::http::Request::from_parts(parts, Full::new(call.body));
+        let response = self.client.send(action, request).await?;
+        self.notice_clock(response.headers());
+        Ok(response)
+    }
+
+    /// Sends a call; anything but success becomes an error.
+    async fn succeed(&self, action: &str, purpose: Purpose, call: Call) -> Result<Response<Incoming>> {
+        let response = self.send(action, call).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refused(action, purpose, response).await)
+    }
+
+    /// Sends a call whose answer is an XML document `root`, read whole. An error document under a success is an error.
+    async fn document<T: serde::de::DeserializeOwned>(
+        &self,
+        action: &str,
+        purpose: Purpose,
+        root: &str,
+        call: Call,
+    ) -> Result<(T, HeaderMap)> {
+        let response = self.succeed(action, purpose, call).await?;
+        let (parts, body) = response.into_parts();
+        let body = http::collect(action, body, xml::MAX_XML_BYTES).await?;
+        if xml::root_name(&body).as_deref() == Some("Error") {
+            let refusal = Refusal::read(parts.status, &parts.headers, &body);
+            return Err(self.error_of(action, purpose, &refusal));
+        }
+        Ok((xml::parse(action, root, &body)?, parts.headers))
+    }
+
+    async fn refused(&self, action: &str, purpose: Purpose, response: Response<Incoming>) -> Error {
+        let (parts, body) = response.into_parts();
+        // An error whose body breaks is still that error.
+        let body = http::collect(action, body, MAX_ERROR_BYTES).await.unwrap_or_default();
+        let refusal = Refusal::read(parts.status, &parts.headers, &body);
+        self.error_of(action, purpose, &refusal)
+    }
+
+    fn error_of(&self, action: &str, purpose: Purpose, refusal: &Refusal) -> Error {
+        if let Some(signing) = &self.signing
+            && matches!(
+                refusal.code.as_str(),
+                "ExpiredToken" | "TokenRefreshRequired" | "InvalidToken" | "InvalidAccessKeyId"
+            )
+        {
+            signing.reload();
+        }
+        let around = Surroundings {
+            bucket: self.address.bucket(),
+            endpoint: &self.address.endpoint(),
+            region: &self.region,
+            credentials: &self.reference.to_string(),
+            clock_skew_ms: self.clock_skew(),
+        };
+        refusal.error(action, purpose, &around)
+    }
+
+    /// Over TLS the transport protects the payload; over plain HTTP the signature has to.
+    async fn content_hash(&self, body: &Bytes) -> HeaderValue {
+        if body.is_empty() {
+            return HeaderValue::from_static(EMPTY_SHA256);
+        }
+        let unsigned = HeaderValue::from_static("UNSIGNED-PAYLOAD");
+        if self.address.is_https() {
+            return unsigned;
+        }
+        let hex = if body.len() <= INLINE_HASH_BYTES {
+            reqsign_core::hash::hex_sha256(body)
+        } else {
+            let body = body.clone();
+            match tokio::task::spawn_blocking(move || reqsign_core::hash::hex_sha256(&body)).await {
+                Ok(hex) => hex,
+                Err(_) => return unsigned,
+            }
+        };
+        HeaderValue::from_str(&hex).unwrap_or(unsigned)
+    }
+
+    fn notice_clock(&self, headers: &HeaderMap) {
+        let date = headers.get(header::DATE).and_then(|date| modified_ms(date.to_str().ok()?));
+        if let Some(date_ms) = date {
+            // The header has whole seconds: its middle is the best guess.
+            self.clock_skew_ms.store(self.clock.wall_ms() - date_ms - 500, Ordering::Relaxed);
+        }
+    }
+
+    fn clock_skew(&self) -> Option<i64> {
+        Some(self.clock_skew_ms.load(Ordering::Relaxed)).filter(|skew| *skew != UNKNOWN_SKEW)
+    }
+
+    fn action(&self, verb: &str, key: &ObjectKey) -> String {
+        format!("{verb} {}", self.address.describe(key))
+    }
+}
+
+/// An HTTP date as milliseconds since the epoch.
+fn modified_ms(text: &str) -> Option<i64> {
+    let time = httpdate::parse_http_date(text).ok()?;
+    i64::try_from(time.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
+}
+
+/// The version in an ETag: without its quotes; a weak one stays whole.
+fn version_of(etag: &str) -> Option<Version> {
+    let etag = etag.trim();
+    let bare = etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag);
+    (!bare.is_empty()).then(|| Version::from(bare))
+}
+
+/// The ETag of a version, as conditions want it.
+fn quoted(version: &Version) -> String {
+    if version.as_str().starts_with("W/") { version.to_string() } else { format!("\"{version}\"") }
+}
+
+/// The version that came with an answer; an answer without one is `Corrupt`.
+fn version_in(action: &str, headers: &HeaderMap) -> Result<Version> {
+    headers
+        .get(header::ETAG)
+        .and_then(|etag| version_of(etag.to_str().ok()?))
+        .ok_or_else(|| Error::new(ErrorKind::Corrupt, action, "the answer has no ETag"))
+}
+
+fn expect_status(action: &str, status: StatusCode, expected: &[StatusCode]) -> Result<()> {
+    if expected.contains(&status) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Corrupt, action, format!("the store answers with status {}", status.as_u16())))
+}
+
+#[async_trait]
+impl Source for S3 {
+    fn id(&self) -> &SourceId {
+        &self.id
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            conditional_read: true,
+            conditional_create: true,
+            conditional_replace: true,
+            conditional_delete: true,
+            conditional_copy: true,
+            resumable_multipart: true,
+            list_start_after: true,
+            binary_keys: false,
+            weak_versions: false,
+            read_only: false,
+        }
+    }
+
+    fn describe(&self, key: &ObjectKey) -> String {
+        self.address.describe(key)
+    }
+
+    fn observed(&self) -> Observed {
+        let identity = match &self.signing {
+            Some(signing) => signing.identity(),
+            None => Some("anonymous".to_owned()),
+        };
+        Observed { clock_skew_ms: self.clock_skew(), identity }
+    }
+
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {
+        self.stat_object(key).await
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<ObjectBody> {
+        self.read_object(request).await
+    }
+
+    async fn list(&self, request: ListRequest) -> Result<ListPage> {
+        self.list_objects(request).await
+    }
+
+    async fn put(&self, request: PutRequest) -> Result<ObjectAttributes> {
+        self.put_object(request).await
+    }
+
+    async fn copy(&self, request: CopyRequest) -> Result<ObjectAttributes> {
+        self.copy_object(request).await
+    }
+
+    async fn delete(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
+        self.delete_object(key, version).await
+    }
+
+    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
+        self.begin_multipart(key, &metadata).await
+    }
+
+    async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {
+        self.put_multipart_part(key, upload, number, body).await
+    }
+
+    async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>> {
+        self.list_multipart_parts(key, upload).await
+    }
+
+    async fn complete_upload(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[CompletedPart],
+        precondition: Precondition,
+    ) -> Result<ObjectAttributes> {
+        self.complete_multipart(key, upload, parts, &precondition).await
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
+        self.abort_multipart(key, upload).await
+    }
+
+    async fn list_uploads(&self, prefix: &ObjectKey) -> Result<Vec<UploadInfo>> {
+        self.list_multipart_uploads(prefix).await
+    }
+}

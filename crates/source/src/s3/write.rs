@@ -1,0 +1,119 @@
+//! Put, copy and delete, each with its condition.
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+
+use penstock_types::{
+    CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectKey, Precondition, PutRequest, Result, Version,
+};
+
+use super::read::METADATA_PREFIX;
+use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, modified_ms, quoted, version_in, version_of, xml};
+use crate::check;
+
+const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
+const COPY_SOURCE_IF_MATCH: HeaderName = HeaderName::from_static("x-amz-copy-source-if-match");
+const METADATA_DIRECTIVE: HeaderName = HeaderName::from_static("x-amz-metadata-directive");
+
+impl S3 {
+    pub(super) async fn put_object(&self, request: PutRequest) -> Result<ObjectAttributes> {
+        let action = self.action("write", &request.key);
+        check::key(&action, &request.key)?;
+        let size = request.body.len() as u64;
+        let call = Call::new(Method::PUT, self.address.uri(&request.key, &[])?)
+            .body(request.body)
+            .metadata(&action, &request.metadata)?
+            .precondition(&action, &request.precondition)?;
+        let response = self.succeed(&action, purpose(&request.precondition, None), call).await?;
+        let (parts, body) = response.into_parts();
+        // Read to its end, so that the connection can be used again.
+        let _ = http::collect(&action, body, MAX_ERROR_BYTES).await;
+        let version = version_in(&action, &parts.headers)?;
+        self.written(&request.key, version, Some(size), &parts.headers).await
+    }
+
+    pub(super) async fn copy_object(&self, request: CopyRequest) -> Result<ObjectAttributes> {
+        let action = format!("{} to {}", self.action("copy", &request.from), self.address.describe(&request.to));
+        check::key(&action, &request.to)?;
+        let mut call = Call::new(Method::PUT, self.address.uri(&request.to, &[])?)
+            .text(&action, COPY_SOURCE, &self.address.copy_source(&request.from))?
+            .precondition(&action, &request.precondition)?;
+        if let Some(version) = &request.from_version {
+            call = call.text(&action, COPY_SOURCE_IF_MATCH, &quoted(version))?;
+        }
+        if let Some(metadata) = &request.metadata {
+            call = call.header(METADATA_DIRECTIVE, HeaderValue::from_static("REPLACE")).metadata(&action, metadata)?;
+        }
+        let purpose = purpose(&request.precondition, request.from_version.as_ref());
+        let (result, headers): (xml::WrittenResult, _) =
+            self.document(&action, purpose, "CopyObjectResult", call).await?;
+        let version =
+            version_of(&result.etag).ok_or_else(|| Error::new(ErrorKind::Corrupt, &action, "the copy has no ETag"))?;
+        self.written(&request.to, version, None, &headers).await
+    }
+
+    pub(super) async fn delete_object(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
+        let action = self.action("delete", key);
+        check::key(&action, key)?;
+        let mut call = Call::new(Method::DELETE, self.address.uri(key, &[])?);
+        if let Some(version) = version {
+            call = call.text(&action, header::IF_MATCH, &quoted(version))?;
+        }
+        let response = self.send(&action, call).await?;
+        if response.status().is_success() {
+            let _ = http::collect(&action, response.into_body(), MAX_ERROR_BYTES).await;
+            return Ok(());
+        }
+        let gone = response.status() == StatusCode::NOT_FOUND;
+        let error = self.refused(&action, purpose(&Precondition::None, version), response).await;
+        if gone && version.is_none() && !error.to_string().contains("NoSuchBucket") { Ok(()) } else { Err(error) }
+    }
+
+    /// Attributes of a version that was just written, as a stat gives them: an answer to a write has no
+    /// `Last-Modified`. Where the stat cannot tell, because the version is replaced already or the store fails,
+    /// the answer's date has to do; without a size either there is nothing true to say.
+    pub(super) async fn written(
+        &self,
+        key: &ObjectKey,
+        version: Version,
+        size: Option<u64>,
+        headers: &HeaderMap,
+    ) -> Result<ObjectAttributes> {
+        self.metrics.source_requests.inc();
+        let stat = self.stat_object(key).await;
+        match (stat, size) {
+            (Ok(stat), _) if stat.attributes.version == version => Ok(stat.attributes),
+            (_, Some(size)) => {
+                let date = headers.get(header::DATE).and_then(|date| modified_ms(date.to_str().ok()?));
+                let modified_ms = date.unwrap_or_else(|| self.clock.wall_ms().div_euclid(1000) * 1000);
+                Ok(ObjectAttributes { size, modified_ms, version })
+            }
+            (Ok(_), None) => Err(Error::new(
+                ErrorKind::Conflict,
+                self.action("write", key),
+                "it was written, and replaced by somebody else at once",
+            )),
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+impl Call {
+    pub(super) fn metadata(mut self, action: &str, metadata: &[(String, String)]) -> Result<Self> {
+        for (name, value) in metadata {
+            let invalid = || {
+                Error::new(ErrorKind::InvalidInput, action, "the name of a metadata entry is no HTTP token")
+                    .fact("name", name.escape_default())
+            };
+            let header: HeaderName = format!("{METADATA_PREFIX}{name}").parse().map_err(|_| invalid())?;
+            self = self.text(action, header, value)?;
+        }
+        Ok(self)
+    }
+}
+
+pub(super) fn purpose(precondition: &Precondition, version: Option<&Version>) -> Purpose {
+    match (precondition, version) {
+        (Precondition::None, None) => Purpose::Plain,
+        _ => Purpose::ConditionalWrite,
+    }
+}
