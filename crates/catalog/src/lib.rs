@@ -2,7 +2,10 @@
 //! and the mapping between keys and paths; never reads content and never decides what is cached.
 
 mod catalog;
+mod chunk;
 mod keymap;
+mod store;
+mod timeline;
 mod view;
 
 pub use catalog::Catalog;

@@ -1,0 +1,544 @@
+//! The file of the catalog: `redb` tables, what is read from them and the transactions that change them. Blocking.
+
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use penstock_types::{Error, ErrorKind, Result};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError,
+    TableDefinition, WriteTransaction,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::timeline::Moment;
+
+type Bytes = &'static [u8];
+type Row<'a> = redb::AccessGuard<'a, Bytes>;
+
+/// Names and small values: format, epoch, high water, next numbers.
+const FACTS: TableDefinition<&str, i64> = TableDefinition::new("facts");
+/// Scope → its number.
+const SCOPES: TableDefinition<&str, u32> = TableDefinition::new("scopes");
+/// Scope number (4, big-endian), kind (1), prefix → [`Listing`].
+const LISTINGS: TableDefinition<Bytes, Bytes> = TableDefinition::new("listings");
+/// Generation (8, big-endian), first key → packed chunk.
+const CHUNKS: TableDefinition<Bytes, Bytes> = TableDefinition::new("chunks");
+/// Generations that are being written or are no longer wanted: rubbish when the file is opened.
+const LOOSE: TableDefinition<u64, ()> = TableDefinition::new("loose generations");
+
+/// Raised when a table changes its meaning; a file of another format is begun anew.
+const FORMAT: i64 = 1;
+/// Memory that `redb` may use for pages. The page cache of the kernel holds the rest.
+const PAGE_CACHE_BYTES: usize = 32 << 20;
+/// Rows of a loose generation that one transaction removes.
+const SWEEP_ROWS: usize = 2048;
+
+/// How a listing was made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Kind {
+    /// The names of one directory.
+    Directory,
+    /// Every key below a prefix.
+    Tree,
+}
+
+/// A complete listing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Listing {
+    /// Its chunks.
+    pub(crate) generation: u64,
+    /// When its first request was sent.
+    pub(crate) sent: Moment,
+    /// The epoch of the time line then.
+    pub(crate) epoch: u32,
+    /// Objects and common prefixes in it.
+    pub(crate) entries: u64,
+}
+
+/// One change.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// A generation is about to be written.
+    Begin { generation: u64 },
+    /// A chunk of it.
+    Chunk { generation: u64, first: Vec<u8>, row: Vec<u8> },
+    /// The generation is whole and takes the place of the one before.
+    Finish { scope: u32, kind: Kind, prefix: Vec<u8>, listing: Listing },
+    /// A listing is no longer believed; `generation` guards against dropping a newer one.
+    Forget { scope: u32, kind: Kind, prefix: Vec<u8>, generation: u64 },
+    /// Every listing of a scope is forgotten.
+    ForgetScope { scope: u32 },
+}
+
+/// The tables.
+pub(crate) struct Store {
+    database: Database,
+    place: String,
+    epoch: u32,
+}
+
+/// A view of the tables at one moment.
+pub(crate) struct Reader {
+    listings: ReadOnlyTable<Bytes, Bytes>,
+    chunks: ReadOnlyTable<Bytes, Bytes>,
+    place: String,
+}
+
+impl Store {
+    /// Opens the file or makes it. A file that is damaged or of another format is set aside and begun anew.
+    pub(crate) fn open(path: &Path, now: Moment) -> Result<Self> {
+        match Self::open_file(path, now) {
+            Ok(store) => Ok(store),
+            Err(Failure::Other(error)) => Err(error),
+            Err(Failure::Damaged(reason)) => {
+                let mut aside = PathBuf::from(path).into_os_string();
+                aside.push(".damaged");
+                tracing::warn!(path = %path.display(), %reason, "the catalog is damaged: set aside and begun anew");
+                std::fs::rename(path, &aside).map_err(|error| disk(&path.display().to_string(), &error))?;
+                Self::open_file(path, now).map_err(|failure| match failure {
+                    Failure::Other(error) => error,
+                    Failure::Damaged(reason) => disk(&path.display().to_string(), &reason),
+                })
+            }
+        }
+    }
+
+    /// Tables in memory, for when the disk fails.
+    pub(crate) fn in_memory(now: Moment) -> Result<Self> {
+        let database = builder().create_with_backend(InMemoryBackend::new()).map_err(|error| disk("memory", &error))?;
+        Self::prepare(database, "memory".into(), now)
+    }
+
+    fn open_file(path: &Path, now: Moment) -> Result<Self, Failure> {
+        let place = path.display().to_string();
+        // A damaged file can make redb panic as well as fail; neither may keep a node from starting.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let database = builder().create(path).map_err(|error| Failure::of(&place, &error))?;
+            check_format(&database)?;
+            Ok(database)
+        }));
+        let database = opened.unwrap_or_else(|_| Err(Failure::Damaged("it cannot be read".into())))?;
+        let prepared = catch_unwind(AssertUnwindSafe(|| Self::prepare(database, place, now)));
+        match prepared {
+            Ok(Ok(store)) => Ok(store),
+            Ok(Err(error)) if error.kind() == ErrorKind::Corrupt => Err(Failure::Damaged(error.reason().into())),
+            Ok(Err(error)) => Err(Failure::Other(error)),
+            Err(_) => Err(Failure::Damaged("it cannot be read".into())),
+        }
+    }
+
+    /// Makes the tables and settles the epoch: if the clock is behind what the file has seen, everything in it is of
+    /// unknown age from now on.
+    fn prepare(database: Database, place: String, now: Moment) -> Result<Self> {
+        let failed = |error: redb::Error| disk(&place, &error);
+        let transaction = write(&database, Durability::Immediate).map_err(failed)?;
+        let epoch = (|| -> std::result::Result<i64, redb::Error> {
+            let mut facts = transaction.open_table(FACTS)?;
+            let fact = |name: &str| facts.get(name).map(|value| value.map_or(0, |value| value.value()));
+            let (mut epoch, high_water) = (fact("epoch")?, fact("high water")?);
+            if now < high_water {
+                epoch += 1;
+            }
+            facts.insert("format", FORMAT)?;
+            facts.insert("epoch", epoch)?;
+            facts.insert("high water", now)?;
+            transaction.open_table(SCOPES)?;
+            transaction.open_table(LISTINGS)?;
+            transaction.open_table(CHUNKS)?;
+            transaction.open_table(LOOSE)?;
+            Ok(epoch)
+        })()
+        .map_err(failed)?;
+        transaction.commit().map_err(|error| failed(error.into()))?;
+        Ok(Self { database, place, epoch: u32::try_from(epoch).unwrap_or(u32::MAX) })
+    }
+
+    /// The epoch in which facts are written now.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// A number no generation had before; numbers below it are taken.
+    pub(crate) fn next_generation(&self) -> Result<u64> {
+        let read = || -> std::result::Result<i64, redb::Error> {
+            let facts = self.database.begin_read()?.open_table(FACTS)?;
+            Ok(facts.get("next generation")?.map_or(1, |value| value.value()))
+        };
+        read().map(i64::cast_unsigned).map_err(|error| disk(&self.place, &error))
+    }
+
+    /// Generations whose chunks are rubbish.
+    pub(crate) fn loose_generations(&self) -> Result<Vec<u64>> {
+        let read = || -> std::result::Result<Vec<u64>, redb::Error> {
+            let loose = self.database.begin_read()?.open_table(LOOSE)?;
+            loose.iter()?.map(|row| Ok(row?.0.value())).collect()
+        };
+        read().map_err(|error| disk(&self.place, &error))
+    }
+
+    /// The number of a scope, given out at its first use.
+    pub(crate) fn scope(&self, name: &str) -> Result<u32> {
+        let number = || -> std::result::Result<u32, redb::Error> {
+            let transaction = write(&self.database, Durability::None)?;
+            let number = {
+                let mut scopes = transaction.open_table(SCOPES)?;
+                let known = scopes.get(name)?.map(|value| value.value());
+                match known {
+                    Some(number) => number,
+                    None => {
+                        let mut next = 0;
+                        for row in scopes.iter()? {
+                            next = next.max(row?.1.value() + 1);
+                        }
+                        scopes.insert(name, next)?;
+                        next
+                    }
+                }
+            };
+            transaction.commit()?;
+            Ok(number)
+        };
+        number().map_err(|error| disk(&self.place, &error))
+    }
+
+    /// The tables as they are now.
+    pub(crate) fn reader(&self) -> Result<Reader> {
+        let open = || -> std::result::Result<_, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            Ok((transaction.open_table(LISTINGS)?, transaction.open_table(CHUNKS)?))
+        };
+        let (listings, chunks) = open().map_err(|error| disk(&self.place, &error))?;
+        Ok(Reader { listings, chunks, place: self.place.clone() })
+    }
+
+    /// Applies changes in one transaction that readers see at once and a crash of the process may lose. Returns the
+    /// generations that became loose.
+    pub(crate) fn apply(&self, changes: Vec<Change>) -> Result<Vec<u64>> {
+        let apply = || -> std::result::Result<Vec<u64>, redb::Error> {
+            let transaction = write(&self.database, Durability::None)?;
+            let mut loose = Vec::new();
+            {
+                let mut tables = Tables {
+                    listings: transaction.open_table(LISTINGS)?,
+                    chunks: transaction.open_table(CHUNKS)?,
+                    loose: transaction.open_table(LOOSE)?,
+                    facts: transaction.open_table(FACTS)?,
+                };
+                for change in changes {
+                    tables.apply(change, &mut loose)?;
+                }
+            }
+            transaction.commit()?;
+            Ok(loose)
+        };
+        apply().map_err(|error| disk(&self.place, &error))
+    }
+
+    /// Removes some rows of a loose generation; `true` when none is left.
+    pub(crate) fn sweep(&self, generation: u64) -> Result<bool> {
+        let sweep = || -> std::result::Result<bool, redb::Error> {
+            let transaction = write(&self.database, Durability::None)?;
+            let done = {
+                let mut chunks = transaction.open_table(CHUNKS)?;
+                let (low, high) = (chunk_key(generation, b""), chunk_key(generation + 1, b""));
+                let mut doomed = Vec::new();
+                for row in chunks.range(low.as_slice()..high.as_slice())?.take(SWEEP_ROWS) {
+                    doomed.push(row?.0.value().to_vec());
+                }
+                for key in &doomed {
+                    chunks.remove(key.as_slice())?;
+                }
+                let done = doomed.len() < SWEEP_ROWS;
+                if done {
+                    transaction.open_table(LOOSE)?.remove(generation)?;
+                }
+                done
+            };
+            transaction.commit()?;
+            Ok(done)
+        };
+        sweep().map_err(|error| disk(&self.place, &error))
+    }
+
+    /// Makes everything applied so far survive a crash, and notes how late it is.
+    pub(crate) fn flush(&self, now: Moment) -> Result<()> {
+        let flush = || -> std::result::Result<(), redb::Error> {
+            let transaction = write(&self.database, Durability::Immediate)?;
+            transaction.open_table(FACTS)?.insert("high water", now)?;
+            Ok(transaction.commit()?)
+        };
+        flush().map_err(|error| disk(&self.place, &error))
+    }
+}
+
+struct Tables<'a> {
+    listings: redb::Table<'a, Bytes, Bytes>,
+    chunks: redb::Table<'a, Bytes, Bytes>,
+    loose: redb::Table<'a, u64, ()>,
+    facts: redb::Table<'a, &'static str, i64>,
+}
+
+impl Tables<'_> {
+    fn apply(&mut self, change: Change, loose: &mut Vec<u64>) -> std::result::Result<(), redb::Error> {
+        match change {
+            Change::Begin { generation } => {
+                self.loose.insert(generation, ())?;
+                self.facts.insert("next generation", (generation + 1).cast_signed())?;
+            }
+            Change::Chunk { generation, first, row } => {
+                self.chunks.insert(chunk_key(generation, &first).as_slice(), row.as_slice())?;
+            }
+            Change::Finish { scope, kind, prefix, listing } => {
+                let row = postcard::to_stdvec(&listing).unwrap_or_default();
+                let before = self.listings.insert(listing_key(scope, kind, &prefix).as_slice(), row.as_slice())?;
+                let before = before.and_then(|row| decode_listing(row.value()));
+                self.loose.remove(listing.generation)?;
+                self.loosen(before, loose)?;
+            }
+            Change::Forget { scope, kind, prefix, generation } => {
+                let key = listing_key(scope, kind, &prefix);
+                let known = self.listings.get(key.as_slice())?.and_then(|row| decode_listing(row.value()));
+                if known.as_ref().is_none_or(|known| known.generation == generation) {
+                    self.listings.remove(key.as_slice())?;
+                    self.loosen(known, loose)?;
+                }
+            }
+            Change::ForgetScope { scope } => {
+                let (low, high) = (scope.to_be_bytes(), scope.saturating_add(1).to_be_bytes());
+                let mut forgotten = Vec::new();
+                for row in self.listings.extract_from_if(low.as_slice()..high.as_slice(), |_, _| true)? {
+                    forgotten.push(decode_listing(row?.1.value()));
+                }
+                for listing in forgotten {
+                    self.loosen(listing, loose)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn loosen(&mut self, listing: Option<Listing>, loose: &mut Vec<u64>) -> std::result::Result<(), redb::Error> {
+        if let Some(listing) = listing {
+            self.loose.insert(listing.generation, ())?;
+            loose.push(listing.generation);
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// A complete listing, if there is one.
+    pub(crate) fn listing(&self, scope: u32, kind: Kind, prefix: &[u8]) -> Result<Option<Listing>> {
+        let row = self.listings.get(listing_key(scope, kind, prefix).as_slice());
+        let row = row.map_err(|error| disk(&self.place, &error))?;
+        Ok(row.and_then(|row| decode_listing(row.value())))
+    }
+
+    /// The chunk that holds `key` if any does: the last one that begins at or before it.
+    pub(crate) fn chunk_around(&self, generation: u64, key: &[u8]) -> Result<Option<Row<'_>>> {
+        let (low, high) = (chunk_key(generation, b""), chunk_key(generation, key));
+        let mut rows = ReadableTable::range(&self.chunks, low.as_slice()..=high.as_slice())
+            .map_err(|error| disk(&self.place, &error))?;
+        let row = rows.next_back().transpose().map_err(|error| disk(&self.place, &error))?;
+        Ok(row.map(|(_, row)| row))
+    }
+
+    /// The chunks that begin after `key`, in order.
+    pub(crate) fn chunks_after<'a>(
+        &'a self,
+        generation: u64,
+        key: &[u8],
+    ) -> Result<impl Iterator<Item = Result<Row<'a>>> + use<'a>> {
+        let (low, high) = (chunk_key(generation, key), chunk_key(generation + 1, b""));
+        let bounds = (Bound::Excluded(low.as_slice()), Bound::Excluded(high.as_slice()));
+        let rows = ReadableTable::range::<&[u8]>(&self.chunks, bounds).map_err(|error| disk(&self.place, &error))?;
+        Ok(rows.map(|row| row.map(|(_, row)| row).map_err(|error| disk(&self.place, &error))))
+    }
+}
+
+/// Why a file could not be opened.
+enum Failure {
+    Damaged(String),
+    Other(Error),
+}
+
+impl Failure {
+    fn of(place: &str, error: &DatabaseError) -> Self {
+        match error {
+            DatabaseError::DatabaseAlreadyOpen => Self::Other(
+                Error::new(ErrorKind::Busy, format!("open catalog {place}"), "another process has it open")
+                    .advise("stop that node, or use another home"),
+            ),
+            DatabaseError::Storage(StorageError::Io(error))
+                if !matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
+            {
+                Self::Other(disk(place, error))
+            }
+            other => Self::Damaged(other.to_string()),
+        }
+    }
+}
+
+fn check_format(database: &Database) -> Result<(), Failure> {
+    let format = || -> std::result::Result<Option<i64>, redb::Error> {
+        match database.begin_read()?.open_table(FACTS) {
+            Ok(facts) => Ok(facts.get("format")?.map(|value| value.value())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(Some(FORMAT)),
+            Err(error) => Err(error.into()),
+        }
+    };
+    match format() {
+        Ok(Some(FORMAT)) => Ok(()),
+        Ok(format) => Err(Failure::Damaged(format!("it has format {format:?}, this build writes {FORMAT}"))),
+        Err(error) => Err(Failure::Damaged(error.to_string())),
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(PAGE_CACHE_BYTES);
+    builder
+}
+
+fn write(database: &Database, durability: Durability) -> std::result::Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(durability)?;
+    // Keeps the allocator's state in the file, so that a killed node does not read the whole of it at its next start.
+    transaction.set_quick_repair(true);
+    Ok(transaction)
+}
+
+fn listing_key(scope: u32, kind: Kind, prefix: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(5 + prefix.len());
+    key.extend_from_slice(&scope.to_be_bytes());
+    key.push(match kind {
+        Kind::Directory => 0,
+        Kind::Tree => 1,
+    });
+    key.extend_from_slice(prefix);
+    key
+}
+
+fn chunk_key(generation: u64, first: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(8 + first.len());
+    key.extend_from_slice(&generation.to_be_bytes());
+    key.extend_from_slice(first);
+    key
+}
+
+/// A row that does not decode is treated as if it were not there.
+fn decode_listing(row: &[u8]) -> Option<Listing> {
+    postcard::from_bytes(row).ok()
+}
+
+fn disk(place: &str, reason: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Disk, format!("use catalog {place}"), reason.to_string())
+        .advise("check the disk that holds the home")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn listing(generation: u64, sent: Moment) -> Listing {
+        Listing { generation, sent, epoch: 0, entries: 1 }
+    }
+
+    fn finish(store: &Store, generation: u64) -> Vec<u64> {
+        let changes = vec![
+            Change::Begin { generation },
+            Change::Chunk { generation, first: b"a".to_vec(), row: vec![1] },
+            Change::Finish { scope: 1, kind: Kind::Tree, prefix: Vec::new(), listing: listing(generation, 9) },
+        ];
+        store.apply(changes).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_as_a_listing_row_are_refused_or_read(row in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = decode_listing(&row);
+        }
+
+        #[test]
+        fn a_listing_comes_back_from_its_row(generation in any::<u64>(), sent in any::<i64>()) {
+            let row = postcard::to_stdvec(&listing(generation, sent)).unwrap();
+            prop_assert_eq!(decode_listing(&row), Some(listing(generation, sent)));
+        }
+    }
+
+    #[test]
+    fn a_new_listing_takes_the_place_of_the_old_one_whose_chunks_are_swept() {
+        let store = Store::in_memory(0).unwrap();
+        assert!(finish(&store, 1).is_empty());
+        assert_eq!(finish(&store, 2), [1]);
+        assert_eq!(store.loose_generations().unwrap(), [1]);
+        assert!(store.sweep(1).unwrap());
+        assert!(store.loose_generations().unwrap().is_empty());
+        let reader = store.reader().unwrap();
+        assert!(reader.chunk_around(1, b"z").unwrap().is_none());
+        assert!(reader.chunk_around(2, b"z").unwrap().is_some());
+        assert_eq!(reader.listing(1, Kind::Tree, b"").unwrap().unwrap().generation, 2);
+        assert_eq!(store.next_generation().unwrap(), 3);
+    }
+
+    #[test]
+    fn forgetting_a_scope_leaves_the_others() {
+        let store = Store::in_memory(0).unwrap();
+        assert_eq!((store.scope("a").unwrap(), store.scope("b").unwrap(), store.scope("a").unwrap()), (0, 1, 0));
+        finish(&store, 1);
+        assert!(store.apply(vec![Change::ForgetScope { scope: 0 }]).unwrap().is_empty());
+        assert_eq!(store.apply(vec![Change::ForgetScope { scope: 1 }]).unwrap(), [1]);
+        assert_eq!(store.reader().unwrap().listing(1, Kind::Tree, b"").unwrap(), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_turned_back_between_runs_begins_a_new_epoch() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.redb");
+        let epoch_at = |now| {
+            let store = Store::open(&path, now).unwrap();
+            store.flush(now + 10).unwrap();
+            store.epoch()
+        };
+        assert_eq!([epoch_at(100), epoch_at(200), epoch_at(150), epoch_at(170)], [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.redb");
+        let damages: [fn(&mut Vec<u8>); 4] = [
+            |bytes| bytes.fill(0xa5),
+            |bytes| bytes.truncate(5000),
+            |bytes| bytes[..64].fill(0),
+            |bytes| {
+                let half = bytes.len() / 2;
+                bytes[4096..half].fill(0x5a);
+            },
+        ];
+        for damage in damages {
+            finish(&Store::open(&path, 0).unwrap(), 1);
+            let mut bytes = std::fs::read(&path).unwrap();
+            damage(&mut bytes);
+            std::fs::write(&path, bytes).unwrap();
+            let store = Store::open(&path, 0).unwrap();
+            finish(&store, 2);
+            assert_eq!(store.reader().unwrap().listing(1, Kind::Tree, b"").unwrap().unwrap().generation, 2);
+            assert!(directory.path().join("catalog.redb.damaged").exists());
+            std::fs::remove_file(directory.path().join("catalog.redb.damaged")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_another_process_has_open_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.redb");
+        let _held = Store::open(&path, 0).unwrap();
+        assert_eq!(Store::open(&path, 0).map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
+        assert!(!directory.path().join("catalog.redb.damaged").exists());
+    }
+}

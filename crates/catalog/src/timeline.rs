@@ -1,0 +1,105 @@
+//! One time line for facts. It never goes back, it follows the wall clock forward (so that a suspended machine does not
+//! think its facts fresh), and it notices between runs that the wall clock was turned back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use penstock_types::{Clock, Freshness};
+
+/// A moment, microseconds since the Unix epoch as this time line counts.
+pub(crate) type Moment = i64;
+
+/// The wall clock may be ahead of the time line by this much, µs, before the time line follows: its resolution is 1 ms.
+const WALL_TOLERANCE: i64 = 50_000;
+/// How long an absence is believed at most, µs, unless a listing that is fresh shows it.
+pub(crate) const ABSENCE_LIMIT: i64 = 60_000_000;
+
+/// The clock of facts.
+pub(crate) struct Timeline {
+    clock: Arc<dyn Clock>,
+    /// What is added to the monotonic clock; only grows.
+    offset: AtomicI64,
+}
+
+impl Timeline {
+    /// A time line that begins at the wall clock's now.
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        let offset = wall(&*clock) - monotonic(&*clock);
+        Self { clock, offset: AtomicI64::new(offset) }
+    }
+
+    /// Now; never less than it was.
+    pub(crate) fn now(&self) -> Moment {
+        let monotonic = monotonic(&*self.clock);
+        let ahead = wall(&*self.clock) - monotonic;
+        let offset = self.offset.load(Ordering::Acquire);
+        if ahead > offset + WALL_TOLERANCE {
+            return monotonic + self.offset.fetch_max(ahead, Ordering::AcqRel).max(ahead);
+        }
+        monotonic + offset
+    }
+}
+
+fn wall(clock: &dyn Clock) -> i64 {
+    clock.wall_ms().saturating_mul(1000)
+}
+
+fn monotonic(clock: &dyn Clock) -> i64 {
+    i64::try_from(clock.monotonic().as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Whether a fact that was asked for at `sent` may be believed at `now`.
+pub(crate) fn is_fresh(freshness: Freshness, sent: Moment, now: Moment) -> bool {
+    let age = now.saturating_sub(sent);
+    match freshness {
+        Freshness::Immutable => true,
+        // A fact from the future was written under a clock that was wrong.
+        Freshness::Seconds(seconds) => age >= 0 && (age as f64) < seconds * 1e6,
+    }
+}
+
+/// Whether "nothing has that name", learnt from a question about that name alone, may be believed.
+pub(crate) fn is_fresh_absence(freshness: Freshness, sent: Moment, now: Moment) -> bool {
+    is_fresh(freshness, sent, now) && (0..ABSENCE_LIMIT).contains(&now.saturating_sub(sent))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use penstock_testkit::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_jumps_back_does_not_make_facts_younger() {
+        let clock = Arc::new(ManualClock::default());
+        let timeline = Timeline::new(clock.clone());
+        let sent = timeline.now();
+        clock.jump_wall(-3_600_000);
+        clock.advance(Duration::from_secs(61));
+        assert_eq!(timeline.now() - sent, 61_000_000);
+        assert!(!is_fresh(Freshness::Seconds(60.0), sent, timeline.now()));
+    }
+
+    #[test]
+    fn hours_that_only_the_wall_clock_saw_make_facts_older() {
+        let clock = Arc::new(ManualClock::default());
+        let timeline = Timeline::new(clock.clone());
+        let sent = timeline.now();
+        clock.jump_wall(3_600_000);
+        assert_eq!(timeline.now() - sent, 3_600_000_000);
+        clock.jump_wall(-3_600_000);
+        assert_eq!(timeline.now() - sent, 3_600_000_000);
+    }
+
+    #[test]
+    fn a_fact_is_fresh_for_less_than_its_freshness_and_never_when_that_is_zero() {
+        assert!(is_fresh(Freshness::Seconds(1.0), 0, 999_999));
+        assert!(!is_fresh(Freshness::Seconds(1.0), 0, 1_000_000));
+        assert!(!is_fresh(Freshness::Seconds(0.0), 5, 5));
+        assert!(!is_fresh(Freshness::Seconds(60.0), 10, 5));
+        assert!(is_fresh(Freshness::Immutable, 0, i64::MAX));
+        assert!(!is_fresh_absence(Freshness::Immutable, 0, ABSENCE_LIMIT));
+    }
+}
