@@ -19,9 +19,7 @@ fn a_reopened_directory_has_what_was_acknowledged_whatever_became_of_the_process
     client.send("DELETE", "/lake/gone", &[], b"");
     // What a kill leaves: the files as they are, a file that no record knows, half a record.
     let copy = tempfile::tempdir().unwrap();
-    for path in ["data/0"] {
-        std::fs::create_dir_all(copy.path().join(path)).unwrap();
-    }
+    std::fs::create_dir_all(copy.path().join("data/0")).unwrap();
     for file in std::fs::read_dir(directory.path().join("data/0")).unwrap() {
         let path = file.unwrap().path();
         std::fs::copy(&path, copy.path().join("data/0").join(path.file_name().unwrap())).unwrap();

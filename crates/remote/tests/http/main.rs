@@ -1,5 +1,7 @@
 //! The remote as a plain HTTP client sees it.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 mod lifetime;
 mod listing;
 mod objects;
