@@ -1,0 +1,113 @@
+"""What a CI run left behind and what its tests said. Standard library only: it runs even when set-up failed."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import signal
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MARK = "PENSTOCK_CI_RUN"
+
+CARGO_RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
+CARGO_IGNORED = re.compile(r"^test (\S+) \.\.\. ignored(?:, (.*))?$", re.MULTILINE)
+# A Rust test cannot skip while it runs: it prints this and returns.
+CARGO_SKIPPED = re.compile(r"^skipped: (.+)$", re.MULTILINE)
+
+
+@dataclass
+class Counts:
+    """What one or several test runners said."""
+
+    passed: int = 0
+    failed: int = 0
+    skips: list[str] = field(default_factory=list)
+
+
+def leftover_processes(run: str) -> dict[int, str]:
+    """Processes that inherited the mark of this run and are not ancestors of this one."""
+    ancestors = {os.getpid()}
+    parent = os.getppid()
+    while parent > 1:
+        ancestors.add(parent)
+        parent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        process = int(directory.name)
+        try:
+            marked = f"{MARK}={run}".encode() in (directory / "environ").read_bytes().split(b"\0")
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue  # gone meanwhile, or somebody else's
+        # `tail` shows the output of the stage that asks.
+        if marked and process not in ancestors and not command.startswith("tail --pid="):
+            found[process] = command
+    return found
+
+
+def report_processes(run: str) -> int:
+    """Say and end what is still running; a test that leaves a process behind is a defect."""
+    left = leftover_processes(run)
+    for process, command in left.items():
+        print(f"left behind: {process} {command}")
+        os.kill(process, signal.SIGKILL)
+    return 1 if left else 0
+
+
+def cargo_counts(log: Path) -> Counts:
+    """Read the log of `cargo test`, which has a line of results for every crate and its doc tests."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    counts = Counts()
+    for passed, failed, _ in CARGO_RESULT.findall(text):
+        counts.passed += int(passed)
+        counts.failed += int(failed)
+    counts.skips += [f"{name}: {reason or 'ignored'}" for name, reason in CARGO_IGNORED.findall(text)]
+    counts.skips += CARGO_SKIPPED.findall(text)
+    return counts
+
+
+def pytest_counts(report: Path) -> Counts:
+    """Read pytest's JUnit report."""
+    counts = Counts()
+    if not report.exists():
+        return counts
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - our own pytest wrote it
+        name = f"{case.get('classname')}::{case.get('name')}"
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            counts.failed += 1
+        elif skipped is not None:
+            counts.skips.append(f"{name}: {skipped.get('message')}")
+        else:
+            counts.passed += 1
+    return counts
+
+
+def report_tests(logs: Path, permitted: list[str]) -> int:
+    """Print skips and the closing line; fail on a skip that is not permitted and on a run without tests."""
+    rust, python = cargo_counts(logs / "test-rust.log"), pytest_counts(logs / "pytest.xml")
+    skips = rust.skips + python.skips
+    refused = [skip for skip in skips if not any(fnmatch.fnmatchcase(skip, pattern) for pattern in permitted)]
+    for skip in skips:
+        print(f"{'NOT PERMITTED' if skip in refused else 'permitted'}: skipped {skip}")
+    for name, counts in (("Rust", rust), ("Python", python)):
+        if counts.passed == 0:
+            print(f"no {name} test ran")
+    passed, failed = rust.passed + python.passed, rust.failed + python.failed
+    print(f"{passed} passed, {failed} failed, {len(skips)} skipped")
+    return 1 if failed or refused or not (rust.passed and python.passed) else 0
+
+
+def main(arguments: list[str]) -> int:
+    """`processes RUN` or `tests LOGS PERMITTED...`."""
+    if arguments[0] == "processes":
+        return report_processes(arguments[1])
+    return report_tests(Path(arguments[1]), arguments[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
