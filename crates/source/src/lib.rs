@@ -1,13 +1,22 @@
 //! Object stores behind the one trait of `penstock-types`: S3 and what speaks it, a directory, memory; and the
 //! decorators of that trait: retry, limit, bandwidth, observation. Never caches, never decides what to read.
 
+mod around;
+mod bandwidth;
 mod check;
 mod environment;
+mod limit;
 mod memory;
+mod observe;
 mod open;
+mod pace;
 mod probe;
+mod resume;
+mod retry;
 mod s3;
+mod stall;
 
 pub use environment::Environment;
-pub use open::{SourceParts, credential_scope, open, open_in};
+pub use open::{SourceParts, credential_scope, decorate, open, open_in};
 pub use probe::{Probe, probe};
+pub use retry::OPERATION_METADATA;

@@ -5,9 +5,18 @@ use std::time::Duration;
 
 use penstock_types::{Clock, Metrics, Result, Source, SourceConfig, SourceSpec};
 
+use crate::around::Decorated;
+use crate::bandwidth::Bandwidth;
 use crate::environment::Environment;
+use crate::limit::Limit;
 use crate::memory::Memory;
+use crate::observe::Observe;
+use crate::retry::Retry;
 use crate::s3::S3;
+use crate::stall::Stall;
+
+/// A source that falls silent leaves time for so many tries.
+const TRIES_PER_DEADLINE: u32 = 3;
 
 /// What a source needs besides its spec.
 #[derive(Clone)]
@@ -37,14 +46,32 @@ pub fn open(spec: &SourceSpec, parts: &SourceParts) -> Result<Arc<dyn Source>> {
 /// # Errors
 /// As [`open`].
 pub fn open_in(spec: &SourceSpec, parts: &SourceParts, environment: &Environment) -> Result<Arc<dyn Source>> {
-    match spec {
-        SourceSpec::S3 { .. } => Ok(Arc::new(S3::new(spec, environment, parts.clock.clone(), parts.metrics.clone())?)),
-        SourceSpec::Memory { name } => Ok(Arc::new(Memory::open(name, parts.clock.clone()))),
-        SourceSpec::File { directory } => Err(penstock_types::Error::new(
-            penstock_types::ErrorKind::Unsupported,
-            format!("open {}", directory.display()),
-            "directories are not served yet",
-        )),
+    let raw: Arc<dyn Source> = match spec {
+        SourceSpec::S3 { .. } => Arc::new(S3::new(spec, environment, parts.clock.clone(), parts.metrics.clone())?),
+        SourceSpec::Memory { name } => Arc::new(Memory::open(name, parts.clock.clone())),
+        SourceSpec::File { directory } => {
+            return Err(penstock_types::Error::new(
+                penstock_types::ErrorKind::Unsupported,
+                format!("open {}", directory.display()),
+                "directories are not served yet",
+            ));
+        }
+    };
+    Ok(decorate(raw, parts))
+}
+
+/// The decorators of every source, from the inside: count each request; give a silent one up; keep to what the
+/// source bears; retry within the deadline; keep to the bandwidth. The last is outside of the deadline, because
+/// waiting for our own limit is no fault of the source.
+pub fn decorate(raw: Arc<dyn Source>, parts: &SourceParts) -> Arc<dyn Source> {
+    let SourceParts { config, deadline, metrics, seed, .. } = parts;
+    let observed = Decorated::wrap(raw, Observe { metrics: metrics.clone() });
+    let patient = Decorated::wrap(observed, Stall { silence: *deadline / TRIES_PER_DEADLINE });
+    let limited = Decorated::wrap(patient, Limit::new(config.max_requests));
+    let retried = Decorated::wrap(limited, Retry::new(*deadline, config.max_attempts, metrics.clone(), *seed));
+    match config.max_bytes_per_s {
+        Some(bytes_per_s) => Decorated::wrap(retried, Bandwidth::new(bytes_per_s)),
+        None => retried,
     }
 }
 

@@ -1,0 +1,118 @@
+//! A body that goes on after it broke: the rest of the range is read again, of the same version.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, Stream};
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use penstock_types::{ByteRange, Error, ErrorKind, ReadRequest, Result, Source};
+
+use crate::retry::{Retry, Tries};
+
+struct Body {
+    retry: Retry,
+    inner: Arc<dyn Source>,
+    action: String,
+    /// The rest that is not delivered yet.
+    rest: ReadRequest,
+    /// `None` while the source has to be asked again.
+    chunks: Option<BoxStream<'static, Result<Bytes>>>,
+    tries: Tries,
+    /// Time that may still be spent waiting for the source; the reader's own slowness is not counted.
+    budget: Duration,
+    last_error: Option<Error>,
+}
+
+/// Delivers exactly the range of `request`, or an error as the last item. Waits at most `budget` for the source.
+pub(crate) fn resuming(
+    retry: Retry,
+    inner: Arc<dyn Source>,
+    action: String,
+    request: ReadRequest,
+    chunks: BoxStream<'static, Result<Bytes>>,
+    budget: Duration,
+) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+    let body = Body {
+        retry,
+        inner,
+        action,
+        rest: request,
+        chunks: Some(chunks),
+        tries: Tries::new(),
+        budget,
+        last_error: None,
+    };
+    stream::unfold(Some(body), |body| async move {
+        let mut body = body?;
+        match body.next().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), Some(body))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+}
+
+impl Body {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let started = Instant::now();
+            let step = tokio::time::timeout(self.budget, self.step()).await;
+            self.budget = self.budget.saturating_sub(started.elapsed());
+            let error = match step {
+                Err(_) => return Err(self.retry.give_up(&self.action, self.last_error.take())),
+                Ok(Ok(Some(chunk))) if chunk.len() as u64 <= self.rest.range.len() => {
+                    return Ok(Some(self.deliver(chunk)));
+                }
+                Ok(Ok(Some(_))) => {
+                    let error = Error::new(ErrorKind::Corrupt, &self.action, "the body is longer than the range");
+                    if self.rest.range.is_empty() {
+                        return Err(self.retry.final_error(error, &self.tries));
+                    }
+                    error
+                }
+                Ok(Ok(None)) if self.rest.range.is_empty() => return Ok(None),
+                Ok(Ok(None)) => Error::new(ErrorKind::Unavailable, &self.action, "the body ended too early"),
+                Ok(Err(error)) => error,
+            };
+            self.chunks = None;
+            let Some(delay) = self.retry.delay(&mut self.tries, &error, false, self.budget) else {
+                return Err(self.retry.final_error(error, &self.tries));
+            };
+            tokio::time::sleep(delay).await;
+            self.budget = self.budget.saturating_sub(delay);
+            self.last_error = Some(error);
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Bytes>> {
+        if self.rest.range.is_empty() && self.chunks.is_none() {
+            // It broke behind the last byte that was asked for.
+            return Ok(None);
+        }
+        if self.chunks.is_none() {
+            let body = self.inner.read(self.rest.clone()).await?;
+            if body.range != self.rest.range {
+                return Err(Error::new(ErrorKind::Corrupt, &self.action, "another range was answered"));
+            }
+            if Some(&body.attributes.version) != self.rest.version.as_ref() {
+                return Err(
+                    Error::new(ErrorKind::StaleVersion, &self.action, "the object changed").advise("open it again")
+                );
+            }
+            self.chunks = Some(body.chunks);
+        }
+        match &mut self.chunks {
+            Some(chunks) => chunks.next().await.transpose(),
+            None => Ok(None),
+        }
+    }
+
+    fn deliver(&mut self, chunk: Bytes) -> Bytes {
+        self.rest.range = ByteRange::new(self.rest.range.start + chunk.len() as u64, self.rest.range.end);
+        self.tries.reset();
+        chunk
+    }
+}
