@@ -75,7 +75,7 @@ def pytest_counts(report: Path) -> Counts:
     counts = Counts()
     if not report.exists():
         return counts
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - our own pytest wrote it
+    for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:

@@ -112,6 +112,22 @@ def test_every_folder_of_code_says_first_what_it_owns() -> None:
     assert not silent
 
 
+def imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_only_native_imports_the_compiled_module() -> None:
+    importing = {
+        path.name for path in tracked("python/penstock/*.py") if "penstock._core" in set(imported_modules(path))
+    }
+    assert importing <= {"_native.py"}
+
+
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
