@@ -29,7 +29,7 @@ DEADLINE_S = 20.0
 class FakeEntry:
     name: str
     size: int
-    is_dir: bool = False
+    is_directory: bool = False
 
 
 @dataclass
@@ -60,7 +60,7 @@ class FakeTree:
         if not self.attached:
             raise NotFoundError(f"stat {path}", "nothing is attached there", "attach a source")
         if path == self.root:
-            return FakeEntry(path, 0, is_dir=True)
+            return FakeEntry(path, 0, is_directory=True)
         if path.removeprefix(self.root + "/") not in self.files:
             raise NotFoundError(f"stat {path}", "no such file")
         return FakeEntry(path, self.files[path.removeprefix(self.root + "/")])
@@ -71,7 +71,7 @@ class FakeTree:
         with self.lock:
             self.pages_read += 1
         page = [FakeEntry(name, self.files[name]) for name in names[:limit]]
-        return [FakeEntry("directory", 0, is_dir=True), *page], names[limit - 1] if len(names) > limit else None
+        return [FakeEntry("directory", 0, is_directory=True), *page], names[limit - 1] if len(names) > limit else None
 
     def prefetch(self, paths: list[str]) -> list[tuple[int, int] | PenstockError]:
         self.gate(paths)
@@ -309,7 +309,7 @@ def test_ended_jobs_are_kept_up_to_a_number_and_ids_are_never_given_again(make: 
     ids = [bench.run()["id"] for _ in range(4)]
     assert ids == ["1", "2", "3", "4"]
     bench.run(JobKind.EVICT)
-    assert len(bench.runner.list()) <= 3
+    assert len(bench.runner.all()) <= 3
     bench.runner.remove("5")
     assert bench.restart().submit(JobKind.EVICT, "/data")["id"] == "6"
     with pytest.raises(NotFoundError, match="no such job"):

@@ -159,7 +159,7 @@ class Run:
         job = self.job
         tree = self._tree()
         found = persistently(lambda: tree.stat(job.path), self._stop)
-        if not found.is_dir:
+        if not found.is_directory:
             job.total_files, job.total_bytes, job.total_known = 1, found.size, True
             self._parts.changed()
         elif not job.total_known:
@@ -169,7 +169,7 @@ class Run:
                 if job.retry:
                     self._do_page(pool, [(path, 0) for path in job.retry])
                     job.retry = []
-                if not found.is_dir and not job.walked:
+                if not found.is_directory and not job.walked:
                     self._do_page(pool, [(job.path, found.size)])
                     job.walked = True
                 elif not job.walked:
@@ -196,7 +196,7 @@ class Run:
             after = cursor
             entries, cursor = persistently(lambda at=after: tree.walk_page(job.path, at, PAGE_ENTRIES), self._stop)  # type: ignore[misc]
             pages.append(_Page(cursor, last=cursor is None))
-            files = ((_join(job.path, entry.name), entry.size) for entry in entries if not entry.is_dir)
+            files = ((_join(job.path, entry.name), entry.size) for entry in entries if not entry.is_directory)
             for batch in batches(files):
                 pages[-1].batches.append(self._submit(pool, pages, batch))
             self._settle(pages, leave=2)
@@ -267,7 +267,7 @@ class Run:
                     lambda at=after: tree.walk_page(job.path, at, COUNT_PAGE_ENTRIES),  # type: ignore[misc]
                     self._stop,
                 )
-                sizes = [entry.size for entry in entries if not entry.is_dir]
+                sizes = [entry.size for entry in entries if not entry.is_directory]
                 job.total_files += len(sizes)
                 job.total_bytes += sum(sizes)
                 job.count_cursor, job.total_known = cursor, cursor is None

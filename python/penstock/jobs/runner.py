@@ -99,7 +99,7 @@ class JobRunner:
             self._schedule()
             return self._view(self._known[job.id])
 
-    def list(self) -> list[dict[str, Any]]:
+    def all(self) -> list[dict[str, Any]]:
         """Every known job, oldest first, without its failures."""
         with self._changed:
             views = [self._view(known) for known in self._known.values()]

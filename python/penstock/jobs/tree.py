@@ -20,7 +20,7 @@ class Entry(Protocol):
         """Path below the walked directory; the last component after a stat."""
 
     @property
-    def is_dir(self) -> bool:
+    def is_directory(self) -> bool:
         """Whether it is a directory."""
 
     @property

@@ -1,0 +1,192 @@
+"""Attachment documents: what is attached where, kept so that the next node attaches it again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from penstock.errors import CorruptError, DiskError, InternalError, NotFoundError, PenstockError
+from penstock.home import write_atomically
+from penstock.policies.attachments import check_tree_path, format_freshness, url_of
+
+__all__ = ["FORMAT", "Attacher", "AttachmentBook"]
+
+FORMAT = 1
+"""Version of the document."""
+
+_SPEC_KEYS = ("id", "path", "source", "prefix", "freshness")
+_log = logging.getLogger(__name__)
+
+
+class Attacher(Protocol):
+    """The part of the core that attaches."""
+
+    def attach(self, spec_json: str, probe: bool) -> str:
+        """Puts a source into the tree."""
+
+    def detach(self, path: str) -> None:
+        """Takes it out again."""
+
+    def attachments(self) -> str:
+        """Every attachment with its health, as a JSON list."""
+
+
+class AttachmentBook:
+    """The attachments of one home: documents on disk, and the same in the core's tree."""
+
+    def __init__(self, directory: Path, core: Attacher) -> None:
+        self._directory = directory
+        self._core = core
+        self._lock = threading.Lock()
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._problems: dict[str, str] = {}
+
+    def restore(self) -> list[str]:
+        """Attaches every document again without asking any source, so that starting never waits for one.
+
+        Returns:
+            Problems, one sentence each: documents that are damaged or that the core refuses. They are kept.
+        """
+        problems = []
+        for file in sorted(self._directory.glob("*.json")):
+            try:
+                document = _decode(file)
+            except PenstockError as error:
+                problems.append(str(error))
+                _log.error("%s", error, extra={"code": error.code})
+                continue
+            path = document["path"]
+            self._documents[path] = document
+            try:
+                self._core.attach(_spec(document), False)
+            except PenstockError as error:
+                self._problems[path] = str(error)
+                problems.append(str(error))
+                _log.error("not attached again: %s", error, extra={"code": error.code, "path": path})
+        return problems
+
+    def attach(self, request: dict[str, Any], default_freshness: dict[str, float] | str) -> dict[str, Any]:
+        """Attaches a source and keeps its document; when either fails, nothing is left of it.
+
+        Args:
+            request: as made by :func:`penstock.policies.attachments.request`.
+            default_freshness: taken where the request leaves it open.
+        Raises:
+            PenstockError: what the core or the disk says.
+        """
+        path = check_tree_path(request["path"])
+        document = {
+            "format": FORMAT,
+            "id": secrets.token_hex(8),
+            "path": path,
+            "source": request["source"],
+            "prefix": request["prefix"],
+            "freshness": default_freshness if request["freshness"] is None else request["freshness"],
+            "created": time.time(),
+        }
+        with self._lock:
+            broken = path in self._problems
+        if broken:
+            # The kept document could not be attached; the new one replaces it.
+            self.detach(path)
+        status = json.loads(self._core.attach(_spec(document), request["probe"]))
+        try:
+            write_atomically(self._file(document), json.dumps(document, indent=1))
+        except OSError as error:
+            self._core.detach(path)
+            raise DiskError(f"attach {path}", f"its document cannot be kept: {error.strerror}", "free space") from None
+        with self._lock:
+            self._documents[path] = document
+        _log.info("attached %s at %s", url_of(document["source"], document["prefix"]), path)
+        return _view(document, status, None)
+
+    def detach(self, path: str) -> None:
+        """Takes an attachment out of the tree and forgets its document.
+
+        Raises:
+            NotFoundError: nothing is attached at exactly that path.
+        """
+        path = check_tree_path(path)
+        with self._lock:
+            document = self._documents.get(path)
+            if document is None:
+                advice = "`penstock attachments` shows what is attached"
+                raise NotFoundError(f"detach {path}", "nothing is attached at that path", advice)
+            try:
+                self._core.detach(path)
+            except NotFoundError:
+                if path not in self._problems:
+                    raise
+            self._file(document).unlink(missing_ok=True)
+            del self._documents[path]
+            self._problems.pop(path, None)
+        _log.info("detached %s", path)
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every document with what the core knows of its health, sorted by path."""
+        known = {status["spec"]["path"]: status for status in json.loads(self._core.attachments())}
+        with self._lock:
+            documents, problems = dict(self._documents), dict(self._problems)
+        return [_view(document, known.get(path), problems.get(path)) for path, document in sorted(documents.items())]
+
+    def covers(self, path: str) -> bool:
+        """Whether a path lies in an attachment, or above one."""
+        with self._lock:
+            known = list(self._documents)
+        return any(_below(path, each) or _below(each, path) for each in known)
+
+    def _file(self, document: dict[str, Any]) -> Path:
+        return self._directory / f"{document['id']}.json"
+
+
+def _below(path: str, ancestor: str) -> bool:
+    return path == ancestor or path.startswith(ancestor.rstrip("/") + "/")
+
+
+def _spec(document: dict[str, Any]) -> str:
+    return json.dumps({name: document[name] for name in _SPEC_KEYS})
+
+
+def _decode(file: Path) -> dict[str, Any]:
+    action = f"read attachment {file}"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or any(name not in document for name in _SPEC_KEYS):
+            raise ValueError
+    except ValueError:
+        raise CorruptError(action, "the document is damaged", "remove it and attach again") from None
+    except OSError as error:
+        raise DiskError(action, str(error.strerror), "fix its rights or the disk") from None
+    if document.get("format") != FORMAT:
+        raise CorruptError(action, "it was written by another version of Penstock", "upgrade, or attach again")
+    return document
+
+
+def _view(document: dict[str, Any], status: dict[str, Any] | None, problem: str | None) -> dict[str, Any]:
+    if status is None and problem is None:
+        problem = str(InternalError(f"use {document['path']}", "the core does not know it", "restart the node"))
+    status = status or {}
+    capabilities = status.get("capabilities") or {}
+    return {
+        "id": document["id"],
+        "path": document["path"],
+        "url": url_of(document["source"], document["prefix"]),
+        "source": document["source"],
+        "prefix": document["prefix"],
+        "freshness": document["freshness"],
+        "freshness_text": format_freshness(document["freshness"]),
+        "created": document["created"],
+        "healthy": problem is None and bool(status.get("healthy")),
+        "reason": problem or status.get("failure"),
+        "failed_ms": status.get("failed_ms"),
+        "weak": bool(capabilities.get("weak_versions")),
+        "latency_ms": status.get("latency_ms"),
+        "clock_skew_s": status.get("clock_skew_s"),
+        "identity": status.get("identity"),
+        "capabilities": capabilities,
+    }

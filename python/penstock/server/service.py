@@ -1,0 +1,167 @@
+"""What the control API does, without HTTP: attachments, pins, jobs, status and pruning of one node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from penstock.errors import NotFoundError
+from penstock.policies.attachments import check_tree_path, parse_freshness
+from penstock.server.attachments import Attacher, AttachmentBook
+from penstock.server.pins import PinBook
+
+if TYPE_CHECKING:
+    from penstock.config import Settings
+    from penstock.home import Home
+    from penstock.jobs import JobKind, JobRunner
+
+__all__ = ["WAIT_MAX_S", "CoreNode", "NodeService"]
+
+WAIT_MAX_S = 60.0
+"""Longest a request may wait for a job to change; who wants to wait longer asks again."""
+
+WAIT_STEP_S = 0.1
+"""How often a waiting request looks; also the most often that progress is told."""
+
+
+class CoreNode(Attacher, Protocol):
+    """The part of ``_core.Node`` that the service needs."""
+
+    def status(self) -> str:
+        """Everything the core shows of itself, as JSON."""
+
+    def metrics_port(self) -> int | None:
+        """Loopback port of Prometheus text."""
+
+    def set_pins(self, paths: list[str]) -> None:
+        """What eviction leaves alone."""
+
+    def prune(self, target_bytes: int) -> str:
+        """Evicts, least recently used first, until at most so many bytes are cached."""
+
+
+class NodeService:
+    """One node as its control API sees it. Every method may be called from any thread."""
+
+    version = "unknown"
+
+    def __init__(self, home: Home, settings: Settings, core: CoreNode, jobs: JobRunner) -> None:
+        self.home = home
+        self.settings = settings
+        self.core = core
+        self.jobs = jobs
+        self.attachments = AttachmentBook(home.attachments, core)
+        self.pins = PinBook(home.pins, core.set_pins)
+        self.problems: list[str] = []
+        self.foreground = False
+        self.stop: Callable[[], None] = lambda: None
+        self._started = time.time()
+        self._active_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Brings back what an earlier node had: attachments, pins, jobs. Waits for no source."""
+        self.problems += self.attachments.restore()
+        self.pins.restore()
+        self.jobs.start()
+
+    def attach(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Attaches a source; see :meth:`AttachmentBook.attach`."""
+        attached = self.attachments.attach(request, parse_freshness(self.settings.source.freshness))
+        self.pins.refresh()
+        return attached
+
+    def detach(self, path: str) -> None:
+        """Takes an attachment out of the tree; what is cached of it stays until it is evicted."""
+        self.attachments.detach(path)
+        self.pins.refresh()
+
+    def pin(self, path: str) -> list[str]:
+        """Pins a path of the tree.
+
+        Raises:
+            NotFoundError: no attachment covers it.
+        """
+        path = check_tree_path(path)
+        if not self.attachments.covers(path):
+            raise NotFoundError(f"pin {path}", "nothing is attached there", "`penstock attachments` shows what is")
+        return self.pins.add(path)
+
+    def submit(self, kind: JobKind, path: str, max_bytes_per_s: int | None) -> dict[str, Any]:
+        """Queues a job for a path of the tree.
+
+        Raises:
+            NotFoundError: no attachment covers it; said now rather than by the job.
+        """
+        path = check_tree_path(path)
+        if not self.attachments.covers(path):
+            advice = "`penstock attachments` shows what is attached"
+            raise NotFoundError(f"{kind} {path}", "nothing is attached there", advice)
+        return self.jobs.submit(kind, path, max_bytes_per_s)
+
+    async def wait_for_job(self, job_id: str, wait_s: float, revision: int | None) -> dict[str, Any]:
+        """How a job looks once it differs from ``revision``, has ended, or the time is over. Holds no thread."""
+        deadline = time.monotonic() + min(wait_s, WAIT_MAX_S)
+        while True:
+            now, ended = self.jobs.revision(job_id)
+            if ended or (revision is not None and now != revision) or time.monotonic() >= deadline:
+                return await asyncio.to_thread(self.jobs.get, job_id)
+            self.touch()
+            await asyncio.sleep(WAIT_STEP_S)
+
+    def prune(self, target_bytes: int) -> dict[str, Any]:
+        """Shrinks the cache; see :meth:`CoreNode.prune`."""
+        return dict(json.loads(self.core.prune(target_bytes)))
+
+    def status(self) -> dict[str, Any]:
+        """Everything ``penstock status --json`` shows."""
+        core = json.loads(self.core.status())
+        metrics = core.get("metrics", {})
+        return {
+            "version": self.version,
+            "pid": os.getpid(),
+            "started": self._started,
+            "uptime_s": time.time() - self._started,
+            "home": str(self.home.name),
+            "foreground": self.foreground,
+            "idle_timeout_s": None if self.foreground else self.settings.node.idle_timeout or None,
+            "metrics_port": self.core.metrics_port(),
+            "hit_ratio": core.get("hit_ratio"),
+            "bytes_from_source": metrics.get("source_bytes", 0),
+            "bytes_from_cache": metrics.get("cache_hit_bytes", 0),
+            "in_flight": metrics.get("source_in_flight", 0),
+            "backlog_bytes": 0,
+            "clients": metrics.get("clients", 0),
+            "memory": {
+                "budget_bytes": core.get("memory_budget_bytes"),
+                "used_bytes": metrics.get("memory_used_bytes", 0),
+                "resident_bytes": resident_bytes(),
+            },
+            "cache": core.get("cache", {}),
+            "attachments": self.attachments.all(),
+            "jobs": self.jobs.counts(),
+            "pins": self.pins.all(),
+            "problems": self.problems,
+            "metrics": metrics,
+        }
+
+    def touch(self) -> None:
+        """Notes that somebody used the node."""
+        self._active_at = time.monotonic()
+
+    def idle_s(self) -> float:
+        """Seconds since the node was last used; a client or a job counts as use."""
+        counts = self.jobs.counts()
+        clients = json.loads(self.core.status()).get("metrics", {}).get("clients", 0)
+        if clients or counts["running"] or counts["queued"]:
+            self.touch()
+        return time.monotonic() - self._active_at
+
+
+def resident_bytes() -> int:
+    """Memory of this process without pages of files: what the machine cannot take back. Bytes."""
+    with open("/proc/self/status", encoding="ascii") as stream:  # noqa: PTH123 - not a path of ours
+        return sum(int(line.split()[1]) * 1024 for line in stream if line.startswith(("RssAnon:", "RssShmem:")))
