@@ -129,6 +129,17 @@ impl<'a> Chunk<'a> {
         Ok(EntryRef { rest, flags, fields: bytes, base_ms: self.base_ms })
     }
 
+    /// Every entry.
+    pub(crate) fn unpack(&self) -> Result<Vec<Entry>, Malformed> {
+        (0..self.count)
+            .map(|index| {
+                let entry = self.entry(index)?;
+                let key = [self.common, entry.rest].concat();
+                Ok(Entry { key, attributes: entry.attributes()?, beside: entry.is_beside() })
+            })
+            .collect()
+    }
+
     /// Index of the first entry whose key is not less than `key`.
     pub(crate) fn lower_bound(&self, key: &[u8]) -> Result<usize, Malformed> {
         let shared = self.common.len().min(key.len());
@@ -183,6 +194,16 @@ impl EntryRef<'_> {
         let version = if self.flags & FLAG_HEX != 0 { hex(version) } else { text(version)? };
         Ok(Some(ObjectAttributes { size, modified_ms: self.base_ms.wrapping_add(delta), version }))
     }
+}
+
+/// The row with the object `key` marked as lying beside a directory; unchanged when the object is not in it.
+pub(crate) fn mark_beside(row: &[u8], key: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let chunk = Chunk::parse(row)?;
+    let mut entries = chunk.unpack()?;
+    for entry in entries.iter_mut().filter(|entry| entry.key == key && entry.attributes.is_some()) {
+        entry.beside = true;
+    }
+    Ok(pack(&entries, chunk.sent))
 }
 
 fn push_entry(entry: &Entry, common: usize, base_ms: i64, body: &mut Vec<u8>) {
@@ -304,28 +325,22 @@ mod tests {
         })
     }
 
-    fn unpack(row: &[u8]) -> Result<Vec<Entry>, Malformed> {
-        let chunk = Chunk::parse(row)?;
-        unpack_chunk(&chunk)
-    }
-
-    fn unpack_chunk(chunk: &Chunk<'_>) -> Result<Vec<Entry>, Malformed> {
-        (0..chunk.len())
-            .map(|index| {
-                let entry = chunk.entry(index)?;
-                let attributes = entry.attributes()?;
-                assert_eq!(entry.size()?, attributes.as_ref().map_or(0, |attributes| attributes.size));
-                Ok(Entry { key: [chunk.common(), entry.rest].concat(), attributes, beside: entry.is_beside() })
-            })
-            .collect()
-    }
-
     proptest! {
         #[test]
         fn entries_come_back_from_their_row(entries in entries(), sent in any::<i64>()) {
             let row = pack(&entries, sent);
             prop_assert_eq!(Chunk::parse(&row).map(|chunk| chunk.sent), Ok(sent));
-            prop_assert_eq!(unpack(&row), Ok(entries));
+            prop_assert_eq!(Chunk::parse(&row).and_then(|chunk| chunk.unpack()), Ok(entries));
+        }
+
+        #[test]
+        fn marking_an_object_changes_nothing_else(entries in entries(), at in any::<prop::sample::Index>()) {
+            prop_assume!(!entries.is_empty());
+            let (row, at) = (pack(&entries, 3), at.index(entries.len()));
+            let mut expected = entries.clone();
+            expected[at].beside |= expected[at].attributes.is_some();
+            let marked = mark_beside(&row, &entries[at].key).expect("a row of ours");
+            prop_assert_eq!(Chunk::parse(&marked).and_then(|chunk| chunk.unpack()), Ok(expected));
         }
 
         #[test]
@@ -342,7 +357,7 @@ mod tests {
         fn arbitrary_bytes_are_refused_and_never_trusted(row in proptest::collection::vec(any::<u8>(), 0..400)) {
             prop_assert!(Chunk::parse(&row).is_err());
             if let Ok(chunk) = Chunk::parse_checked(&row) {
-                let _ = unpack_chunk(&chunk);
+                let _ = chunk.unpack();
                 let _ = chunk.lower_bound(&row);
             }
         }
@@ -354,7 +369,7 @@ mod tests {
             row[at] ^= 1u8 << bit;
             prop_assert!(Chunk::parse(&row).is_err());
             if let Ok(chunk) = Chunk::parse_checked(&row) {
-                let _ = unpack_chunk(&chunk);
+                let _ = chunk.unpack();
             }
         }
     }

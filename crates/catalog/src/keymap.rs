@@ -198,22 +198,29 @@ fn push_unescaped(body: &str, key: &mut Vec<u8>) -> Option<Kind> {
     } else {
         (body, Kind::Whole)
     };
+    let bytes = unescaped(text)?;
+    key.extend_from_slice(&bytes);
+    (kind != Kind::More || bytes.len() == PIECE).then_some(kind)
+}
+
+/// The bytes that [`push_escaped`] wrote as `text`; escapes it would not have written are read all the same.
+pub(crate) fn unescaped(text: &str) -> Option<Vec<u8>> {
+    let mut unescaped = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
-    let before = key.len();
+    let digit = |digit: u8| char::from(digit).to_digit(16);
     while let Some(byte) = bytes.next() {
         if byte == b'%' {
-            let digit = |digit: u8| char::from(digit).to_digit(16);
             let value = digit(bytes.next()?)? * 16 + digit(bytes.next()?)?;
-            key.push(u8::try_from(value).ok()?);
+            unescaped.push(u8::try_from(value).ok()?);
         } else {
-            key.push(byte);
+            unescaped.push(byte);
         }
     }
-    (kind != Kind::More || key.len() - before == PIECE).then_some(kind)
+    Some(unescaped)
 }
 
 /// Appends `%` and every byte that cannot stand in a name as `%NN`, the rest as it is.
-fn push_escaped(bytes: &[u8], text: &mut String) {
+pub(crate) fn push_escaped(bytes: &[u8], text: &mut String) {
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             if character == '%' || character.is_control() {

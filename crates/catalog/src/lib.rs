@@ -3,10 +3,16 @@
 
 mod catalog;
 mod chunk;
+mod cursor;
 mod keymap;
+mod present;
+mod scan;
+mod shadows;
+mod split;
 mod store;
 mod timeline;
 mod view;
+mod writer;
 
 pub use catalog::Catalog;
 pub use view::View;

@@ -12,6 +12,7 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::chunk;
 use crate::timeline::Moment;
 
 type Bytes = &'static [u8];
@@ -32,6 +33,8 @@ const LOOSE: TableDefinition<u64, ()> = TableDefinition::new("loose generations"
 const FORMAT: i64 = 1;
 /// Memory that `redb` may use for pages. The page cache of the kernel holds the rest.
 const PAGE_CACHE_BYTES: usize = 32 << 20;
+/// Where tables without a file are.
+const IN_MEMORY: &str = "in memory";
 /// Rows of a loose generation that one transaction removes.
 const SWEEP_ROWS: usize = 2048;
 
@@ -64,12 +67,24 @@ pub(crate) enum Change {
     Begin { generation: u64 },
     /// A chunk of it.
     Chunk { generation: u64, first: Vec<u8>, row: Vec<u8> },
+    /// An object of a generation turned out to lie beside a directory of its name.
+    Beside { generation: u64, key: Vec<u8> },
     /// The generation is whole and takes the place of the one before.
     Finish { scope: u32, kind: Kind, prefix: Vec<u8>, listing: Listing },
     /// A listing is no longer believed; `generation` guards against dropping a newer one.
     Forget { scope: u32, kind: Kind, prefix: Vec<u8>, generation: u64 },
     /// Every listing of a scope is forgotten.
     ForgetScope { scope: u32 },
+}
+
+impl Change {
+    /// Bytes of content in it.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Chunk { row, .. } => row.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// The tables.
@@ -107,8 +122,14 @@ impl Store {
 
     /// Tables in memory, for when the disk fails.
     pub(crate) fn in_memory(now: Moment) -> Result<Self> {
-        let database = builder().create_with_backend(InMemoryBackend::new()).map_err(|error| disk("memory", &error))?;
-        Self::prepare(database, "memory".into(), now)
+        let database =
+            builder().create_with_backend(InMemoryBackend::new()).map_err(|error| disk(IN_MEMORY, &error))?;
+        Self::prepare(database, IN_MEMORY.into(), now)
+    }
+
+    /// Whether nothing of it outlives the process.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.place == IN_MEMORY
     }
 
     fn open_file(path: &Path, now: Moment) -> Result<Self, Failure> {
@@ -290,6 +311,7 @@ impl Tables<'_> {
             Change::Chunk { generation, first, row } => {
                 self.chunks.insert(chunk_key(generation, &first).as_slice(), row.as_slice())?;
             }
+            Change::Beside { generation, key } => self.mark_beside(generation, &key)?,
             Change::Finish { scope, kind, prefix, listing } => {
                 let row = postcard::to_stdvec(&listing).unwrap_or_default();
                 let before = self.listings.insert(listing_key(scope, kind, &prefix).as_slice(), row.as_slice())?;
@@ -315,6 +337,18 @@ impl Tables<'_> {
                     self.loosen(listing, loose)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn mark_beside(&mut self, generation: u64, key: &[u8]) -> std::result::Result<(), redb::Error> {
+        let (low, high) = (chunk_key(generation, b""), chunk_key(generation, key));
+        let around = self.chunks.range(low.as_slice()..=high.as_slice())?.next_back().transpose()?;
+        let Some((first, row)) = around.map(|(first, row)| (first.value().to_vec(), row.value().to_vec())) else {
+            return Ok(());
+        };
+        if let Ok(row) = chunk::mark_beside(&row, key) {
+            self.chunks.insert(first.as_slice(), row.as_slice())?;
         }
         Ok(())
     }

@@ -1,0 +1,140 @@
+//! Reads the entries of one generation in key order, a chunk at a time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use penstock_types::{Error, ErrorKind, ObjectAttributes, Result};
+
+use crate::chunk::{Chunk, EntryRef, Malformed};
+use crate::store::{Reader, Store};
+use crate::timeline::Moment;
+
+/// A listing as far as it can be read: complete, or up to where it has come.
+#[derive(Clone)]
+pub(crate) struct Sight {
+    pub(crate) store: Arc<Store>,
+    pub(crate) generation: u64,
+    /// When it was asked for; `Moment::MIN` when that is not known any more.
+    pub(crate) sent: Moment,
+    /// Last key that can be read; `None` when all can.
+    pub(crate) upto: Option<Vec<u8>>,
+}
+
+/// What to do after an entry.
+pub(crate) enum Step {
+    Next,
+    /// Go on at the first key that is not less.
+    Seek(Vec<u8>),
+    Stop,
+}
+
+/// An entry and its full key, which shares memory with its neighbours.
+pub(crate) struct Seen<'a> {
+    pub(crate) key: Bytes,
+    pub(crate) entry: EntryRef<'a>,
+    /// When its page was asked for.
+    pub(crate) sent: Moment,
+}
+
+impl Seen<'_> {
+    /// An object without content whose key ends in `/`: it stands for the directory, not for a file.
+    pub(crate) fn is_marker(&self) -> Result<bool> {
+        Ok(self.key.ends_with(b"/") && !self.entry.is_prefix() && self.entry.size().map_err(damaged)? == 0)
+    }
+
+    /// Attributes; `None` for a common prefix.
+    pub(crate) fn attributes(&self) -> Result<Option<ObjectAttributes>> {
+        self.entry.attributes().map_err(damaged)
+    }
+}
+
+/// Visits entries from `from` on, until told to stop. `true` when there were no more.
+pub(crate) fn scan(
+    sight: &Sight,
+    from: &[u8],
+    inclusive: bool,
+    mut visit: impl FnMut(&Seen<'_>) -> Result<Step>,
+) -> Result<bool> {
+    let reader = sight.store.reader()?;
+    let (mut from, mut inclusive) = (from.to_vec(), inclusive);
+    loop {
+        match scan_run(&reader, sight, (&from, inclusive), &mut visit)? {
+            Run::Stopped => return Ok(false),
+            Run::Ended => return Ok(true),
+            Run::Seek(key) => (from, inclusive) = (key, true),
+        }
+    }
+}
+
+enum Run {
+    Stopped,
+    Ended,
+    Seek(Vec<u8>),
+}
+
+fn scan_run(
+    reader: &Reader,
+    sight: &Sight,
+    (from, inclusive): (&[u8], bool),
+    visit: &mut impl FnMut(&Seen<'_>) -> Result<Step>,
+) -> Result<Run> {
+    let around = reader.chunk_around(sight.generation, from)?;
+    for row in around.into_iter().map(Ok).chain(reader.chunks_after(sight.generation, from)?) {
+        let row = row?;
+        let chunk = Chunk::parse(row.value()).map_err(damaged)?;
+        let mut index = chunk.lower_bound(from).map_err(damaged)?;
+        let keys = Keys::of(&chunk, index)?;
+        while index < chunk.len() {
+            let seen = Seen { key: keys.get(index), entry: chunk.entry(index).map_err(damaged)?, sent: chunk.sent };
+            if sight.upto.as_ref().is_some_and(|upto| seen.key > upto.as_slice()) {
+                return Ok(Run::Ended);
+            }
+            if !inclusive && seen.key == from {
+                index += 1;
+                continue;
+            }
+            match visit(&seen)? {
+                Step::Next => index += 1,
+                Step::Stop => return Ok(Run::Stopped),
+                Step::Seek(key) => {
+                    index = chunk.lower_bound(&key).map_err(damaged)?;
+                    if index == chunk.len() {
+                        return Ok(Run::Seek(key));
+                    }
+                }
+            }
+        }
+    }
+    Ok(Run::Ended)
+}
+
+/// The full keys of a chunk in one allocation.
+struct Keys {
+    text: Bytes,
+    ends: Vec<usize>,
+    first: usize,
+}
+
+impl Keys {
+    fn of(chunk: &Chunk<'_>, first: usize) -> Result<Self> {
+        let mut text = Vec::with_capacity((chunk.len() - first) * (chunk.common().len() + 24));
+        let mut ends = Vec::with_capacity(chunk.len() - first);
+        for index in first..chunk.len() {
+            text.extend_from_slice(chunk.common());
+            text.extend_from_slice(chunk.entry(index).map_err(damaged)?.rest);
+            ends.push(text.len());
+        }
+        Ok(Self { text: text.into(), ends, first })
+    }
+
+    fn get(&self, index: usize) -> Bytes {
+        let at = index - self.first;
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        self.text.slice(start..self.ends[at])
+    }
+}
+
+/// A row of the catalog cannot be read.
+pub(crate) fn damaged(_: Malformed) -> Error {
+    Error::new(ErrorKind::Corrupt, "read the catalog", "a row of it is damaged")
+}

@@ -1,0 +1,141 @@
+//! Where to cut a range of keys so that several requests list it at once. Pure. Nobody knows how keys are spread; the
+//! cuts follow what the keys seen so far show, and a cut that turns out to have nothing behind it costs one request.
+
+use crate::chunk::shared_length;
+
+/// What is known of a range of keys whose listing has begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span<'a> {
+    /// The last key listed; cuts come after it.
+    pub(crate) position: &'a [u8],
+    /// The last key that may belong to the range; `None` for the end of the prefix.
+    pub(crate) end: Option<&'a [u8]>,
+    /// Length of what all keys of the listing begin with.
+    pub(crate) prefix: usize,
+    /// Characters of `position` from here on are known to vary within the range.
+    pub(crate) varies_from: usize,
+}
+
+/// Up to `wanted` keys after `position` and before `end`, ascending: likely to cut what is left into parts worth a
+/// request. `/` is never put into a cut, so that one is never inside a common prefix.
+pub(crate) fn cuts(span: Span<'_>, wanted: usize) -> Vec<Vec<u8>> {
+    let valid = span.position.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    let levels: Vec<(usize, char)> =
+        valid.char_indices().filter(|&(at, _)| at >= span.prefix).map(|(at, character)| (at, character)).collect();
+    let mut cuts: Vec<Vec<u8>> = Vec::new();
+    // Where keys are known to vary, the left-most places that have room cut into the largest parts.
+    let varying = || levels.iter().filter(|&&(at, _)| at >= span.varies_from).take(VARYING_LEVELS);
+    for &(at, character) in varying().filter(|&&(_, character)| character != '9') {
+        add(&mut cuts, span, at, &steps(character), wanted);
+    }
+    // Further left only "is there anything at all behind this?" is worth a request; counters grow in their digits.
+    let fixed = || levels.iter().filter(|&&(at, _)| at < span.varies_from);
+    for &(at, character) in fixed().filter(|(_, character)| character.is_ascii_digit()) {
+        add(&mut cuts, span, at, &steps(character)[..1], wanted);
+    }
+    for &(at, character) in fixed().rev().filter(|(_, character)| !character.is_ascii_digit()) {
+        add(&mut cuts, span, at, &steps(character)[..steps(character).len().min(1)], wanted);
+    }
+    // Behind a 9 a decimal counter has nothing, a hexadecimal one has six parts in sixteen.
+    for &(at, character) in varying().filter(|&&(_, character)| character == '9') {
+        add(&mut cuts, span, at, &steps(character), wanted);
+    }
+    cuts.sort_unstable();
+    cuts
+}
+
+/// Places of a key, from the first that varies, in which cuts are made: those further right cut into crumbs.
+const VARYING_LEVELS: usize = 2;
+
+/// Evenly chosen elements, `wanted` at most, of known keys that are good places to cut at, ascending.
+pub(crate) fn spread<T: Clone>(known: &[T], wanted: usize) -> Vec<T> {
+    let wanted = wanted.min(known.len());
+    (0..wanted).map(|part| known[part * known.len() / wanted].clone()).collect()
+}
+
+/// Where in a key the left-most character is that differs between the first and the last key seen.
+pub(crate) fn varies_from(first: &[u8], last: &[u8]) -> usize {
+    let mut at = shared_length(first, last);
+    // The beginning of the character, where bytes differ inside one.
+    while at > 0 && last.get(at).is_some_and(|byte| byte & 0xc0 == 0x80) {
+        at -= 1;
+    }
+    at
+}
+
+fn add(cuts: &mut Vec<Vec<u8>>, span: Span<'_>, at: usize, steps: &[char], wanted: usize) {
+    let room = wanted.saturating_sub(cuts.len());
+    let fits = |cut: &Vec<u8>| span.end.is_none_or(|end| cut.as_slice() < end);
+    let found: Vec<Vec<u8>> = steps
+        .iter()
+        .map(|step| {
+            let mut cut = span.position[..at].to_vec();
+            cut.extend_from_slice(step.encode_utf8(&mut [0; 4]).as_bytes());
+            cut
+        })
+        .filter(fits)
+        .collect();
+    cuts.extend(spread(&found, room));
+}
+
+/// Characters that may follow in this place of a key: the other digits after a digit; for anything else the next
+/// ones at growing distance, for one cannot know how far its alphabet goes.
+fn steps(character: char) -> Vec<char> {
+    let code = character as u32;
+    let (distances, end): (&[u32], u32) = match character {
+        '0'..='8' => (&[1, 2, 3, 4, 5, 6, 7, 8, 9], '9' as u32),
+        'a'..='y' => (&[1, 2, 4, 8, 16], 'z' as u32),
+        'A'..='Y' => (&[1, 2, 4, 8, 16], 'Z' as u32),
+        '.' => (&[2], '0' as u32),
+        '\0'..='\x7e' => (&[1], 0x7f),
+        _ => (&[1, 16, 256, 4096], 0x0010_ffff),
+    };
+    distances.iter().map(|distance| code + distance).filter(|&next| next <= end).filter_map(char::from_u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(cuts: Vec<Vec<u8>>) -> Vec<String> {
+        cuts.into_iter().map(|cut| String::from_utf8(cut).unwrap()).collect()
+    }
+
+    #[test]
+    fn numbered_names_are_cut_at_their_digits_first() {
+        let span = Span { position: b"d/img_0000999.jpg", end: None, prefix: 2, varies_from: 10 };
+        let found = text(cuts(span, 16));
+        for expected in ["d/img_001", "d/img_01", "d/img_1"] {
+            assert!(found.contains(&expected.into()), "{expected} is not in {found:?}");
+        }
+        let proven = Span { position: b"d/img_0100999.jpg", end: Some(b"d/img_1"), prefix: 2, varies_from: 7 };
+        let found = text(cuts(proven, 8));
+        assert_eq!(
+            found,
+            ["d/img_02", "d/img_03", "d/img_04", "d/img_05", "d/img_06", "d/img_07", "d/img_08", "d/img_09"]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_ascend_inside_the_range_and_are_as_many_as_wanted_at_most(
+            position in "p[a-z0-9_./\u{e9}\u{5bb6}~]{0,12}",
+            end in proptest::option::of("p[a-z0-9_./\u{e9}\u{5bb6}~]{0,12}"),
+            varies_from in 0usize..14,
+            wanted in 0usize..20,
+        ) {
+            let end = end.filter(|end| *end > position);
+            let span = Span { position: position.as_bytes(), end: end.as_deref().map(str::as_bytes), prefix: 1, varies_from };
+            let found = cuts(span, wanted);
+            prop_assert!(found.len() <= wanted);
+            prop_assert!(found.windows(2).all(|pair| pair[0] < pair[1]));
+            for cut in found {
+                prop_assert!(cut.as_slice() > position.as_bytes() && std::str::from_utf8(&cut).is_ok());
+                prop_assert!(end.as_ref().is_none_or(|end| cut.as_slice() < end.as_bytes()));
+                prop_assert!(cut[shared_length(&cut, position.as_bytes())..].iter().all(|&byte| byte != b'/'));
+            }
+        }
+    }
+}

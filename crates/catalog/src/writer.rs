@@ -1,0 +1,194 @@
+//! One writer for all: changes that arrive together are committed together, off the asynchronous threads. What was
+//! committed is seen at once and made durable about once a second; a kill loses that second and nothing else.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use penstock_types::{Error, ErrorKind, Result};
+use tokio::sync::oneshot;
+
+use crate::store::{Change, Store};
+use crate::timeline::Timeline;
+
+/// How long a committed change may wait to become durable.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// Row bytes that are committed at most before they are made durable: what is not durable keeps pages in the file.
+const FLUSH_BYTES: usize = 32 << 20;
+
+/// The queue of changes, and the store they go to.
+pub(crate) struct Writer {
+    store: RwLock<Arc<Store>>,
+    timeline: Arc<Timeline>,
+    next_generation: AtomicU64,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    batches: Vec<Batch>,
+    loose: Vec<(Arc<Store>, u64)>,
+    running: bool,
+    flush_due: bool,
+    flush_planned: bool,
+    bytes_since_flush: usize,
+}
+
+struct Batch {
+    store: Arc<Store>,
+    changes: Vec<Change>,
+    done: oneshot::Sender<Result<()>>,
+}
+
+/// Resolves when a change is seen by readers.
+pub(crate) struct Committed(oneshot::Receiver<Result<()>>);
+
+impl Committed {
+    /// Waits for it.
+    pub(crate) async fn wait(self) -> Result<()> {
+        self.0
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled, "write to the catalog", "the node is stopping")))
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(store: Store, timeline: Arc<Timeline>) -> Result<Self> {
+        let store = Arc::new(store);
+        let loose = store.loose_generations()?.into_iter().map(|generation| (store.clone(), generation)).collect();
+        Ok(Self {
+            next_generation: AtomicU64::new(store.next_generation()?),
+            store: RwLock::new(store),
+            timeline,
+            queue: Mutex::new(Queue { loose, ..Queue::default() }),
+        })
+    }
+
+    /// The store that is in use now.
+    pub(crate) fn store(&self) -> Arc<Store> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A number for a new generation.
+    pub(crate) fn new_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Queues changes to `store`, to be committed in the order of the calls. Needs a tokio runtime.
+    pub(crate) fn submit(self: &Arc<Self>, store: &Arc<Store>, changes: Vec<Change>) -> Committed {
+        let (done, committed) = oneshot::channel();
+        let mut queue = self.queue();
+        queue.batches.push(Batch { store: store.clone(), changes, done });
+        self.start(queue);
+        Committed(committed)
+    }
+
+    /// Commits and makes durable what is queued, on this thread.
+    pub(crate) fn close(&self) -> Result<()> {
+        while self.commit_some() {}
+        self.store().flush(self.timeline.now())
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that somebody works on the queue, and that it is flushed in time.
+    fn start(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        if !queue.flush_planned {
+            queue.flush_planned = true;
+            let writer = Arc::downgrade(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(FLUSH_AFTER).await;
+                if let Some(writer) = writer.upgrade() {
+                    let mut queue = writer.queue();
+                    queue.flush_planned = false;
+                    queue.flush_due = true;
+                    writer.run(queue);
+                }
+            });
+        }
+        self.run(queue);
+    }
+
+    fn run(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        if !std::mem::replace(&mut queue.running, true) {
+            let writer = self.clone();
+            tokio::task::spawn_blocking(move || while writer.step() {});
+        }
+    }
+
+    /// One piece of work; `false` when there is none left, and then nobody is working on the queue.
+    fn step(&self) -> bool {
+        if self.commit_some() {
+            return true;
+        }
+        let mut queue = self.queue();
+        if !queue.batches.is_empty() {
+            return true;
+        }
+        if queue.flush_due || queue.bytes_since_flush > FLUSH_BYTES {
+            queue.flush_due = false;
+            queue.bytes_since_flush = 0;
+            drop(queue);
+            if let Err(error) = self.store().flush(self.timeline.now()) {
+                self.fail(&error);
+            }
+            return true;
+        }
+        let Some((store, generation)) = queue.loose.pop() else {
+            queue.running = false;
+            return false;
+        };
+        drop(queue);
+        if let Ok(false) = store.sweep(generation) {
+            self.queue().loose.push((store, generation));
+        }
+        true
+    }
+
+    /// Commits what is queued; `false` when nothing is.
+    fn commit_some(&self) -> bool {
+        let batches = std::mem::take(&mut self.queue().batches);
+        let Some(store) = batches.first().map(|batch| batch.store.clone()) else { return false };
+        let (now, later): (Vec<_>, Vec<_>) = batches.into_iter().partition(|batch| Arc::ptr_eq(&batch.store, &store));
+        if !later.is_empty() {
+            self.queue().batches.splice(0..0, later);
+        }
+        let mut waiting = Vec::with_capacity(now.len());
+        let mut changes = Vec::new();
+        for batch in now {
+            waiting.push(batch.done);
+            changes.extend(batch.changes);
+        }
+        let bytes: usize = changes.iter().map(Change::size).sum();
+        let applied = store.apply(changes);
+        if let Err(error) = &applied {
+            self.fail(error);
+        }
+        let outcome = applied.map(|loose| {
+            let mut queue = self.queue();
+            queue.bytes_since_flush += bytes;
+            queue.loose.extend(loose.into_iter().map(|generation| (store.clone(), generation)));
+        });
+        for done in waiting {
+            // Whoever asked may have gone.
+            let _ = done.send(outcome.clone());
+        }
+        true
+    }
+
+    /// The disk fails: facts are kept in memory from now on, so that sources can still be read. What was learnt
+    /// before is asked for again; listings that were being written fail, for their chunks are lost.
+    fn fail(&self, error: &Error) {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        if store.is_in_memory() {
+            return;
+        }
+        tracing::warn!(%error, "the catalog cannot be written: kept in memory until the node restarts");
+        match Store::in_memory(self.timeline.now()) {
+            Ok(memory) => *store = Arc::new(memory),
+            Err(error) => tracing::error!(%error, "no catalog in memory either"),
+        }
+    }
+}
