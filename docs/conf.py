@@ -1,0 +1,23 @@
+"""Sphinx configuration. `make docs` builds; warnings are errors."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "Penstock"
+author = "the Penstock maintainers"
+copyright = "the Penstock maintainers"
+
+extensions = ["myst_parser", "reference"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+exclude_patterns = ["_build", "_extensions", "README.md"]
+nitpicky = True
+
+html_theme = "furo"
+html_title = "Penstock"
+html_theme_options = {"navigation_with_keys": True}
+# Nothing is fetched from elsewhere when somebody reads the documentation.
+html_show_sphinx = False
