@@ -1,0 +1,109 @@
+"""What every workload needs: a throw-away home with its node, simulated remotes, files on the local disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.store import Store
+from penstock.demo.node import stop_node
+
+if TYPE_CHECKING:
+    from penstock.client import Client
+
+SMALL_BYTES = 112 * 1024
+BUCKET = "bench"
+
+
+class Lab:
+    """A scratch directory on the local disk, cleaned up at the end.
+
+    Args:
+        scratch: where to make it; a file system of the kind that caches live on.
+        repeats: how often each side is measured.
+    """
+
+    def __init__(self, scratch: Path | None, repeats: int) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="penstock-bench-", dir=scratch))
+        self.repeats = repeats
+        self._names = 0
+
+    def path(self, name: str) -> Path:
+        """A path in the scratch directory that nobody had before."""
+        self._names += 1
+        return self.directory / f"{self._names}-{name}"
+
+    @contextmanager
+    def store(self, shape: tuple[float, int, int]) -> Iterator[Store]:
+        """A remote of its own, stopped at the end."""
+        store = Store(self.path("store"), shape)
+        try:
+            yield store
+        finally:
+            store.stop()
+
+    @contextmanager
+    def node(self, **settings: str) -> Iterator[Client]:
+        """A node with an empty home, stopped at the end. ``settings`` are ``PENSTOCK_*`` variables without prefix."""
+        home = self.path("home")
+        with node_at(home, **settings) as client:
+            yield client
+        shutil.rmtree(home, ignore_errors=True)
+
+    def close(self) -> None:
+        """Removes everything."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def node_at(home: Path, **settings: str) -> Iterator[Client]:
+    """A node of ``home``, started if it does not run, stopped at the end."""
+    import penstock
+
+    variables = {f"PENSTOCK_{name.upper()}": value for name, value in settings.items()}
+    with _environment(variables):
+        client = penstock.connect(home=home)
+    try:
+        yield client
+    finally:
+        client.close()
+        stop_node(home)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def attach(client: Client, store: Store, path: str, bucket: str = BUCKET) -> None:
+    """Attaches a bucket of a remote, without keys; facts are believed for the whole run."""
+    client.attach(f"s3://{bucket}/", path, endpoint=store.endpoint, credentials="anonymous", freshness="1h")
+
+
+def node_pid(client: Client) -> int:
+    """Process of the node behind a client."""
+    return int(client.status()["pid"])
+
+
+def source_bytes(client: Client) -> int:
+    """Bytes of content that the node has taken from sources so far."""
+    return metric(client, "source_bytes")
+
+
+def metric(client: Client, name: str) -> int:
+    """One metric of the node."""
+    return int(client.status()["metrics"][name])

@@ -1,0 +1,64 @@
+"""``python -m benchmarks.run [WHAT...]``: measures bars, prints both sides, keeps the numbers.
+
+Without WHAT it runs all. Exit code 0 when every bar is met, 1 when one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from benchmarks import report, workloads
+from benchmarks.lab import Lab
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Verdict
+
+
+def main(arguments: list[str]) -> int:
+    modules = _workloads()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure the bars.")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"of: {' '.join(modules)}")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each side is measured (default 5)")
+    parser.add_argument("--scratch", type=Path, help="directory on a local disk for homes and files (default TMPDIR)")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.what if name not in modules]
+    if unknown:
+        parser.error(f"no workload {unknown[0]!r}; there are: {' '.join(modules)}")
+    chosen = options.what or list(modules)
+    verdicts: list[Verdict] = []
+    failed = []
+    for name in chosen:
+        print(f"== {name}: {modules[name].__doc__.splitlines()[0]}", flush=True)
+        lab = Lab(options.scratch, options.repeats)
+        try:
+            for verdict in modules[name].run(lab):
+                verdicts.append(verdict)
+                report.show(verdict)
+        except Exception:  # noqa: BLE001 - the other bars are worth measuring all the same
+            failed.append(name)
+            traceback.print_exc()
+        finally:
+            lab.close()
+    if verdicts and not options.no_keep:
+        print(f"kept in {report.keep(verdicts, chosen)}")
+    missed = [verdict.bar for verdict in verdicts if not verdict.met]
+    print(f"{len(verdicts) - len(missed)} met, {len(missed)} missed, {len(failed)} workloads failed")
+    return 1 if missed or failed else 0
+
+
+def _workloads() -> dict[str, ModuleType]:
+    names = sorted(module.name for module in pkgutil.iter_modules(workloads.__path__))
+    modules = [importlib.import_module(f"benchmarks.workloads.{name}") for name in names]
+    return {module.WHAT: module for module in modules}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

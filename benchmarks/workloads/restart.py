@@ -1,0 +1,74 @@
+"""``penstock up`` after SIGKILL with 100,000 cached objects and a million catalog entries, against an empty home."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.lab import BUCKET, Lab, attach, node_at, node_pid
+from benchmarks.measure import Side, Verdict
+from benchmarks.store import FREE
+from penstock.demo.node import stop_node
+
+WHAT = "restart"
+OBJECTS = 1_000_000
+CACHED = 100_000
+PER_DIRECTORY = 10_000
+BATCH = 1000
+
+
+def run(lab: Lab) -> list[Verdict]:
+    full, empty = lab.path("full"), lab.path("empty")
+    ours = Side("full home", "penstock up after SIGKILL; 100,000 cached objects, 1,000,000 catalog entries")
+    bare = Side("empty home", "penstock up in a home where nothing was attached")
+    with lab.store(FREE) as store:
+        store.put_many(BUCKET, "train/d{:04}/{:08}.bin", OBJECTS, PER_DIRECTORY)
+        with node_at(full) as client:
+            attach(client, store, "/data")
+            _fill(client)
+            pid = node_pid(client)
+            # What the index keeps is written every second; the kill must not come before.
+            time.sleep(3)
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(lab.repeats):
+            for side, home in ((ours, full), (bare, empty)):
+                side.seconds.append(_up(home))
+                _kill(home)
+    stop_node(full)
+    stop_node(empty)
+    bar = "penstock up after SIGKILL with 100,000 cached objects and 10⁶ catalog entries, time ÷ empty home"
+    return [Verdict(bar, ours.median_s / bare.median_s, "≤", 1.5, sides=[ours, bare])]
+
+
+def _fill(client) -> None:  # type: ignore[no-untyped-def]
+    batch: list[str] = []
+    cached = 0
+    for entry in client.walk("/data"):
+        if entry.size and cached < CACHED:
+            batch.append(f"/data/{entry.name}")
+            cached += 1
+            if len(batch) == BATCH:
+                client.read_many(batch)
+                batch.clear()
+
+
+def _up(home: Path) -> float:
+    command = [sys.executable, "-m", "penstock", "up"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PENSTOCK_HOME": str(home)})
+    return time.perf_counter() - start
+
+
+def _kill(home: Path) -> None:
+    import penstock
+
+    client = penstock.connect(home=home, start=False)
+    pid = node_pid(client)
+    client.close()
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)

@@ -1,0 +1,94 @@
+"""Telling what was measured: a table for people, a document for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from penstock.demo import scene as stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from penstock.demo.measurements import Measurement
+
+__all__ = ["document", "show"]
+
+_GROUPS = {
+    "small": f"{stage.SMALL_FILES} files of {stage.SMALL_BYTES // 1024} KiB",
+    "large": f"one file of {stage.LARGE_BYTES >> 20} MiB",
+    "table": "one Parquet file through fsspec",
+}
+SIMULATED = (
+    f"{stage.FIRST_BYTE_MS:.0f} ms to the first byte, {stage.CONNECTION_BYTES_PER_S // 1_000_000} MB/s per connection, "
+    f"{stage.TOTAL_BYTES_PER_S // 1_000_000} MB/s in all"
+)
+_NEXT = """\
+[bold]Next[/bold]
+  penstock attach s3://BUCKET/PREFIX /data     your own bucket, read-only
+  penstock preload /data --wait                fetch it before you need it
+  penstock doctor                              what could slow this machine down
+  [dim]python:[/dim] client = penstock.connect(); client.open("/data/…"); client.read_many(paths)"""
+
+
+def document(rows: Sequence[Measurement], requests: dict[str, int], seconds: float) -> dict[str, Any]:
+    """The numbers, for programs."""
+    return {
+        "simulated": {
+            "first_byte_ms": stage.FIRST_BYTE_MS,
+            "connection_bytes_per_s": stage.CONNECTION_BYTES_PER_S,
+            "total_bytes_per_s": stage.TOTAL_BYTES_PER_S,
+        },
+        "measurements": [asdict(row) | {"bytes_per_s": row.size / row.seconds} | _ratios(row, rows) for row in rows],
+        "store_requests": requests,
+        "seconds": seconds,
+    }
+
+
+def show(console: Console, rows: Sequence[Measurement], seconds: float) -> None:
+    """Prints the table, what it means and what to try next."""
+    from rich.table import Table
+
+    table = Table(title="The same bytes, with and without Penstock", title_justify="left", pad_edge=False)
+    table.add_column("")
+    for name in ("time", "files/s", "MB/s", "÷ 1 connection", "÷ 32 connections"):
+        table.add_column(name, justify="right")
+    for group, title in _GROUPS.items():
+        members = [row for row in rows if row.group == group]
+        if not members:
+            continue
+        table.add_section()
+        table.add_row(f"[bold]{title}[/bold]")
+        for row in members:
+            table.add_row(*_cells(row, rows), style=None if row.ours else "dim")
+    console.print()
+    console.print(table)
+    console.print(
+        f"÷: how many times faster than the plain GETs of the same bytes. The store is simulated: {SIMULATED}."
+    )
+    console.print(f"Every byte was checked. All of it took {seconds:.0f} s; nothing of it is left on this machine.")
+    console.print()
+    console.print(_NEXT)
+
+
+def _cells(row: Measurement, rows: Sequence[Measurement]) -> list[str]:
+    ratios = _ratios(row, rows)
+    return [
+        f"  {'Penstock: ' if row.ours else ''}{row.title}",
+        _duration(row.seconds),
+        f"{row.files / row.seconds:,.0f}" if row.files > 1 else "",
+        f"{row.size / row.seconds / 1e6:,.0f}",
+        *(f"{ratios[name]:.3g}×" if name in ratios else "" for name in ("times_plain_1", "times_plain_32")),
+    ]
+
+
+def _ratios(row: Measurement, rows: Sequence[Measurement]) -> dict[str, float]:
+    """How many times faster the row is than the baselines of its group."""
+    plain = {other.name: other.seconds for other in rows if other.group == row.group and not other.ours}
+    return {f"times_{name}": seconds / row.seconds for name, seconds in plain.items()} if row.ours else {}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
