@@ -55,7 +55,15 @@ def configuration_page() -> str:
         if key.split(".")[0] != section:
             section = key.split(".")[0]
             about = inspect.getdoc(Settings.model_fields[section].annotation) or ""
-            lines += ["", f"## {section}", "", about, "", "| Key | Takes | Default | What it does |", "|---|---|---|---|"]
+            lines += [
+                "",
+                f"## {section}",
+                "",
+                about,
+                "",
+                "| Key | Takes | Default | What it does |",
+                "|---|---|---|---|",
+            ]
         lines.append(f"| `{key}` | {cell(kind)} | {cell(default_text(kind, default))} | {cell(documentation)} |")
     return "\n".join(lines) + "\n"
 
@@ -101,7 +109,9 @@ def metrics_page() -> str:
     text = text[text.rindex("metrics! {") :]
     counters, _, gauges = text.partition("gauges {")
     lines = ["| Metric | Type | What it counts |", "|---|---|---|"]
-    lines += [f"| `penstock_{row['name']}_total` | counter | {cell(row['help'])} |" for row in METRIC.finditer(counters)]
+    lines += [
+        f"| `penstock_{row['name']}_total` | counter | {cell(row['help'])} |" for row in METRIC.finditer(counters)
+    ]
     lines += [f"| `penstock_{row['name']}` | gauge | {cell(row['help'])} |" for row in METRIC.finditer(gauges)]
     return "\n".join(lines) + "\n"
 
@@ -141,9 +151,10 @@ def spelling(option: Any) -> str:
 
 
 def help_text(command: Any) -> str:
-    """The help of a command; indented examples become a block."""
-    text = inspect.cleandoc(command.help or "").replace("\b\n", "")
-    return re.sub(r"(?m)(^ {2,}\S.*\n?)+", lambda found: f"\n```text\n{found[0].rstrip()}\n```\n", text)
+    """The help of a command, and its examples as a block."""
+    text = inspect.cleandoc(command.help or "").replace("\f", "")
+    _, _, examples = (command.epilog or "").partition("Examples:\n")
+    return text + (f"\n\n```text\n{inspect.cleandoc(examples)}\n```" if examples else "")
 
 
 def results_page() -> str:
