@@ -11,6 +11,16 @@ pub(crate) fn no_such_object(action: &str) -> Error {
     Error::new(ErrorKind::NotFound, action, "no such object")
 }
 
+/// The pinned version is gone, and the object with it.
+pub(crate) fn gone(action: &str) -> Error {
+    Error::new(ErrorKind::StaleVersion, action, "the object was deleted")
+}
+
+/// The pinned version is gone.
+pub(crate) fn changed(action: &str) -> Error {
+    Error::new(ErrorKind::StaleVersion, action, "the object changed").advise("open it again")
+}
+
 pub(crate) fn no_such_part(action: &str, number: u32) -> Error {
     Error::new(ErrorKind::InvalidInput, action, "a part is not the one that was stored").fact("part", number)
 }
@@ -31,9 +41,7 @@ pub(crate) fn range(action: &str, range: ByteRange, size: u64) -> Result<()> {
 /// A read's version is the current one.
 pub(crate) fn pinned(action: &str, pinned: Option<&Version>, current: &Version) -> Result<()> {
     match pinned {
-        Some(pinned) if pinned != current => {
-            Err(Error::new(ErrorKind::StaleVersion, action, "the object changed").advise("open it again"))
-        }
+        Some(pinned) if pinned != current => Err(changed(action)),
         _ => Ok(()),
     }
 }

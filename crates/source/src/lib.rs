@@ -5,6 +5,7 @@ mod around;
 mod bandwidth;
 mod check;
 mod environment;
+mod file;
 mod limit;
 mod memory;
 mod observe;

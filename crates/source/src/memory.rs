@@ -161,6 +161,7 @@ impl Source for Memory {
         let action = self.action("read", &request.key);
         let (content, attributes) = match self.store().objects.get(&request.key) {
             Some(object) => (object.content.clone(), object.attributes.clone()),
+            None if request.version.is_some() => return Err(check::gone(&action)),
             None => return Err(check::no_such_object(&action)),
         };
         check::pinned(&action, request.version.as_ref(), &attributes.version)?;

@@ -8,6 +8,7 @@ use penstock_types::{Clock, Metrics, Result, Source, SourceConfig, SourceSpec};
 use crate::around::Decorated;
 use crate::bandwidth::Bandwidth;
 use crate::environment::Environment;
+use crate::file::Directory;
 use crate::limit::Limit;
 use crate::memory::Memory;
 use crate::observe::Observe;
@@ -49,13 +50,7 @@ pub fn open_in(spec: &SourceSpec, parts: &SourceParts, environment: &Environment
     let raw: Arc<dyn Source> = match spec {
         SourceSpec::S3 { .. } => Arc::new(S3::new(spec, environment, parts.clock.clone(), parts.metrics.clone())?),
         SourceSpec::Memory { name } => Arc::new(Memory::open(name, parts.clock.clone())),
-        SourceSpec::File { directory } => {
-            return Err(penstock_types::Error::new(
-                penstock_types::ErrorKind::Unsupported,
-                format!("open {}", directory.display()),
-                "directories are not served yet",
-            ));
-        }
+        SourceSpec::File { directory } => Arc::new(Directory::open(directory)?),
     };
     Ok(decorate(raw, parts))
 }

@@ -63,7 +63,8 @@ impl S3 {
         if let Some(version) = &request.version {
             call = call.text(&action, header::IF_MATCH, &quoted(version))?;
         }
-        let response = self.succeed(&action, Purpose::Read, call).await?;
+        let purpose = if request.version.is_some() { Purpose::PinnedRead } else { Purpose::Plain };
+        let response = self.succeed(&action, purpose, call).await?;
         let size = check_answer(&action, response.status(), response.headers(), request.range)?;
         let attributes = attributes_in(&action, response.headers(), size)?;
         // A store that ignores the condition gives itself away by the version it answers with.

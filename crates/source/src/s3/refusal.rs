@@ -15,8 +15,8 @@ const MAX_RETRY_AFTER_MS: u64 = 60_000;
 /// What a status means depends on what was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
-    /// A read, pinned to a version or not.
-    Read,
+    /// A read of one version.
+    PinnedRead,
     /// A write or deletion with a condition.
     ConditionalWrite,
     /// Anything else.
@@ -169,6 +169,9 @@ impl Refusal {
         let Surroundings { bucket, region, credentials, .. } = around;
         match self.status.as_u16() {
             301 | 302 | 303 | 307 | 308 => self.wrong_region(bucket, region),
+            404 if purpose == Purpose::PinnedRead => {
+                (ErrorKind::StaleVersion, "the object was deleted".to_owned(), None)
+            }
             404 if purpose == Purpose::ConditionalWrite && self.code != "NoSuchUpload" => {
                 (ErrorKind::Conflict, "the object is gone".to_owned(), None)
             }
@@ -178,7 +181,7 @@ impl Refusal {
                 None,
             ),
             409 => (ErrorKind::Conflict, self.words(), None),
-            412 if purpose == Purpose::Read => {
+            412 if purpose == Purpose::PinnedRead => {
                 (ErrorKind::StaleVersion, "the object changed".to_owned(), Some("open it again".to_owned()))
             }
             412 => (ErrorKind::Conflict, "the object is not what the write was decided on".to_owned(), None),
@@ -251,7 +254,7 @@ mod tests {
     }
 
     fn coded(status: u16, code: &str) -> Error {
-        error(status, &format!("<Error><Code>{code}</Code><Message>m</Message></Error>"), Purpose::Read)
+        error(status, &format!("<Error><Code>{code}</Code><Message>m</Message></Error>"), Purpose::PinnedRead)
     }
 
     #[test]
@@ -281,12 +284,16 @@ mod tests {
 
     #[test]
     fn the_same_status_means_what_the_request_makes_of_it() {
-        assert_eq!(error(412, "", Purpose::Read).kind(), ErrorKind::StaleVersion);
+        assert_eq!(error(412, "", Purpose::PinnedRead).kind(), ErrorKind::StaleVersion);
         assert_eq!(error(412, "", Purpose::ConditionalWrite).kind(), ErrorKind::Conflict);
         assert_eq!(error(404, "", Purpose::ConditionalWrite).kind(), ErrorKind::Conflict);
-        assert_eq!(error(404, "", Purpose::Read).kind(), ErrorKind::NotFound);
-        assert_eq!(coded(404, "NoSuchUpload").kind(), ErrorKind::NotFound);
-        assert_eq!(error(503, "", Purpose::Read).kind(), ErrorKind::RateLimited);
+        assert_eq!(error(404, "", Purpose::PinnedRead).kind(), ErrorKind::StaleVersion);
+        assert_eq!(error(404, "", Purpose::Plain).kind(), ErrorKind::NotFound);
+        assert_eq!(
+            error(404, "<Error><Code>NoSuchUpload</Code></Error>", Purpose::ConditionalWrite).kind(),
+            ErrorKind::NotFound
+        );
+        assert_eq!(error(503, "", Purpose::PinnedRead).kind(), ErrorKind::RateLimited);
         assert_eq!(coded(409, "ConditionalRequestConflict").kind(), ErrorKind::Unavailable);
     }
 
