@@ -44,7 +44,7 @@ pub struct Space {
 /// The machine as the cache sees it: file calls, limits, boot. Calls behave as the system calls of their name:
 /// reads and writes may be short, errors are those of `errno`.
 pub trait Disk: Send + Sync + 'static {
-    /// Makes a directory and what is missing above it, mode 0700; one that is there is a success.
+    /// Makes a directory, mode 0700; one that is there is a success.
     fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Opens a file; descriptors are closed on exec.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OwnedFd>;
@@ -86,8 +86,10 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_directory(&self, path: &Path) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+        match rustix::fs::mkdir(path, Mode::RWXU) {
+            Err(rustix::io::Errno::EXIST) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OwnedFd> {

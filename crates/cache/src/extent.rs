@@ -1,52 +1,88 @@
-//! One object version in the cache: its sparse file, its page map, who fills it and who has it lent.
+//! One object version in the cache: what of it is present, who fills it, who has it lent.
+//!
+//! One lock per extent guards its state; it is never held across I/O and no other lock is taken under it. The page
+//! map is read without it.
 
 use std::fmt;
-use std::io::IoSlice;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_types::{ByteRange, Error, ErrorKind, ObjectId, PAGE_SIZE, Result};
 
 use crate::cache::Cache;
-use crate::disk::OpenMode;
+use crate::descriptors::KeptFile;
+use crate::index::{Record, object_hash};
 use crate::page_map::PageMap;
-use crate::tier::{Tier, disk_error};
+use crate::pages;
+use crate::policy::Uses;
+use crate::tier::Tier;
 
 /// File systems give space in blocks of this many bytes.
-const BLOCK: u64 = 4096;
-/// Slices that one `pwritev` takes (`IOV_MAX`).
-const MAX_SLICES: usize = 1024;
+pub const BLOCK: u64 = 4096;
 
 /// One object version in the cache. It may stay partial for ever.
 pub struct Extent {
     pub(crate) number: u64,
     pub(crate) tier: Arc<Tier>,
     pub(crate) map: PageMap,
+    pub(crate) uses: Uses,
     pub(crate) last_use_ms: AtomicI64,
+    /// Looked up since trimming came by last.
+    pub(crate) recent: AtomicBool,
+    /// Lent or read since somebody asked it to close its files.
+    pub(crate) touched: AtomicBool,
+    /// Differs from what the index has.
+    changed: AtomicBool,
+    pub(crate) me: Weak<Extent>,
+    pub(crate) owner: Weak<Cache>,
     id: ObjectId,
     size: u64,
-    owner: Weak<Cache>,
     state: Mutex<State>,
-    changed: Condvar,
+    /// Somebody finished filling, opening or verifying.
+    pub(crate) progress: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    leases: u32,
-    /// Evicted or retired: nothing is lent or filled any more.
-    gone: bool,
+pub(crate) struct State {
+    pub leases: u32,
+    pub life: Life,
     /// Runs of pages that somebody writes right now.
     filling: Vec<Range<u64>>,
-    /// Bytes of the tier's budget that this extent holds.
+    /// Bytes of the tier's budget that it holds.
     charged: u64,
-    /// Whether the file exists; whether somebody opens it right now.
-    created: bool,
-    opening: bool,
-    read: Option<Arc<OwnedFd>>,
-    write: Option<Arc<OwnedFd>>,
+    /// One block was charged when the file was made; the first pages use it up.
+    credit: bool,
+    /// Of the charged bytes, those reported as unlinked but lent.
+    lent_unlinked: u64,
+    pub created: bool,
+    /// The file was made read-only.
+    pub sealed: bool,
+    pub opening: bool,
+    pub verifying: bool,
+    /// Must be verified before it is lent.
+    pub doubtful: bool,
+    durable: bool,
+    pub inode: u64,
+    /// Rises with every page that is written or dropped.
+    generation: u64,
+    last_fill: Duration,
+    pub read: Option<KeptFile>,
+    pub write: Option<KeptFile>,
+    /// The bytes that the index has charged it with; `None` when the index does not know it.
+    stored_charge: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Life {
+    #[default]
+    Here,
+    /// Its file is being unlinked.
+    Leaving,
+    Gone,
 }
 
 /// The right to read an extent's file by a descriptor of its own. Ends when it is dropped.
@@ -56,18 +92,58 @@ pub struct Lease {
 }
 
 impl Extent {
-    pub(crate) fn new(number: u64, id: ObjectId, size: u64, tier: Arc<Tier>, owner: Weak<Cache>) -> Self {
-        Self {
+    /// A new, empty extent; its file is made when it is filled or lent first.
+    pub(crate) fn new(number: u64, id: ObjectId, size: u64, tier: Arc<Tier>, owner: Weak<Cache>) -> Arc<Self> {
+        let map = PageMap::new(size);
+        Self::build((number, id, size), map, (tier, owner), (Uses::default(), State::default()))
+    }
+
+    /// An extent as the index knows it. `boot` is the present boot of the machine.
+    pub(crate) fn restore(
+        (number, id): (u64, ObjectId),
+        record: &Record,
+        map: PageMap,
+        (tier, owner): (Arc<Tier>, Weak<Cache>),
+        (uses, boot): (Uses, u64),
+    ) -> Arc<Self> {
+        let state = State {
+            charged: record.charged,
+            stored_charge: Some(record.charged),
+            credit: record.charged >= pages_charge(&map) + BLOCK,
+            created: true,
+            sealed: record.complete,
+            doubtful: !record.durable && record.boot != boot,
+            durable: record.durable,
+            inode: record.inode,
+            ..State::default()
+        };
+        let extent = Self::build((number, id, record.size), map, (tier, owner), (uses, state));
+        extent.last_use_ms.store(record.last_use_ms, Ordering::Relaxed);
+        extent
+    }
+
+    fn build(
+        (number, id, size): (u64, ObjectId, u64),
+        map: PageMap,
+        (tier, owner): (Arc<Tier>, Weak<Cache>),
+        (uses, state): (Uses, State),
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
             number,
             tier,
-            map: PageMap::new(size),
+            map,
+            uses,
             last_use_ms: AtomicI64::new(0),
+            recent: AtomicBool::new(true),
+            touched: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
+            me: Weak::clone(me),
+            owner,
             id,
             size,
-            owner,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
+            state: Mutex::new(state),
+            progress: Condvar::new(),
+        })
     }
 
     /// Which object version it holds.
@@ -85,9 +161,9 @@ impl Extent {
         self.map.is_complete()
     }
 
-    /// Whether it was evicted or retired: it is neither filled nor lent any more; `get_or_create` makes a new one.
+    /// Whether it was evicted or retired: it is neither filled nor lent any more, and `get_or_create` makes another.
     pub fn is_gone(&self) -> bool {
-        self.state().gone
+        self.state().life != Life::Here
     }
 
     /// Contiguous present bytes from `offset`; empty (at `offset`) when there are none.
@@ -101,7 +177,7 @@ impl Extent {
 
     /// Absent runs of pages that `range` touches, sorted and disjoint; the last is cut off at the object's end.
     pub fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
-        let pages = self.clip(range).pages();
+        let pages = range.intersect(ByteRange::new(0, self.size)).pages();
         self.map.missing(pages).into_iter().map(|run| self.bytes_of(&run)).collect()
     }
 
@@ -112,88 +188,16 @@ impl Extent {
     ///
     /// # Errors
     /// `InvalidInput` for other offsets and lengths, `NoSpace` when nothing more can be evicted, the disk is full or
-    /// the extent is gone, `Disk` when the disk fails. After an error some of the pages may be present.
+    /// left alone after a failure, or the extent is gone; `Disk` when the disk fails, `ResourceLimit` without
+    /// descriptors. After an error some of the pages may be present.
     pub fn fill(&self, offset: u64, data: &[Bytes]) -> Result<()> {
-        let pages = self.check_fill(offset, data)?.pages();
-        while let Some(run) = self.claim(pages.clone())? {
+        let range = self.check_fill(offset, data)?;
+        while let Some(run) = self.claim(range.pages())? {
             let result = self.fill_run(&run, offset, data);
             self.unclaim(&run);
             result?;
         }
         Ok(())
-    }
-
-    /// Reads bytes whose pages are all present, checking every page that is touched.
-    ///
-    /// # Errors
-    /// `Corrupt` when a page is absent, does not match its checksum or cannot be read: bad pages were dropped, fill
-    /// what is missing and read again. `InvalidInput` when `out` is not as long as `range` or the range is outside.
-    pub fn read_verified(&self, range: ByteRange, out: &mut [u8]) -> Result<()> {
-        if range.len() != out.len() as u64 || range.end > self.size {
-            return Err(self.error(ErrorKind::InvalidInput, "the range does not fit the object or the buffer"));
-        }
-        let file = self.readable()?;
-        let mut page_bytes = vec![0; PAGE_SIZE as usize];
-        for page in range.pages() {
-            let Some(sum) = self.map.sum(page) else {
-                return Err(self.error(ErrorKind::Corrupt, "a page is absent").advise("fill it and read again"));
-            };
-            let whole = self.map.page_range(page);
-            let buffer = &mut page_bytes[..whole.len() as usize];
-            self.read_exact(&file, whole.start, buffer)?;
-            if crc32c::crc32c(buffer) != sum {
-                self.map.remove(page);
-                self.tier.metrics.cache_corrupt_pages.inc();
-                tracing::warn!(code = "cache-page-corrupt", object = %self.describe(), page);
-                return Err(self.error(ErrorKind::Corrupt, "checksum mismatch, page dropped").fact("page", page));
-            }
-            let part = whole.intersect(range);
-            let from = (part.start - whole.start) as usize;
-            let to = (part.start - range.start) as usize;
-            let len = part.len() as usize;
-            out[to..to + len].copy_from_slice(&buffer[from..from + len]);
-        }
-        Ok(())
-    }
-
-    /// Lends the file: a read-only descriptor that stays valid whatever happens to the extent. Check what is present
-    /// after this, not before.
-    ///
-    /// # Errors
-    /// `NoSpace` when the extent is gone, `Corrupt` when its file was damaged (look again: what is missing can be
-    /// filled), `Disk`, `ResourceLimit`.
-    pub fn lend(self: &Arc<Self>) -> Result<Lease> {
-        loop {
-            let descriptor = self.readable()?;
-            let mut state = self.state();
-            if state.gone {
-                return Err(self.gone_error());
-            }
-            state.leases += 1;
-            drop(state);
-            self.tier.metrics.leases.inc();
-            return Ok(Lease { extent: Arc::clone(self), descriptor });
-        }
-    }
-
-    pub(crate) fn leases(&self) -> u32 {
-        self.state().leases
-    }
-
-    /// Marks it gone, unless it is lent or being filled and `force` is not set; the bytes that come free at once.
-    pub(crate) fn leave(&self, force: bool) -> Option<u64> {
-        let mut state = self.state();
-        if state.gone || (!force && (state.leases > 0 || !state.filling.is_empty())) {
-            return None;
-        }
-        state.gone = true;
-        state.read = None;
-        state.write = None;
-        if state.leases > 0 {
-            self.tier.note_lent_unlinked(state.charged);
-            return Some(0);
-        }
-        Some(self.release_when_free(&mut state))
     }
 
     fn check_fill(&self, offset: u64, data: &[Bytes]) -> Result<ByteRange> {
@@ -212,185 +216,325 @@ impl Extent {
 
     /// The next run of absent pages for this thread to write; `None` when all of `pages` are present.
     fn claim(&self, pages: Range<u64>) -> Result<Option<Range<u64>>> {
+        // Checksums that are still in the index are loaded here, before the lock.
+        drop(self.map.missing(pages.clone()));
         let mut state = self.state();
         loop {
-            if state.gone {
+            if state.life != Life::Here {
                 return Err(self.gone_error());
             }
             let missing = self.map.missing(pages.clone());
             if missing.is_empty() {
                 return Ok(None);
             }
-            for run in &missing {
-                let free = run.clone().find(|page| !state.filling.iter().any(|busy| busy.contains(page)));
-                if let Some(start) = free {
-                    let end = state.filling.iter().map(|busy| busy.start).filter(|busy| *busy > start).min();
-                    let claimed = start..end.map_or(run.end, |end| end.min(run.end));
-                    state.filling.push(claimed.clone());
-                    return Ok(Some(claimed));
-                }
+            if let Some(run) = first_free(&missing, &state.filling) {
+                state.filling.push(run.clone());
+                return Ok(Some(run));
             }
-            state = self.changed.wait(state).expect(STATE);
+            state = self.progress.wait(state).expect(STATE);
         }
     }
 
     fn unclaim(&self, run: &Range<u64>) {
         let mut state = self.state();
         state.filling.retain(|busy| busy != run);
-        if state.gone && state.leases == 0 {
-            self.release_when_free(&mut state);
-        }
-        self.changed.notify_all();
+        let unused = self.settle(&mut state);
+        drop(state);
+        drop(unused);
+        self.progress.notify_all();
     }
 
     fn fill_run(&self, run: &Range<u64>, offset: u64, data: &[Bytes]) -> Result<()> {
         let range = self.bytes_of(run);
-        let charge = range.len().next_multiple_of(BLOCK);
-        let owner = self.owner.upgrade().ok_or_else(|| self.gone_error())?;
-        owner.reserve(&self.tier, charge, self)?;
-        self.state().charged += charge;
-        let written = self.write_pages(run, &cut(data, range.start - offset, range.len()));
-        if let Err(error) = written {
-            self.state().charged -= charge;
-            self.tier.release(charge);
+        let file = self.writable(range.len() == self.size)?;
+        let (charge, used_credit) = self.charge(range.len().next_multiple_of(BLOCK))?;
+        let parts = pages::cut(data, range.start - offset, range.len());
+        let sums = pages::sums(&parts);
+        if let Err(error) = self.write_all(&file, range.start, &parts) {
+            self.refund(charge, used_credit);
             return Err(error);
         }
-        self.tier.note_success();
-        self.tier.metrics.cache_fill_bytes.inc_by(range.len());
-        Ok(())
-    }
-
-    fn write_pages(&self, run: &Range<u64>, parts: &[Bytes]) -> Result<()> {
-        let sums = page_sums(parts);
-        let file = self.writable()?;
-        let path = self.tier.path_of(self.number);
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let (mut rest, mut at) = (&mut slices[..], run.start * PAGE_SIZE);
-        while !rest.is_empty() {
-            let batch = &rest[..rest.len().min(MAX_SLICES)];
-            let written = match self.tier.disk.write_at(file.as_fd(), at, batch) {
-                Ok(0) => Err(std::io::ErrorKind::WriteZero.into()),
-                other => other,
-            };
-            let written = written.map_err(|error| self.tier.fail("write", &path, &error))?;
-            IoSlice::advance_slices(&mut rest, written);
-            at += written as u64;
+        {
+            let mut state = self.state();
+            state.durable = false;
+            state.generation += 1;
+            state.last_fill = self.tier.clock.monotonic();
         }
         self.map.insert(run.start, &sums);
-        Ok(())
-    }
-
-    fn read_exact(&self, file: &OwnedFd, mut offset: u64, mut out: &mut [u8]) -> Result<()> {
-        let path = self.tier.path_of(self.number);
-        while !out.is_empty() {
-            let read = self.tier.disk.read_at(file.as_fd(), offset, out);
-            let read = read.map_err(|error| disk_error("read", &path, &error))?;
-            if read == 0 {
-                return Err(self.error(ErrorKind::Corrupt, "the cache file is shorter than it was"));
-            }
-            out = &mut out[read..];
-            offset += read as u64;
+        self.tier.note_success();
+        self.tier.metrics.cache_fill_bytes.inc_by(range.len());
+        self.note_changed();
+        if self.is_complete() {
+            self.seal();
         }
         Ok(())
     }
 
-    fn readable(&self) -> Result<Arc<OwnedFd>> {
-        if let Some(file) = &self.state().read {
-            return Ok(Arc::clone(file));
+    /// Takes `bytes` of the budget for this extent; what was really taken, and whether that used the credit up.
+    fn charge(&self, bytes: u64) -> Result<(u64, bool)> {
+        let owner = self.owner()?;
+        let used_credit = std::mem::take(&mut self.state().credit);
+        let wanted = if used_credit { bytes - BLOCK } else { bytes };
+        if let Err(error) = owner.reserve(&self.tier, wanted, self) {
+            self.state().credit |= used_credit;
+            return Err(error);
         }
-        self.writable()?;
-        let path = self.tier.path_of(self.number);
-        let file = self.tier.disk.open(&path, OpenMode::Read).map_err(|error| disk_error("open", &path, &error))?;
-        let file = Arc::new(file);
-        self.state().read = Some(Arc::clone(&file));
-        Ok(file)
+        self.grow(wanted);
+        Ok((wanted, used_credit))
     }
 
-    fn writable(&self) -> Result<Arc<OwnedFd>> {
-        let mut state = self.state();
-        while state.opening {
-            state = self.changed.wait(state).expect(STATE);
-        }
-        if let Some(file) = &state.write {
-            return Ok(Arc::clone(file));
-        }
-        state.opening = true;
-        let mode = if state.created { OpenMode::Write } else { OpenMode::Create(0o600) };
-        drop(state);
-        let opened = self.open_for_writing(mode);
-        let mut state = self.state();
-        state.opening = false;
-        self.changed.notify_all();
-        let file = Arc::new(opened?);
-        state.created = true;
-        state.write = Some(Arc::clone(&file));
-        Ok(file)
-    }
-
-    fn open_for_writing(&self, mode: OpenMode) -> Result<OwnedFd> {
-        let path = self.tier.path_of(self.number);
-        let disk = &self.tier.disk;
-        let open = || -> std::io::Result<OwnedFd> {
-            let file = match disk.open(&path, mode) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && matches!(mode, OpenMode::Create(_)) => {
-                    disk.create_directory(&self.tier.directory_of(self.number))?;
-                    disk.open(&path, mode)?
-                }
-                other => other?,
-            };
-            if matches!(mode, OpenMode::Create(_)) {
-                disk.set_size(file.as_fd(), self.size)?;
-            }
-            Ok(file)
+    fn refund(&self, bytes: u64, used_credit: bool) {
+        let (bytes, charged) = {
+            let mut state = self.state();
+            state.credit |= used_credit;
+            // What is gone may have given everything back already.
+            let bytes = bytes.min(state.charged);
+            state.charged -= bytes;
+            (bytes, state.charged)
         };
-        open().map_err(|error| self.tier.fail("open", &path, &error))
+        self.tier.release(bytes);
+        self.tier.policy().resize(self.number, charged);
     }
 
-    fn release_when_free(&self, state: &mut State) -> u64 {
-        if !state.filling.is_empty() {
-            return 0;
+    /// Charges one block for a file that is about to be made, and enters the queues of the tier.
+    pub(crate) fn charge_file(&self) -> Result<()> {
+        self.owner()?.reserve(&self.tier, BLOCK, self)?;
+        self.state().credit = true;
+        self.tier.policy().insert(self.number, object_hash(&self.id), 0, self.uses.clone());
+        self.grow(BLOCK);
+        Ok(())
+    }
+
+    /// Takes the charge of a file back that could not be made.
+    pub(crate) fn refund_file(&self) {
+        self.state().credit = false;
+        self.refund(BLOCK, false);
+        self.tier.policy().remove(self.number);
+    }
+
+    fn grow(&self, bytes: u64) {
+        let charged = {
+            let mut state = self.state();
+            state.charged += bytes;
+            state.charged
+        };
+        self.tier.policy().resize(self.number, charged);
+    }
+
+    /// Gives the budget of dropped pages back; one block stays charged for the file.
+    pub(crate) fn discharge_pages(&self, dropped: &[u64]) {
+        let bytes: u64 = dropped.iter().map(|page| self.map.page_range(*page).len().next_multiple_of(BLOCK)).sum();
+        let mut state = self.state();
+        state.durable = false;
+        state.generation += 1;
+        let mut bytes = bytes.min(state.charged);
+        if bytes > 0 && bytes == state.charged {
+            bytes -= BLOCK;
+            state.credit = true;
         }
-        let freed = std::mem::take(&mut state.charged);
-        self.tier.release(freed);
+        state.charged -= bytes;
+        let charged = state.charged;
+        drop(state);
+        self.tier.release(bytes);
+        self.tier.policy().resize(self.number, charged);
+    }
+
+    /// Begins to leave, unless it is in use and `force` is not set. From here on nothing is lent or filled.
+    pub(crate) fn begin_leave(&self, force: bool) -> bool {
+        let mut state = self.state();
+        let busy = state.leases > 0 || !state.filling.is_empty() || state.opening || state.verifying;
+        if state.life != Life::Here || (busy && !force) {
+            return false;
+        }
+        state.life = Life::Leaving;
+        true
+    }
+
+    /// Stays after all: its file could not be unlinked.
+    pub(crate) fn undo_leave(&self) {
+        self.state().life = Life::Here;
+    }
+
+    /// Is gone: its file is unlinked. The bytes that came free at once.
+    pub(crate) fn finish_leave(&self) -> u64 {
+        let mut state = self.state();
+        state.life = Life::Gone;
+        let charged = state.charged;
+        let unused = self.settle(&mut state);
+        let freed = charged - state.charged;
+        drop(state);
+        drop(unused);
         freed
+    }
+
+    /// Gives the budget back once the extent is gone and nobody uses its file; until then its bytes are reported as
+    /// unlinked but lent. The files that are not needed any more: closing the last descriptor of an unlinked file
+    /// frees its blocks, which takes time, so the caller drops them without the lock.
+    #[must_use]
+    fn settle(&self, state: &mut State) -> [Option<KeptFile>; 2] {
+        if state.life != Life::Gone {
+            return [None, None];
+        }
+        let unused = state.leases == 0 && state.filling.is_empty();
+        if unused {
+            self.tier.release(std::mem::take(&mut state.charged));
+        }
+        let before = std::mem::replace(&mut state.lent_unlinked, state.charged);
+        self.tier.note_lent_unlinked(before, state.charged);
+        if unused { [state.read.take(), state.write.take()] } else { [None, None] }
+    }
+
+    /// Whether its file was made.
+    pub(crate) fn has_file(&self) -> bool {
+        self.state().created
+    }
+
+    /// Leases that are held.
+    pub(crate) fn leases(&self) -> u32 {
+        self.state().leases
+    }
+
+    /// Bytes of the budget that it holds.
+    pub(crate) fn charged(&self) -> u64 {
+        self.state().charged
+    }
+
+    /// Puts it on the list of what the next flush stores.
+    pub(crate) fn note_changed(&self) {
+        if !self.changed.swap(true, Ordering::AcqRel)
+            && let Some(owner) = self.owner.upgrade()
+        {
+            owner.note_changed(self.number);
+        }
+    }
+
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed.load(Ordering::Acquire)
+    }
+
+    /// What the index is to store, `None` when it is gone or has no file. What changes from here on is stored by the
+    /// next flush.
+    pub(crate) fn image(&self, boot: u64) -> Option<(Record, Vec<(u64, crate::page_map::StripeImage)>)> {
+        self.changed.store(false, Ordering::Release);
+        // Complete before and after: then every bit is in the stripes, or was written again since.
+        let was_complete = self.map.is_complete();
+        let stripes = self.map.take_changed();
+        let complete = was_complete && self.map.is_complete();
+        let state = self.state();
+        if state.life == Life::Gone || !state.created {
+            return None;
+        }
+        let record = Record {
+            source: self.id.source.clone(),
+            key: self.id.key.clone(),
+            version: self.id.version.clone(),
+            size: self.size,
+            tier: self.tier.slot,
+            inode: state.inode,
+            durable: state.durable,
+            boot: if state.doubtful { 0 } else { boot },
+            complete,
+            charged: state.charged,
+            uses: self.uses.count(),
+            last_use_ms: self.last_use_ms.load(Ordering::Relaxed),
+        };
+        Some((record, stripes))
+    }
+
+    /// Notes what the index has charged it with now; `None` when it does not know it.
+    pub(crate) fn set_stored_charge(&self, charge: Option<u64>) {
+        self.state().stored_charge = charge;
+    }
+
+    pub(crate) fn stored_charge(&self) -> Option<u64> {
+        self.state().stored_charge
+    }
+
+    /// The generation to make durable; `None` when it is durable, partial, doubtful or in use by a writer, or was
+    /// filled less than `quiet` ago.
+    pub(crate) fn undurable_generation(&self, quiet: Duration) -> Result<u64, Undurable> {
+        let state = self.state();
+        if state.life != Life::Here || state.durable || !self.map.is_complete() || state.doubtful {
+            return Err(Undurable::Never);
+        }
+        let settled = state.filling.is_empty() && self.tier.clock.monotonic() >= state.last_fill + quiet;
+        if settled { Ok(state.generation) } else { Err(Undurable::NotYet) }
+    }
+
+    /// Marks it durable if nothing was written since `generation` was taken, before its data was synced.
+    pub(crate) fn mark_durable(&self, generation: u64) {
+        let mut state = self.state();
+        if state.generation == generation && state.filling.is_empty() {
+            state.durable = true;
+            drop(state);
+            self.note_changed();
+        }
+    }
+
+    /// Closes the files that are kept open, unless it is lent or was used since it was asked last.
+    pub(crate) fn close_files(&self) -> bool {
+        if self.touched.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        let mut state = self.state();
+        if state.life != Life::Here {
+            return true;
+        }
+        if state.leases > 0 && state.read.is_some() {
+            return false;
+        }
+        let unused = [state.read.take(), state.write.take()];
+        drop(state);
+        drop(unused);
+        true
     }
 
     fn end_lease(&self) {
         let mut state = self.state();
         state.leases -= 1;
+        let unused = self.settle(&mut state);
+        drop(state);
+        drop(unused);
         self.tier.metrics.leases.dec();
-        if state.gone && state.leases == 0 {
-            self.tier.forget_lent_unlinked(state.charged);
-            self.release_when_free(&mut state);
-        }
     }
 
-    fn clip(&self, range: ByteRange) -> ByteRange {
-        range.intersect(ByteRange::new(0, self.size))
-    }
-
-    fn bytes_of(&self, run: &Range<u64>) -> ByteRange {
+    pub(crate) fn bytes_of(&self, run: &Range<u64>) -> ByteRange {
         ByteRange::new(run.start * PAGE_SIZE, (run.end * PAGE_SIZE).min(self.size))
     }
 
-    fn describe(&self) -> String {
-        format!("{} {}", self.id.source, self.id.key)
+    pub(crate) fn error(&self, kind: ErrorKind, reason: &str) -> Error {
+        let action = format!("cache {} {}", self.id.source, self.id.key);
+        Error::new(kind, action, reason).fact("extent", self.number)
     }
 
-    fn error(&self, kind: ErrorKind, reason: &str) -> Error {
-        Error::new(kind, format!("cache {}", self.describe()), reason).fact("extent", self.number)
-    }
-
-    fn gone_error(&self) -> Error {
+    pub(crate) fn gone_error(&self) -> Error {
         self.error(ErrorKind::NoSpace, "evicted meanwhile").advise("open the file again")
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn owner(&self) -> Result<Arc<Cache>> {
+        self.owner.upgrade().ok_or_else(|| self.error(ErrorKind::NoSpace, "the cache is closed"))
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(STATE)
+    }
+
+    /// Lends a file that was opened; `None` when that cannot be now.
+    pub(crate) fn lease(self: &Arc<Self>, state: &mut State, descriptor: Arc<OwnedFd>) -> Lease {
+        state.leases += 1;
+        self.touched.store(true, Ordering::Relaxed);
+        self.tier.metrics.leases.inc();
+        Lease { extent: Arc::clone(self), descriptor }
     }
 }
 
-const STATE: &str = "no panic while the state of an extent is held";
+/// Why an extent cannot be made durable.
+pub(crate) enum Undurable {
+    Never,
+    NotYet,
+}
+
+pub(crate) const STATE: &str = "no panic while the state of an extent is held";
 
 impl fmt::Debug for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -422,44 +566,19 @@ impl Drop for Lease {
     }
 }
 
-/// `length` bytes of `data` from `start`, without copying.
-fn cut(data: &[Bytes], mut start: u64, mut length: u64) -> Vec<Bytes> {
-    let mut parts = Vec::with_capacity(data.len());
-    for part in data {
-        let size = part.len() as u64;
-        if start >= size {
-            start -= size;
-            continue;
+/// The first run of `missing` pages that is in none of the runs that are being filled.
+fn first_free(missing: &[Range<u64>], filling: &[Range<u64>]) -> Option<Range<u64>> {
+    for run in missing {
+        let free = run.clone().find(|page| !filling.iter().any(|busy| busy.contains(page)));
+        if let Some(start) = free {
+            let next_busy = filling.iter().map(|busy| busy.start).filter(|busy| *busy > start).min();
+            return Some(start..next_busy.map_or(run.end, |busy| busy.min(run.end)));
         }
-        let take = (size - start).min(length);
-        if take == 0 {
-            break;
-        }
-        parts.push(part.slice(start as usize..(start + take) as usize));
-        start = 0;
-        length -= take;
     }
-    parts
+    None
 }
 
-/// The CRC32C of each page of `parts`, of which the first byte begins a page.
-fn page_sums(parts: &[Bytes]) -> Vec<u32> {
-    let (mut sums, mut sum, mut room) = (Vec::new(), 0, PAGE_SIZE as usize);
-    for part in parts {
-        let mut rest = &part[..];
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(room));
-            sum = crc32c::crc32c_append(sum, now);
-            room -= now.len();
-            rest = later;
-            if room == 0 {
-                sums.push(std::mem::take(&mut sum));
-                room = PAGE_SIZE as usize;
-            }
-        }
-    }
-    if room < PAGE_SIZE as usize {
-        sums.push(sum);
-    }
-    sums
+/// What the present pages of a map are charged with.
+fn pages_charge(map: &PageMap) -> u64 {
+    map.present_bytes().next_multiple_of(BLOCK)
 }

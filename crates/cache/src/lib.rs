@@ -3,9 +3,20 @@
 //! byte that it did not take.
 
 mod cache;
+mod care;
+mod descriptors;
 mod disk;
+mod eviction;
 mod extent;
+mod extent_file;
+mod flush;
+mod index;
+mod live;
+mod open;
 mod page_map;
+mod pages;
+mod policy;
+mod scrub;
 mod tier;
 mod usage;
 

@@ -185,13 +185,6 @@ impl PageMap {
         }
     }
 
-    /// Bytes of memory that the map holds, roughly.
-    pub fn memory_bytes(&self) -> usize {
-        let loaded = self.stripes.iter().filter_map(OnceLock::get);
-        let stripes: usize = loaded.map(|stripe| size_of::<Stripe>() + stripe.sums.len() * size_of::<u32>()).sum();
-        self.stripes.len() * size_of::<OnceLock<Box<Stripe>>>() + stripes
-    }
-
     fn stripe(&self, page: u64) -> &Stripe {
         let index = (page / PAGES_PER_STRIPE) as usize;
         self.stripes[index].get_or_init(|| Box::new(self.load(index)))

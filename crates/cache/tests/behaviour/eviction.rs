@@ -1,0 +1,1 @@
+//! Budgets, tiers, pins, leases.

@@ -1,0 +1,7 @@
+//! What the cache promises, tried from outside.
+
+mod eviction;
+mod filling;
+mod integrity;
+mod restart;
+mod support;
