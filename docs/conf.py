@@ -13,7 +13,7 @@ extensions = ["myst_parser", "reference"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-exclude_patterns = ["_build", "_extensions", "README.md"]
+exclude_patterns = ["_build", "_extensions", "_generated"]
 nitpicky = True
 
 html_theme = "furo"

@@ -77,7 +77,7 @@ def default_text(kind: str, default: Any) -> str:
     if kind == "duration":
         return f"`{format_duration(default).replace(' ', '')}`" if default else "`0`"
     if kind == "size":
-        return f"`{format_size(default).replace(' ', '')}`"
+        return f"`{format_size(default).replace('.0 ', '').replace(' ', '')}`"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     return "none" if default == () else f"`{default}`"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from e2e.docs_session import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
