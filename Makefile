@@ -66,7 +66,7 @@ format: $(VENV)/.requirements ## rewrite what the formatters would
 
 bench: core-release ## the bars, both sides from one run; results go to benchmarks/results
 	$(call say,benchmarks)
-	@python -m benchmarks $(ARGS)
+	@status=0; python -m benchmarks.run $(ARGS) || status=$$?; python docs/_extensions/measured.py; exit $$status
 
 soak: core-release servers ## what takes long: a million checked reads, long fuzzing
 	$(call say,soak)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def write_pages(directory: Path) -> None:
         "errors.md": errors_page(),
         "metrics.md": metrics_page(),
         "commands.md": commands_page(),
-        "results.md": results_page(),
+        "results.md": measured.table(),
     }
     for name, text in pages.items():
         path = directory / name
@@ -155,12 +156,3 @@ def help_text(command: Any) -> str:
     text = inspect.cleandoc(command.help or "").replace("\f", "")
     _, _, examples = (command.epilog or "").partition("Examples:\n")
     return text + (f"\n\n```text\n{inspect.cleandoc(examples)}\n```" if examples else "")
-
-
-def results_page() -> str:
-    """The newest results of the benchmarks, as they were measured."""
-    files = sorted((ROOT / "benchmarks/results").glob("*.json"))
-    if not files:
-        return "No results are kept in this checkout yet: `make bench` measures and keeps them.\n"
-    document = json.loads(files[-1].read_text())
-    return "```json\n" + json.dumps(document, indent=2) + "\n```\n"

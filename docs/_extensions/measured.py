@@ -1,0 +1,70 @@
+"""The table of what was measured, from `benchmarks/results`; as a program, puts it into README.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks/results"
+NOTHING = "No results are kept in this checkout yet: `make bench` measures and keeps them.\n"
+SECTION = re.compile(r"(?<=<!-- measured: begin -->\n).*?(?=<!-- measured: end -->)", re.DOTALL)
+
+
+def newest_bars() -> list[dict[str, Any]]:
+    """Every bar as it was measured last, each with the run it comes from."""
+    bars: dict[str, dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        document = json.loads(path.read_text())
+        run = {name: document[name] for name in ("when", "commit", "machine")}
+        for bar in document["bars"]:
+            bars.pop(bar["bar"], None)
+            bars[bar["bar"]] = bar | {"run": run}
+    return sorted(bars.values(), key=lambda bar: bar["bar"])
+
+
+def table() -> str:
+    """One row a bar, met or not, with both sides."""
+    bars = newest_bars()
+    if not bars:
+        return NOTHING
+    lines = ["| What | Measured | Bar | | Both sides, medians |", "|---|---|---|---|---|"]
+    for bar in bars:
+        value, limit = f"{bar['value']:.3g}{bar['unit']}", f"{bar['relation']} {bar['limit']:g}{bar['unit']}"
+        met = "met" if bar["met"] else "**missed**"
+        lines.append(f"| {bar['bar']} | {value} | {limit} | {met} | {'; '.join(map(side_text, bar['sides']))} |")
+    runs = {(bar["run"]["commit"][:10], describe(bar["run"]["machine"])) for bar in bars}
+    lines += ["", *(f"Measured on {machine}, commit `{commit}`." for commit, machine in sorted(runs)), ""]
+    lines += [
+        "Both sides of a row come from one run, in turns. Everything runs on that one machine, the store too.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def side_text(side: dict[str, Any]) -> str:
+    """One side: its name, median time and whatever else it counted."""
+    parts = [f"{statistics.median(side['seconds']):.3g} s"] if side["seconds"] else []
+    parts += [f"{value:.4g} {name}" for name, value in side["figures"].items()]
+    return f"{side['name']} {', '.join(parts)}".replace("|", "\\|")
+
+
+def describe(machine: dict[str, Any]) -> str:
+    """The machine in a few words."""
+    memory_gib = machine["memory_bytes"] / (1 << 30)
+    return f"{machine['cores']} cores of {machine['processor']}, {memory_gib:.0f} GiB, Linux {machine['kernel']}"
+
+
+def main() -> None:
+    """Rewrites the section of README.md."""
+    path = ROOT / "README.md"
+    text, count = SECTION.subn(lambda _: table(), path.read_text())
+    assert count == 1, "README.md has no section for what was measured"
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
