@@ -36,7 +36,7 @@ impl Conditions {
     /// `PreconditionFailed` (412), or `NotModified` (304) with the headers that it carries.
     pub fn check_read(&self, object: &Object) -> S3Result<()> {
         if self.fails_match(object) {
-            return Err(s3_error!(PreconditionFailed));
+            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
         }
         if self.is_unchanged(object) {
             let mut error = S3Error::new(S3ErrorCode::NotModified);
@@ -54,7 +54,7 @@ impl Conditions {
     /// `PreconditionFailed`.
     pub fn check_copy(&self, object: &Object) -> S3Result<()> {
         if self.fails_match(object) || self.is_unchanged(object) {
-            return Err(s3_error!(PreconditionFailed));
+            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
         }
         Ok(())
     }
@@ -66,12 +66,12 @@ impl Conditions {
     pub fn check_write(&self, current: Option<&Object>) -> S3Result<()> {
         let Some(object) = current else {
             let demands = self.matches.is_some() || self.size.is_some() || self.modified.is_some();
-            return if demands { Err(s3_error!(NoSuchKey)) } else { Ok(()) };
+            return if demands { Err(s3_error!(NoSuchKey, "The specified key does not exist.")) } else { Ok(()) };
         };
         let other_size = self.size.is_some_and(|size| u64::try_from(size) != Ok(object.size));
         let other_time = self.modified.as_ref().is_some_and(|time| *time != modified_of(object));
         if self.fails_match(object) || matches(self.none_matches.as_ref(), object) || other_size || other_time {
-            return Err(s3_error!(PreconditionFailed));
+            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
         }
         Ok(())
     }

@@ -24,7 +24,9 @@ pub fn upload_text(number: u64) -> String {
 /// `NoSuchUpload`.
 pub fn upload_number(id: &String) -> S3Result<u64> {
     let number = u64::from_str_radix(id, 16).ok().filter(|&number| upload_text(number) == *id);
-    number.ok_or_else(|| s3_error!(NoSuchUpload))
+    number.ok_or_else(|| {
+        s3_error!(NoSuchUpload, "The specified upload does not exist: it may have been completed or aborted.")
+    })
 }
 
 /// Checks a part's number.
@@ -59,7 +61,9 @@ pub fn copied_part(store: &Store, input: &UploadPartCopyInput, now_s: u64) -> S3
         None => (0, source.size),
         Some(text) => {
             let range = s3s::dto::Range::parse(text).map_err(|_| s3_error!(InvalidArgument))?;
-            let range = range.check(source.size).map_err(|_| s3_error!(InvalidRange))?;
+            let range = range
+                .check(source.size)
+                .map_err(|_| s3_error!(InvalidRange, "The requested range is not satisfiable"))?;
             (range.start, range.end)
         }
     };
@@ -84,7 +88,7 @@ pub fn copy_source(source: &CopySource) -> S3Result<(&str, &str)> {
     match source {
         CopySource::Bucket { bucket, key, version_id } => match version_id.as_deref() {
             None | Some("null") => Ok((bucket, key)),
-            Some(_) => Err(s3_error!(NoSuchVersion)),
+            Some(_) => Err(s3_error!(NoSuchVersion, "The specified version does not exist.")),
         },
         _ => Err(s3_error!(NotImplemented, "copies are from buckets")),
     }
@@ -102,15 +106,18 @@ pub fn object_of(upload: &Upload, named: &[CompletedPart], minimum: u64, now_s: 
     for (at, name) in named.iter().enumerate() {
         let number = part_number(name.part_number.unwrap_or(0))?;
         if number <= before {
-            return Err(s3_error!(InvalidPartOrder));
+            return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
         }
         before = number;
-        let part = upload.parts.get(&number).ok_or_else(|| s3_error!(InvalidPart))?;
+        let part = upload
+            .parts
+            .get(&number)
+            .ok_or_else(|| s3_error!(InvalidPart, "A part was never uploaded, or has another ETag"))?;
         if name.e_tag.as_ref().is_none_or(|etag| etag.value() != part.etag) {
-            return Err(s3_error!(InvalidPart));
+            return Err(s3_error!(InvalidPart, "A part was never uploaded, or has another ETag"));
         }
         if part.size < minimum && at + 1 < named.len() {
-            return Err(s3_error!(EntityTooSmall));
+            return Err(s3_error!(EntityTooSmall, "A part before the last is smaller than the minimum"));
         }
         digest.update(from_hexadecimal(&part.etag).unwrap_or_default());
         object.size += part.size;

@@ -51,7 +51,7 @@ pub async fn receive(store: &Store, body: Option<StreamingBlob>, promise: Promis
     }
     let (file, md5) = writer.finish();
     if promise.length.is_some_and(|length| u64::try_from(length) != Ok(file.size())) {
-        return Err(s3_error!(IncompleteBody));
+        return Err(s3_error!(IncompleteBody, "The body has another length than was announced"));
     }
     check(&promise, &hasher.finalize(), md5)?;
     Ok(Received { md5: hexadecimal(&md5), size: file.size(), segments: data::whole(&file) })

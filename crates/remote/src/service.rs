@@ -338,7 +338,7 @@ impl S3 for Service {
     async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
         count(&self.counters.bucket);
         if !self.store.create_bucket(&req.input.bucket)? {
-            return Err(s3_error!(BucketAlreadyOwnedByYou));
+            return Err(s3_error!(BucketAlreadyOwnedByYou, "The bucket is there already"));
         }
         let location = Some(format!("/{}", req.input.bucket));
         Ok(S3Response::new(CreateBucketOutput { location }))
@@ -388,7 +388,7 @@ fn span(range: Option<Range>, size: u64) -> S3Result<(u64, u64)> {
     match range.check(size) {
         Ok(span) if span.start < span.end => Ok((span.start, span.end)),
         _ => {
-            let mut error = s3_error!(InvalidRange);
+            let mut error = s3_error!(InvalidRange, "The requested range is not satisfiable");
             if let Ok(value) = http::HeaderValue::from_str(&format!("bytes */{size}")) {
                 error.set_headers([(http::header::CONTENT_RANGE, value)].into_iter().collect());
             }
@@ -402,7 +402,7 @@ fn only_current(version: Option<&str>, part: Option<i32>) -> S3Result<()> {
     match (version, part) {
         (None | Some("null"), None) => Ok(()),
         (None | Some("null"), Some(_)) => Err(s3_error!(NotImplemented, "partNumber of a finished object")),
-        (Some(_), _) => Err(s3_error!(NoSuchVersion)),
+        (Some(_), _) => Err(s3_error!(NoSuchVersion, "The specified version does not exist.")),
     }
 }
 

@@ -74,7 +74,7 @@ impl Store {
     pub fn delete_bucket(&self, bucket: &str) -> S3Result<()> {
         let mut journal = self.lock();
         if !self.bucket(bucket, Index::is_empty)? {
-            return Err(s3_error!(BucketNotEmpty));
+            return Err(s3_error!(BucketNotEmpty, "The bucket you tried to delete is not empty"));
         }
         append(&mut journal, &Record::DeleteBucket { bucket: bucket.into() })?;
         self.write().buckets.remove(bucket);
@@ -83,12 +83,16 @@ impl Store {
 
     /// Looks into the index of a bucket.
     pub fn bucket<T>(&self, bucket: &str, look: impl FnOnce(&Index) -> T) -> S3Result<T> {
-        self.read().buckets.get(bucket).map(look).ok_or_else(|| s3_error!(NoSuchBucket))
+        self.read()
+            .buckets
+            .get(bucket)
+            .map(look)
+            .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))
     }
 
     /// The object that has the key.
     pub fn get(&self, bucket: &str, key: &str) -> S3Result<Arc<Object>> {
-        self.find(bucket, key)?.ok_or_else(|| s3_error!(NoSuchKey))
+        self.find(bucket, key)?.ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
     }
 
     /// One page of a listing.
@@ -153,7 +157,9 @@ impl Store {
     pub fn upload<T>(&self, number: u64, at: (&str, &str), look: impl FnOnce(&Upload) -> T) -> S3Result<T> {
         let state = self.read();
         let upload = state.uploads.get(&number).filter(|upload| (upload.bucket.as_str(), upload.key.as_str()) == at);
-        upload.map(look).ok_or_else(|| s3_error!(NoSuchUpload))
+        upload.map(look).ok_or_else(|| {
+            s3_error!(NoSuchUpload, "The specified upload does not exist: it may have been completed or aborted.")
+        })
     }
 
     /// Looks at all uploads, by number.

@@ -43,7 +43,11 @@ pub struct Client {
 
 impl Client {
     pub fn new(remote: &Remote) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", remote.port())).unwrap();
+        Self::to(remote.port())
+    }
+
+    pub fn to(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
         Self { reader: BufReader::with_capacity(1 << 20, stream) }
@@ -51,6 +55,11 @@ impl Client {
 
     /// Sends a request and reads the answer. `target` is already percent-encoded.
     pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        self.try_send(method, target, headers, body).expect("the remote answers")
+    }
+
+    /// As [`Self::send`]; `None` when the connection broke.
+    pub fn try_send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
         let mut head = format!("{method} {target} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| *name == "host") {
             head.push_str("host: 127.0.0.1\r\n");
@@ -63,9 +72,9 @@ impl Client {
         }
         head.push_str("\r\n");
         let stream = self.reader.get_mut();
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        self.answer(method)
+        stream.write_all(head.as_bytes()).ok()?;
+        stream.write_all(body).ok()?;
+        self.answer(method).ok()
     }
 
     pub fn get(&mut self, target: &str) -> Answer {
@@ -76,22 +85,24 @@ impl Client {
         self.send("PUT", target, &[], body)
     }
 
-    fn answer(&mut self, method: &str) -> Answer {
+    fn answer(&mut self, method: &str) -> std::io::Result<Answer> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         let status: u16 = line.split(' ').nth(1).unwrap_or_else(|| panic!("no status in {line:?}")).parse().unwrap();
         let mut headers = HashMap::new();
         loop {
             line.clear();
-            self.reader.read_line(&mut line).unwrap();
+            self.reader.read_line(&mut line)?;
             let Some((name, value)) = line.trim_end().split_once(": ") else { break };
             headers.insert(name.to_ascii_lowercase(), value.to_string());
         }
         let length = headers.get("content-length").map_or(0, |text| text.parse().unwrap());
         let bodiless = method == "HEAD" || status == 304 || status == 204;
         let mut body = vec![0; if bodiless { 0 } else { length }];
-        self.reader.read_exact(&mut body).unwrap();
+        self.reader.read_exact(&mut body)?;
         assert!(!headers.contains_key("transfer-encoding"), "every length is known: {headers:?}");
-        Answer { status, headers, body }
+        Ok(Answer { status, headers, body })
     }
 }
