@@ -20,7 +20,7 @@ fn the_process_that_is_killed() {
     let remote = Remote::start(RemoteConfig::new(directory)).unwrap();
     remote.create_bucket("lake").unwrap();
     // Behind whatever the test runner printed on this line.
-    println!("\nport={}", remote.port());
+    std::io::Write::write_all(&mut std::io::stdout(), format!("\nport={}\n", remote.port()).as_bytes()).unwrap();
     // Ends with the kill, or with the pipe of a parent that is gone.
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
