@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import struct
@@ -40,7 +39,6 @@ HOUSEKEEPING_S = 5.0
 CONTROL_GRACE_S = 2
 """How long control requests under way may take once the node stops."""
 
-_NOFILE_WANTED = 65536
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +84,6 @@ def _run(options: argparse.Namespace) -> None:
     lock.acquire()
     try:
         logs.start(settings.log.level, home.log_file, sys.stderr if options.foreground else None)
-        _raise_file_limit()
         with _control_socket(home) as listener:
             _host(home, settings, listener, lock, foreground=options.foreground)
     finally:
@@ -228,11 +225,3 @@ def default_cache_bytes(home: Home) -> int:
     size = min(config.DEFAULT_CACHE_BYTES, int(free * config.DEFAULT_CACHE_SHARE))
     write_atomically(kept, str(size))
     return size
-
-
-def _raise_file_limit() -> None:
-    """A descriptor for every lent file and connection: take what the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _NOFILE_WANTED if hard == resource.RLIM_INFINITY else min(_NOFILE_WANTED, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

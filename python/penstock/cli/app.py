@@ -1,0 +1,46 @@
+"""The commands put together, in the order that help shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli import attach, bench, cache, configuration, demo, doctor, files, jobs, node
+
+__all__ = ["app"]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from penstock._native import VERSION
+
+        print(f"penstock {VERSION}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="penstock",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain help: rich would double the time it takes
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="""Read a data lake at local-disk speed.
+
+    First steps: `penstock demo`, then `penstock attach s3://bucket/prefix /data` and `penstock ls /data`.
+    """,
+    epilog="Exit codes: 0 done, 1 failed, 2 misused. PENSTOCK_HOME puts everything under one directory.",
+)
+
+
+@app.callback()
+def penstock(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Read a data lake at local-disk speed."""
+
+
+for _module in (node, attach, files, jobs, cache, configuration, doctor, bench, demo):
+    _module.register(app)

@@ -1,0 +1,108 @@
+"""``attach``, ``detach``, ``attachments``: which source is where in the tree."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli import output
+from penstock.cli.examples import examples
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command(
+        epilog=examples(
+            "penstock attach s3://bucket/prefix /data",
+            "penstock attach s3://bucket /data --endpoint http://127.0.0.1:9000 --credentials env",
+            "penstock attach s3://open-data /open --region eu-west-1 --credentials anonymous --freshness immutable",
+            "penstock attach file:///mnt/nas/set /nas",
+        )
+    )(attach)
+    app.command(epilog=examples("penstock detach /data"))(detach)
+    app.command(epilog=examples("penstock attachments", "penstock attachments --json"))(attachments)
+
+
+def attach(
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, file:///directory or memory://name.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Where in the tree, as in /data.")],
+    endpoint: Annotated[str | None, typer.Option(help="https://host[:port] of an S3 that is not AWS.")] = None,
+    region: Annotated[str | None, typer.Option(help="Region of the bucket.")] = None,
+    virtual_host: Annotated[
+        bool | None,
+        typer.Option(
+            "--virtual-host/--path-style", help="Bucket in the host name or in the path; default by endpoint."
+        ),
+    ] = None,
+    credentials: Annotated[
+        str,
+        typer.Option(help="A reference, never a secret: chain, env, anonymous, profile:NAME or file:PATH."),
+    ] = "chain",
+    freshness: Annotated[
+        str | None,
+        typer.Option(help="How long facts about the source are believed: 60s, 0 (ask at every open) or immutable."),
+    ] = None,
+    probe: Annotated[bool, typer.Option(help="Ask the source now whether this works.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put a bucket or directory at a path of the tree.
+
+    It stays until `penstock detach`, also over restarts. Credentials are looked up by the node, in the environment
+    it was started with.
+    """
+    from penstock.cli import connection
+    from penstock.policies.attachments import request
+
+    body = request(
+        url,
+        path,
+        endpoint=endpoint,
+        region=region,
+        virtual_host=virtual_host,
+        credentials=credentials,
+        freshness=freshness,
+        probe=probe,
+    )
+    attached = connection.control().attach(body)
+    if as_json:
+        output.print_json(attached)
+        return
+    latency = attached["latency_ms"]
+    output.say(f"attached {attached['url']} at {attached['path']}" + (f" ({latency:.0f} ms)" if latency else ""))
+    if attached["weak"]:
+        output.warn("note: this source has only size and time to tell versions apart")
+
+
+def detach(path: Annotated[str, typer.Argument(metavar="PATH", help="The path that was given to attach.")]) -> None:
+    """Take an attachment out of the tree.
+
+    Open files go on; what is cached stays until it is evicted.
+    """
+    from penstock.cli import connection
+
+    connection.control().detach(path)
+    output.say(f"detached {path}")
+
+
+def attachments(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what is attached, and whether it answers."""
+    from penstock.cli import connection
+
+    known = connection.control().attachments()
+    if as_json:
+        output.print_json(known)
+        return
+    if not known:
+        output.say("nothing is attached; `penstock attach s3://bucket/prefix /data`")
+        return
+    rows = [(each["path"], each["url"], each["freshness_text"], _versions(each), _health(each)) for each in known]
+    output.table(["PATH", "SOURCE", "FRESHNESS", "VERSIONS", "HEALTH"], rows)
+
+
+def _versions(attachment: dict[str, Any]) -> str:
+    return "weak" if attachment["weak"] else "exact"
+
+
+def _health(attachment: dict[str, Any]) -> str:
+    return "ok" if attachment["healthy"] else f"failing: {attachment['reason']}"

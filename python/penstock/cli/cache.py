@@ -1,0 +1,123 @@
+"""``pin``, ``unpin`` and ``cache …``: what is cached, why, and what stays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penstock.cli import output
+from penstock.cli.examples import examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock.client import Client
+
+PAGE_ENTRIES = 1000
+
+TreePath = Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command(epilog=examples("penstock pin /data/train"))(pin)
+    app.command(epilog=examples("penstock unpin /data/train"))(unpin)
+    group = typer.Typer(name="cache", no_args_is_help=True, rich_markup_mode=None, help="Look into the cache.")
+    group.command(epilog=examples("penstock cache ls", "penstock cache ls --json"))(ls)
+    group.command(epilog=examples("penstock cache why /data/a.bin"))(why)
+    group.command(epilog=examples("penstock cache prune --to 10GiB", "penstock cache prune --to 0"))(prune)
+    app.add_typer(group)
+
+
+def pin(path: TreePath) -> None:
+    """Keep what is cached of a path.
+
+    Eviction leaves everything below it alone. A pin fetches nothing by itself: `penstock preload` does.
+    """
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+
+    path = tree_path(path)
+    connection.control().pin(path)
+    output.say(f"pinned {path}; `penstock preload {path}` brings it into the cache")
+
+
+def unpin(path: TreePath) -> None:
+    """Let eviction have a pinned path again."""
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+
+    path = tree_path(path)
+    connection.control().unpin(path)
+    output.say(f"unpinned {path}")
+
+
+def ls(as_json: AsJson = False) -> None:
+    """List what is cached, by object."""
+    from penstock.cli import connection
+    from penstock.units import format_size
+
+    entries = _entries(connection.client())
+    if as_json:
+        output.print_json_array(entries)
+        return
+    output.say(output.styled(f"{'CACHED':>10}  {'SIZE':>10}  {'STATE':8}  {'LAST USE':19}  OBJECT", "bold"))
+    for entry in entries:
+        state = ("pinned" if entry["pinned"] else "whole") if entry["complete"] else "partial"
+        output.say(
+            f"{format_size(entry['present_bytes']):>10}  {format_size(entry['size']):>10}  {state:8}  "
+            f"{output.moment(entry['last_use_ms'] / 1000):19}  {entry['source']}/{entry['key']}"
+        )
+
+
+def why(path: TreePath, as_json: AsJson = False) -> None:
+    """Say whether a file is cached, and why."""
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+    from penstock.units import format_size
+
+    known = connection.client().why(tree_path(path))
+    if as_json:
+        output.print_json(known)
+        return
+    rows = [
+        ("path", known["path"]),
+        ("object", known["object"]),
+        ("version", known["version"]),
+        ("cached", f"{format_size(known['cached_bytes'])} of {format_size(known['size'])}"),
+        ("because", known["reason"]),
+    ]
+    for name, text in rows:
+        output.say(f"{output.styled(name.ljust(10), 'bold')} {text}")
+
+
+def prune(
+    to: Annotated[str, typer.Option("--to", metavar="SIZE", help="Most bytes that may stay, as in 10GiB.")],
+    as_json: AsJson = False,
+) -> None:
+    """Shrink the cache now.
+
+    Least recently used first; pinned objects and open files stay.
+    """
+    from penstock.cli import connection
+    from penstock.units import format_size, parse_size
+
+    pruned = connection.control().prune(parse_size(to))
+    if as_json:
+        output.print_json(pruned)
+        return
+    output.say(f"freed {format_size(pruned['freed_bytes'])}, {format_size(pruned['remaining_bytes'])} remain")
+
+
+def _entries(client: Client) -> Iterator[dict[str, Any]]:
+    import json
+
+    after: int | None = None
+    while True:
+        page = json.loads(client.core.cache_entries(after, PAGE_ENTRIES))
+        yield from page
+        if len(page) < PAGE_ENTRIES:
+            return
+        after = page[-1]["number"]

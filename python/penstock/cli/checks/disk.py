@@ -1,0 +1,130 @@
+"""The home and the disk of the cache: rights, space, speed, configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock import config
+from penstock.cli.checks.finding import Finding, Level
+from penstock.errors import PenstockError
+from penstock.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from penstock.home import Home
+
+__all__ = ["check"]
+
+TEST_BYTES = 64 << 20
+"""Written and read once: enough to tell a slow disk, little enough not to disturb."""
+
+SLOW_BYTES_PER_S = 100 << 20
+LOW_SPACE_BYTES = 1 << 30
+
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"}
+
+
+def check(home: Home, directory: Path) -> Iterator[Finding]:
+    """Everything about home and disk; ``directory`` is where the search for a project's file begins."""
+    yield rights(home)
+    try:
+        settings = config.load(home, directory=directory).settings
+    except PenstockError as error:
+        yield Finding("configuration", Level.FAILURE, str(error), "penstock config show --origin")
+        settings = config.Settings()
+    else:
+        yield Finding("configuration", Level.OK, "every layer is valid")
+    for tier in settings.tiers(home, 0):
+        yield from cache_directory(tier.directory, settings.cache.free_space_floor)
+
+
+def rights(home: Home) -> Finding:
+    """Whether the home can be used, and by nobody else."""
+    try:
+        home.prepare()
+    except PenstockError as error:
+        return Finding("home", Level.FAILURE, str(error), "export PENSTOCK_HOME=$HOME/penstock")
+    return Finding("home", Level.OK, str(home.name))
+
+
+def cache_directory(directory: Path, floor: float) -> Iterator[Finding]:
+    """Kind, space and speed of the disk under one cache directory."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = os.statvfs(directory)
+    except OSError as error:
+        yield Finding("cache disk", Level.FAILURE, f"{directory}: {error.strerror}", "penstock config show --origin")
+        return
+    kind = file_system_of(directory, _mounts())
+    if kind in NETWORK_FILE_SYSTEMS:
+        yield Finding(
+            "cache disk",
+            Level.FAILURE,
+            f"{directory} is on {kind}; a cache needs a local disk",
+            "penstock up --set cache.directory=/local/disk",
+        )
+    yield space(directory, facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, floor)
+    yield speed(directory)
+
+
+def space(directory: Path, free: int, total: int, floor: float) -> Finding:
+    """Whether there is room above the floor that the cache leaves free."""
+    usable = free - int(total * floor)
+    text = f"{format_size(free)} free of {format_size(total)} in {directory}"
+    if usable <= 0:
+        return Finding(
+            "cache space",
+            Level.FAILURE,
+            f"{text}, below the floor of {floor:.0%}: nothing new is cached",
+            "free space, or: penstock up --set cache.directory=/larger/disk",
+        )
+    if usable < LOW_SPACE_BYTES:
+        return Finding(
+            "cache space",
+            Level.WARNING,
+            f"{text}: {format_size(usable)} above the floor of {floor:.0%}",
+            "free space, or: penstock up --set cache.directory=/larger/disk",
+        )
+    return Finding("cache space", Level.OK, text)
+
+
+def speed(directory: Path) -> Finding:
+    """How fast the disk takes a file with fsync; a cache slower than the source is of little use."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            block = os.urandom(1 << 20)
+            begun = time.perf_counter()
+            for _ in range(TEST_BYTES >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            rate = TEST_BYTES / (time.perf_counter() - begun)
+    except OSError as error:
+        return Finding("cache speed", Level.FAILURE, f"writing to {directory}: {error.strerror}", f"df -h {directory}")
+    text = f"{format_rate(rate)} written with fsync in {directory}"
+    if rate < SLOW_BYTES_PER_S:
+        return Finding("cache speed", Level.WARNING, text, "penstock up --set cache.directory=/faster/disk")
+    return Finding("cache speed", Level.OK, text)
+
+
+def file_system_of(directory: Path, mounts: Sequence[tuple[str, str]]) -> str:
+    """Type of the file system of a directory: that of the longest mount point above it."""
+    best, kind = "", "unknown"
+    for point, name in mounts:
+        above = point.rstrip("/") + "/"
+        if f"{directory}/".startswith(above) and len(above) >= len(best):
+            best, kind = above, name
+    return kind
+
+
+def _mounts() -> list[tuple[str, str]]:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        return [(fields[1], fields[2]) for fields in map(str.split, lines) if len(fields) > 2]
+    return []

@@ -1,0 +1,42 @@
+"""The node: whether one runs, its version, what it complains about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from penstock.cli.checks.finding import Finding, Level
+from penstock.units import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check", "not_running"]
+
+
+def not_running() -> Finding:
+    """No node is no fault: the first use starts one."""
+    return Finding("node", Level.OK, "none runs; the first use starts one", "penstock up")
+
+
+def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
+    """Everything about a running node."""
+    yield Finding("node", Level.OK, f"pid {status['pid']}, up {format_duration(status['uptime_s'])}")
+    yield version(status["version"], client_version)
+    for problem in status["problems"]:
+        yield Finding("node", Level.WARNING, problem, "penstock attachments")
+    for tier in status["cache"].get("tiers", []):
+        if not tier.get("healthy", True):
+            text = f"{tier['directory']} takes nothing new: {tier.get('reason')}; reads go on uncached"
+            yield Finding("cache", Level.FAILURE, text, f"df -h {tier['directory']}")
+    corrupt = status["metrics"].get("cache_corrupt_pages", 0)
+    if corrupt:
+        text = f"{corrupt} pages did not match their checksum and were dropped: the disk may be failing"
+        yield Finding("cache", Level.WARNING, text, "penstock verify /")
+
+
+def version(node: str, client: str) -> Finding:
+    """Whether client and node are the same release."""
+    if node == client:
+        return Finding("version", Level.OK, f"client and node are {client}")
+    text = f"the node is {node}, this client is {client}"
+    return Finding("version", Level.WARNING, text, "penstock down && penstock up")

@@ -1,0 +1,120 @@
+"""Each attached source: does it answer, as whom, how fast, with what clock."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from penstock.cli.checks.finding import Finding, Level
+from penstock.errors import NotFoundError, PenstockError
+from penstock.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock.client import Client
+
+__all__ = ["check"]
+
+NOTABLE_SKEW_S = 60.0
+REFUSED_SKEW_S = 900.0
+"""S3 refuses signatures that are 15 minutes off."""
+
+SLOW_LATENCY_S = 0.5
+SAMPLE_BYTES = 16 << 20
+SAMPLE_MIN_BYTES = 1 << 20
+ENTRIES_LOOKED_AT = 2000
+
+
+def check(client: Client, attachments: list[dict[str, Any]], ask: Any) -> Iterator[Finding]:
+    """Everything about every attachment.
+
+    Args:
+        client: reads through the node.
+        attachments: as the control API shows them.
+        ask: returns the attachments again, with what the node noticed meanwhile.
+    """
+    if not attachments:
+        yield Finding("sources", Level.OK, "nothing is attached", "penstock attach s3://bucket/prefix /data")
+    for attachment in attachments:
+        subject = f"source {attachment['path']}"
+        answered = latency(client, attachment)
+        yield answered
+        known = next((each for each in ask() if each["id"] == attachment["id"]), attachment)
+        yield identity(known)
+        if known["clock_skew_s"] is not None:
+            yield clock(subject, known["clock_skew_s"])
+        if known["weak"]:
+            text = "tells versions apart by size and time only: a change within its time step may go unseen"
+            yield Finding(subject, Level.WARNING, text, "penstock attachments --json")
+        if answered.level is not Level.FAILURE:
+            yield throughput(client, attachment)
+
+
+def latency(client: Client, attachment: dict[str, Any]) -> Finding:
+    """Asks for a name that is not there: one request that nothing can answer but the source."""
+    subject = f"source {attachment['path']}"
+    path = attachment["path"].rstrip("/") + f"/.penstock-doctor-{secrets.token_hex(6)}"
+    begun = time.perf_counter()
+    try:
+        client.stat(path)
+    except NotFoundError:
+        pass
+    except PenstockError as error:
+        url = attachment["url"]
+        next_step = f"penstock detach {attachment['path']} && penstock attach {url} {attachment['path']} …"
+        return Finding(subject, Level.FAILURE, str(error), next_step)
+    elapsed = time.perf_counter() - begun
+    text = f"{attachment['url']} answers in {elapsed * 1000:.0f} ms"
+    level = Level.WARNING if elapsed > SLOW_LATENCY_S else Level.OK
+    return Finding(subject, level, text, "use an endpoint or region nearer to you" if level is Level.WARNING else None)
+
+
+def identity(attachment: dict[str, Any]) -> Finding:
+    """Who we are to the source; never a secret."""
+    subject = f"source {attachment['path']}"
+    reference = attachment["source"].get("credentials")
+    if reference is None:
+        return Finding(subject, Level.OK, "needs no credentials")
+    who = attachment["identity"] or "not told yet"
+    return Finding(subject, Level.OK, f"credentials {reference}: {who}")
+
+
+def clock(subject: str, skew_s: float) -> Finding:
+    """How far the clocks are apart."""
+    text = f"its clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} this machine's"
+    if abs(skew_s) >= REFUSED_SKEW_S:
+        return Finding(subject, Level.FAILURE, f"{text}; signatures are refused", "timedatectl set-ntp true")
+    if abs(skew_s) >= NOTABLE_SKEW_S:
+        return Finding(subject, Level.WARNING, text, "timedatectl set-ntp true")
+    return Finding(subject, Level.OK, "its clock and this machine's agree")
+
+
+def throughput(client: Client, attachment: dict[str, Any]) -> Finding:
+    """Reads some of a file that is not cached yet; says so when everything looked at is."""
+    subject = f"source {attachment['path']}"
+    try:
+        path, size = _sample(client, attachment["path"])
+        if path is None:
+            return Finding(subject, Level.OK, "throughput not measured: found no file above 1 MiB that is not cached")
+        buffer = bytearray(min(size, SAMPLE_BYTES))
+        begun = time.perf_counter()
+        with client.open(path) as stream:
+            taken = stream.readinto(buffer)
+        elapsed = time.perf_counter() - begun
+    except PenstockError as error:
+        return Finding(subject, Level.FAILURE, str(error), "penstock status")
+    text = f"{format_rate(taken / elapsed)} over {format_size(taken)} of {path}"
+    return Finding(subject, Level.OK, text)
+
+
+def _sample(client: Client, root: str) -> tuple[str | None, int]:
+    for entry in itertools.islice(client.walk(root), ENTRIES_LOOKED_AT):
+        if entry.is_directory or entry.size < SAMPLE_MIN_BYTES:
+            continue
+        path = f"{root.rstrip('/')}/{entry.name}"
+        if client.why(path)["cached_bytes"] == 0:
+            return path, entry.size
+    return None, 0

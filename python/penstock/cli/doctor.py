@@ -1,0 +1,73 @@
+"""``doctor``: what a new user trips over, each with the next command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.cli import output
+from penstock.cli.examples import examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock.cli.checks import Finding
+
+_MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
+_EXIT_CODES = {"ok": 0, "warning": 1, "failure": 2}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command of this module."""
+    app.command(epilog=examples("penstock doctor", "penstock doctor --json"))(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Look for what is wrong, and say what to do.
+
+    Looks at kernel, FUSE, file limits, home, configuration, cache disk, node, version, and at every attached source:
+    answer, credentials, clock, throughput. Changes nothing. Exit codes: 0 all well, 1 warnings, 2 failures.
+    """
+    from penstock.cli.checks import worst
+
+    findings = []
+    for finding in _findings():
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    if as_json:
+        output.print_json([finding._asdict() for finding in findings])
+    raise typer.Exit(_EXIT_CODES[worst(findings)])
+
+
+def _findings() -> Iterator[Finding]:
+    from penstock.cli import connection
+    from penstock.cli.checks import Finding, Level, disk, machine, node, sources
+    from penstock.errors import PenstockError
+    from penstock.home import locate
+
+    yield from machine.check()
+    try:
+        home = locate()
+    except PenstockError as error:
+        yield Finding("home", Level.FAILURE, str(error), "unset PENSTOCK_HOME")
+        return
+    yield from disk.check(home, Path.cwd())
+    if connection.running_pid() is None:
+        yield node.not_running()
+        return
+    try:
+        control = connection.control(start=False)
+        yield from node.check(control.status(), connection.version())
+        yield from sources.check(connection.client(start=False), control.attachments(), control.attachments)
+    except PenstockError as error:
+        yield Finding("node", Level.FAILURE, str(error), "penstock down && penstock up")
+
+
+def _show(finding: Finding) -> None:
+    mark, style = _MARKS[finding.level]
+    output.say(f"{output.styled(mark.ljust(8), style)} {finding.subject}: {finding.text}")
+    if finding.next and finding.level != "ok":
+        output.say(f"{'':8} → {finding.next}")

@@ -1,0 +1,162 @@
+"""``ls``, ``stat``, ``cat``, ``du``, ``cp``: what is in the tree, and out of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penstock.cli import output
+from penstock.cli.examples import examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock.client import Client
+
+COPY_BUFFER_BYTES = 4 << 20
+"""Read at a time: large enough for a cold file to come at the speed of the link."""
+
+TreePath = Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command(epilog=examples("penstock ls /data", "penstock ls -l /data", "penstock ls -r --json /data"))(ls)
+    app.command(epilog=examples("penstock stat /data/a.bin", "penstock stat --json /data/a.bin"))(stat)
+    app.command(epilog=examples("penstock cat /data/a.txt", "penstock cat /data/part-* > whole"))(cat)
+    app.command(epilog=examples("penstock du /data", "penstock du --json /data"))(du)
+    app.command(epilog=examples("penstock cp /data/a.bin .", "penstock cp -r /data/train ./train"))(cp)
+
+
+def ls(
+    path: TreePath = "/",
+    long: Annotated[bool, typer.Option("-l", "--long", help="With size and time.")] = False,
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Everything below it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List a directory.
+
+    Huge directories stream.
+    """
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+
+    client = connection.client()
+    path = tree_path(path)
+    entries = _entries(client, path, recursive=recursive)
+    if as_json:
+        output.print_json_array(_facts(entry) for entry in entries)
+        return
+    for entry in entries:
+        name = entry.name + ("/" if entry.is_directory else "")
+        if long:
+            size = "-" if entry.is_directory else f"{entry.size:,}"
+            output.say(f"{size:>18}  {output.moment(entry.modified_ms / 1000):19}  {name}")
+        else:
+            output.say(name)
+
+
+def stat(path: TreePath, as_json: AsJson = False) -> None:
+    """Show size, time and version of one path."""
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+    from penstock.units import format_size
+
+    path = tree_path(path)
+    entry = connection.client().stat(path)
+    facts = {**_facts(entry), "path": path}
+    facts.pop("name")
+    if as_json:
+        output.print_json(facts)
+        return
+    rows = [("path", path), ("kind", entry.kind)]
+    if not entry.is_directory:
+        rows += [
+            ("size", f"{entry.size:,} bytes ({format_size(entry.size)})"),
+            ("modified", output.moment(entry.modified_ms / 1000)),
+            ("version", entry.version or "-"),
+        ]
+    for name, text in rows:
+        output.say(f"{output.styled(name.ljust(10), 'bold')} {text}")
+
+
+def cat(paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Absolute paths in the tree.")]) -> None:
+    """Write files to standard output."""
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+
+    client = connection.client()
+    buffer = memoryview(bytearray(COPY_BUFFER_BYTES))
+    for path in paths:
+        with client.open(tree_path(path)) as stream:
+            while size := stream.readinto(buffer):
+                sys.stdout.buffer.write(buffer[:size])
+    sys.stdout.flush()
+
+
+def du(path: TreePath = "/", as_json: AsJson = False) -> None:
+    """Sum up sizes and files below a path.
+
+    By its children; asks no more of the source than a listing.
+    """
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+    from penstock.units import format_size
+
+    path = tree_path(path)
+    totals: dict[str, list[int]] = {}
+    for entry in _entries(connection.client(), path, recursive=True):
+        child, _, below = entry.name.partition("/")
+        row = totals.setdefault(child + ("/" if below or entry.is_directory else ""), [0, 0])
+        if not entry.is_directory:
+            row[0] += entry.size
+            row[1] += 1
+    size = sum(row[0] for row in totals.values())
+    files = sum(row[1] for row in totals.values())
+    if as_json:
+        children = [{"name": name, "size": row[0], "files": row[1]} for name, row in totals.items()]
+        output.print_json({"path": path, "size": size, "files": files, "children": children})
+        return
+    shown = [(format_size(row[0]), f"{row[1]:,}", name) for name, row in totals.items()]
+    shown.append((format_size(size), f"{files:,}", f"{path} (total)"))
+    output.table(["SIZE", "FILES", "NAME"], shown, right=["SIZE", "FILES"])
+
+
+def cp(
+    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Absolute paths in the tree.")],
+    target: Annotated[str, typer.Argument(metavar="LOCAL", help="A local file or directory.")],
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Directories too.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Replace local files that exist.")] = False,
+) -> None:
+    """Copy files out of the tree to a local disk.
+
+    A file appears there whole or not at all, with the time it has in the source.
+    The tree is read-only in this version: nothing can be copied into it yet.
+    """
+    from penstock.cli import connection
+    from penstock.cli.copy import Copy
+
+    copy = Copy(connection.client(), recursive=recursive, force=force)
+    output.say(copy.run(sources, target))
+
+
+def _entries(client: Client, path: str, *, recursive: bool) -> Iterator[Any]:
+    from penstock.errors import NotDirectoryError
+
+    try:
+        yield from client.walk(path) if recursive else client.list(path)
+    except NotDirectoryError:
+        yield client.stat(path)
+
+
+def _facts(entry: Any) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "size": entry.size,
+        "modified": None if entry.is_directory else entry.modified_ms / 1000,
+        "version": entry.version,
+    }

@@ -1,0 +1,126 @@
+"""``up``, ``down``, ``status``: the node of this machine and home."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli import output
+from penstock.cli.examples import examples
+
+STOP_TIMEOUT_S = 60.0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command(epilog=examples("penstock up", "penstock up --set cache.size=200GiB", "penstock up --foreground"))(up)
+    app.command(epilog=examples("penstock down"))(down)
+    app.command(epilog=examples("penstock status", "penstock status --json"))(status)
+
+
+def up(
+    foreground: Annotated[bool, typer.Option(help="Stay here, log to standard error: for containers.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration key for this run.")
+    ] = None,
+) -> None:
+    """Start the node of this machine.
+
+    Nothing happens when it runs already.
+    A node that was started without --foreground leaves by itself when nobody used it for node.idle_timeout.
+    """
+    from penstock.cli import connection
+
+    if foreground:
+        arguments = [sys.executable, "-m", "penstock.server", "--foreground", "--project", os.getcwd()]  # noqa: PTH109
+        for setting in settings or []:
+            arguments += ["--set", setting]
+        sys.stdout.flush()
+        os.execv(sys.executable, arguments)  # noqa: S606 - becomes the node, no shell is involved
+    running = connection.running_pid()
+    if running is not None:
+        if settings:
+            output.warn("the node runs already with other settings; `penstock down` first to change them")
+        output.say(f"node runs already (pid {running})")
+        return
+    connection.start(settings or [])
+    known = connection.control(start=False).status()
+    output.say(f"node started (pid {known['pid']}, home {known['home']})")
+
+
+def down() -> None:
+    """Stop the node of this machine.
+
+    Requests under way finish; jobs go on when the next node starts. Attachments, pins and everything cached stay.
+    """
+    from penstock.cli import connection
+
+    pid = connection.running_pid()
+    if pid is None:
+        output.say("no node runs")
+        return
+    connection.control(start=False).shutdown()
+    connection.wait_until_stopped(STOP_TIMEOUT_S)
+    output.say(f"node stopped (pid {pid})")
+
+
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what the node does.
+
+    Cache, sources, jobs, memory. Fails when no node runs.
+    """
+    from penstock.cli import connection
+
+    known = connection.control(start=False).status()
+    if as_json:
+        output.print_json(known)
+        return
+    for name, text in _rows(known):
+        output.say(f"{output.styled(name.ljust(12), 'bold')} {text}")
+    for problem in known["problems"]:
+        output.say(f"{output.styled('problem'.ljust(12), 'red')} {problem}")
+    _print_attachments(known["attachments"])
+
+
+def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
+    from penstock.units import format_duration, format_size
+
+    memory, jobs = known["memory"], known["jobs"]
+    ratio = "-" if known["hit_ratio"] is None else f"{known['hit_ratio']:.0%}"
+    cached, fetched = format_size(known["bytes_from_cache"]), format_size(known["bytes_from_source"])
+    used, budget = format_size(memory["used_bytes"]), format_size(memory["budget_bytes"])
+    rows = [
+        ("node", f"pid {known['pid']}, version {known['version']}, up {format_duration(known['uptime_s'])}"),
+        ("home", known["home"]),
+        ("reads", f"{cached} from cache, {fetched} from sources, hit ratio {ratio}"),
+        ("requests", f"{known['in_flight']} under way at sources, {known['clients']} clients connected"),
+        ("memory", f"{format_size(memory['resident_bytes'])} resident, {used} of {budget} budget in use"),
+    ]
+    rows += [("cache", _tier(tier)) for tier in known["cache"].get("tiers", [])]
+    rows.append(("jobs", f"{jobs['running']} running, {jobs['queued']} waiting"))
+    rows.append(("pins", ", ".join(known["pins"]) or "none"))
+    if known["metrics_port"]:
+        rows.append(("metrics", f"http://127.0.0.1:{known['metrics_port']}/metrics"))
+    idle = known["idle_timeout_s"]
+    rows.append(("leaves", f"after {format_duration(idle)} without use" if idle else "when told to"))
+    return rows
+
+
+def _tier(tier: dict[str, Any]) -> str:
+    from penstock.units import format_size
+
+    text = f"{format_size(tier['used_bytes'])} of {format_size(tier['size_bytes'])} in {tier['directory']}"
+    if not tier.get("healthy", True):
+        text += output.styled(f"  NOT CACHING: {tier.get('reason')}", "red")
+    return text
+
+
+def _print_attachments(attachments: list[dict[str, Any]]) -> None:
+    if not attachments:
+        output.say(f"{output.styled('attached'.ljust(12), 'bold')} nothing yet; `penstock attach s3://bucket /data`")
+    for each in attachments:
+        health = "" if each["healthy"] else output.styled(f"  UNHEALTHY: {each['reason']}", "red")
+        output.say(f"{output.styled('attached'.ljust(12), 'bold')} {each['path']} ← {each['url']}{health}")

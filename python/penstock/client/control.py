@@ -1,0 +1,143 @@
+"""The control API of a node, as its clients ask it: JSON over ``control.sock``."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+from penstock.errors import InternalError, TimedOutError, UnavailableError, error_from
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
+__all__ = ["Control"]
+
+TIMEOUT_S = 90.0
+"""Longest silence of the node: above its own longest wait for a job and its attach deadline."""
+
+_ADVICE = "`penstock up` starts one"
+
+
+class Control:
+    """Asks the node of one home. Holds no connection between calls, so it may cross a fork and be pickled.
+
+    Every method raises the error that the node answers with, :class:`UnavailableError` where no node answers, and
+    :class:`TimedOutError` where one is silent for :data:`TIMEOUT_S`.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+
+    def status(self) -> dict[str, Any]:
+        """Everything that ``penstock status --json`` shows."""
+        return dict(self._ask("GET", "/v1/status"))
+
+    def shutdown(self) -> None:
+        """Tells the node to drain and end; returns before it has."""
+        self._ask("POST", "/v1/shutdown")
+
+    def attachments(self) -> list[dict[str, Any]]:
+        """Every attachment with its health."""
+        return list(self._ask("GET", "/v1/attachments"))
+
+    def attach(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Attaches what :func:`penstock.policies.attachments.request` made."""
+        return dict(self._ask("POST", "/v1/attachments", request))
+
+    def detach(self, path: str) -> None:
+        """Takes the attachment at exactly that path out of the tree."""
+        self._ask("DELETE", "/v1/attachments?" + urlencode({"path": path}))
+
+    def pins(self) -> list[str]:
+        """Every pinned path."""
+        return list(self._ask("GET", "/v1/pins"))
+
+    def pin(self, path: str) -> list[str]:
+        """Pins a path; returns all pins."""
+        return list(self._ask("POST", "/v1/pins", {"path": path}))
+
+    def unpin(self, path: str) -> list[str]:
+        """Takes a pin away; returns those that are left."""
+        return list(self._ask("DELETE", "/v1/pins?" + urlencode({"path": path})))
+
+    def prune(self, size_bytes: int) -> dict[str, Any]:
+        """Shrinks the cache to at most so many bytes."""
+        return dict(self._ask("POST", "/v1/cache/prune", {"size_bytes": size_bytes}))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every known job, oldest first, without its failures."""
+        return list(self._ask("GET", "/v1/jobs"))
+
+    def submit_job(self, kind: str, path: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Queues a job: ``preload``, ``evict`` or ``verify``."""
+        return dict(self._ask("POST", "/v1/jobs", {"kind": kind, "path": path, "options": options or {}}))
+
+    def job(self, job_id: str, wait_s: float = 0, revision: int | None = None) -> dict[str, Any]:
+        """One job; with ``wait_s``, once it differs from ``revision``, has ended, or the time is over."""
+        query: dict[str, float] = {"wait_s": wait_s}
+        if revision is not None:
+            query["revision"] = revision
+        return dict(self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}?{urlencode(query)}"))
+
+    def cancel_job(self, job_id: str) -> dict[str, Any]:
+        """Ends a job; batches under way are finished first."""
+        return dict(self._ask("POST", f"/v1/jobs/{quote(job_id, safe='')}/cancel"))
+
+    def retry_job(self, job_id: str) -> dict[str, Any]:
+        """Queues the failed files of an ended job again."""
+        return dict(self._ask("POST", f"/v1/jobs/{quote(job_id, safe='')}/retry"))
+
+    def remove_job(self, job_id: str) -> None:
+        """Forgets an ended job."""
+        self._ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
+
+    def _ask(self, method: str, target: str, body: Any = None) -> Any:
+        action = f"ask the node behind {self.path}"
+        try:
+            status, text = self._exchange(method, target, body)
+        except TimeoutError:
+            advice = "look at its log, then `penstock down && penstock up`"
+            raise TimedOutError(action, f"it was silent for {TIMEOUT_S:.0f} s", advice) from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise UnavailableError(action, "no node runs on this home", _ADVICE) from None
+        except OSError as error:
+            raise UnavailableError(action, f"the connection broke: {error.strerror or error}", _ADVICE) from None
+        if not text and status < 300:
+            return None
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            raise InternalError(action, "its answer is not JSON", "report it", status=status) from None
+        if status >= 300:
+            raise error_from(**answer)
+        return answer
+
+    def _exchange(self, method: str, target: str, body: Any) -> tuple[int, bytes]:
+        from http.client import HTTPException
+
+        connection = self._connect()
+        try:
+            headers = {"Content-Type": "application/json", "Connection": "close"}
+            connection.request(method, target, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except HTTPException as error:
+            raise ConnectionResetError(None, f"{type(error).__name__}") from None
+        finally:
+            connection.close()
+
+    def _connect(self) -> HTTPConnection:
+        from http.client import HTTPConnection
+
+        connection = HTTPConnection("penstock", timeout=TIMEOUT_S)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(TIMEOUT_S)
+        try:
+            connection.sock.connect(self.path)
+        except OSError:
+            connection.close()
+            raise
+        return connection

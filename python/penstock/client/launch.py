@@ -1,0 +1,81 @@
+"""Starts the node of a home where none runs, and waits until it answers: exactly one, however many start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.client.control import Control
+from penstock.errors import InternalError, PenstockError, TimedOutError, UnavailableError, error_from
+
+if TYPE_CHECKING:
+    from penstock.home import Home
+
+__all__ = ["START_TIMEOUT_S", "running_pid", "start_node"]
+
+START_TIMEOUT_S = 60.0
+"""A start asks no source and scans nothing; longer than this is a fault."""
+
+EXIT_ALREADY_RUNNING = 3
+_STEP_S = 0.02
+
+
+def running_pid(home: Home) -> int | None:
+    """Process id of the node that answers on this home; ``None`` where none does."""
+    try:
+        return int(Control(home.control_socket).status()["pid"])
+    except UnavailableError:
+        return None
+
+
+def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None = None) -> None:
+    """Starts a node in a session of its own, unless one runs; returns once it answers.
+
+    Args:
+        home: whose node.
+        settings: ``key=value`` each, the strongest layer of its configuration.
+        explicit: the home as the caller gave it, where it is not the one of the environment.
+    Raises:
+        PenstockError: what the node said when it could not start; :class:`TimedOutError` when it said nothing.
+    """
+    home.prepare()
+    errors = home.logs / "node.err"
+    with errors.open("ab") as stream:
+        errors.chmod(0o600)
+        said_before = stream.seek(0, os.SEEK_END)
+        arguments = [sys.executable, "-m", "penstock.server", "--project", str(Path.cwd())]
+        if explicit is not None:
+            arguments += ["--home", explicit]
+        for setting in settings:
+            arguments += ["--set", setting]
+        node = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd="/", start_new_session=True
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        code = node.poll()
+        if code not in (None, EXIT_ALREADY_RUNNING):
+            raise _reason(errors, said_before, code)
+        if home.node_file.exists() and running_pid(home) is not None:
+            # It is not ours to wait for: it outlives this process, and leaves no zombie behind when it does not.
+            node.returncode = 0
+            return
+        time.sleep(_STEP_S)
+    raise TimedOutError(f"start a node on {home.name}", "it does not answer", f"look at {home.log_file}")
+
+
+def _reason(errors: Path, said_before: int, code: int | None) -> PenstockError:
+    with errors.open("rb") as stream:
+        stream.seek(said_before)
+        lines = stream.read().decode(errors="replace").strip().splitlines()
+    try:
+        return error_from(**json.loads(lines[-1]))
+    except (IndexError, ValueError, TypeError):
+        said = lines[-1] if lines else "it said nothing"
+        return InternalError("start a node", f"it ended with {code}: {said}", f"look at {errors}")
