@@ -28,20 +28,16 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is KeyboardInterrupt:
-            self._console.print("[dim]cleaned up[/dim]")
         if self._status:
             self._status.stop()
 
     def step(self, text: str) -> None:
-        """The next thing begins."""
+        """The next thing begins; shown where a line can be shown again."""
         self._text = text
         if self._status:
             self._status.update(text)
-        else:
-            self._console.print(text, highlight=False, soft_wrap=True)
 
     def done(self, seconds: float) -> None:
         """It ended: the line stays, with its time."""
-        if self._status:
-            self._console.print(f"[dim]{seconds:8.2f} s[/dim]  {self._text}", highlight=False)
+        line = f"[dim]{seconds:8.2f} s[/dim]  {self._text}"
+        self._console.print(line, highlight=False, soft_wrap=True)

@@ -49,20 +49,20 @@ def document(rows: Sequence[Measurement], requests: dict[str, int], seconds: flo
 
 def show(console: Console, rows: Sequence[Measurement], seconds: float) -> None:
     """Prints the table, what it means and what to try next."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="The same bytes, with and without Penstock", title_justify="left", pad_edge=False)
+    table = Table(title="The same bytes, with and without Penstock", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
-    for name in ("time", "files/s", "MB/s", "÷ 1 connection", "÷ 32 connections"):
+    for name in ("time", "files/s", "MB/s", "vs 1 conn.", "vs 32 conn."):
         table.add_column(name, justify="right")
     for group, title in _GROUPS.items():
         members = [row for row in rows if row.group == group]
         if not members:
             continue
-        table.add_section()
         table.add_row(f"[bold]{title}[/bold]")
         for row in members:
-            table.add_row(*_cells(row, rows), style=None if row.ours else "dim")
+            table.add_row(*_cells(row, rows), style=None if row.ours else "dim", end_section=row is members[-1])
     console.print()
     console.print(table)
     console.print(
@@ -80,7 +80,7 @@ def _cells(row: Measurement, rows: Sequence[Measurement]) -> list[str]:
         _duration(row.seconds),
         f"{row.files / row.seconds:,.0f}" if row.files > 1 else "",
         f"{row.size / row.seconds / 1e6:,.0f}",
-        *(f"{ratios[name]:.3g}×" if name in ratios else "" for name in ("times_plain_1", "times_plain_32")),
+        *(_times(ratios[name]) if name in ratios else "" for name in ("times_plain_1", "times_plain_32")),
     ]
 
 
@@ -88,6 +88,10 @@ def _ratios(row: Measurement, rows: Sequence[Measurement]) -> dict[str, float]:
     """How many times faster the row is than the baselines of its group."""
     plain = {other.name: other.seconds for other in rows if other.group == row.group and not other.ours}
     return {f"times_{name}": seconds / row.seconds for name, seconds in plain.items()} if row.ours else {}
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}×" if ratio >= 10 else f"{ratio:.2g}×"  # noqa: PLR2004 - two digits either way
 
 
 def _duration(seconds: float) -> str:
