@@ -91,7 +91,7 @@ def _ratios(row: Measurement, rows: Sequence[Measurement]) -> dict[str, float]:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}×" if ratio >= 10 else f"{ratio:.2g}×"  # noqa: PLR2004 - two digits either way
+    return f"{ratio:,.0f}×" if ratio >= 10 else f"{ratio:.2g}×"
 
 
 def _duration(seconds: float) -> str:
