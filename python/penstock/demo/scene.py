@@ -10,7 +10,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -113,10 +113,10 @@ class Scene:
 
         home = self._directory / "home"
         self._undo.callback(stop_node, home)
-        # Libraries that open URLs find the node by the environment.
-        self._undo.callback(_restore, "PENSTOCK_HOME", os.environ.get("PENSTOCK_HOME"))
-        os.environ["PENSTOCK_HOME"] = str(home)
-        self.client = penstock.connect(home=home)
+        # What configures the user's own node is not for this one; libraries that open URLs find it by the home.
+        self._undo.enter_context(_variables({"PENSTOCK_HOME": str(home)}))
+        with chdir(self._directory):
+            self.client = penstock.connect(home=home)
         self._undo.callback(self.client.close)
         self.client.attach(f"s3://{BUCKET}/", MOUNT, endpoint=self._remote.endpoint, credentials="anonymous")
 
@@ -147,8 +147,15 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+@contextmanager
+def _variables(ours: dict[str, str]) -> Iterator[None]:
+    before = {name: value for name, value in os.environ.items() if name.startswith("PENSTOCK_")}
+    for name in before:
+        del os.environ[name]
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
