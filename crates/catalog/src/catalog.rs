@@ -1,30 +1,41 @@
-//! The catalog as a whole: one per node.
+//! The catalog as a whole: one per node, one file.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use penstock_types::{Clock, Freshness, Metrics, ObjectKey, Result, Source};
 
+use crate::scope::{Scope, lock};
+use crate::store::{Change, Store};
+use crate::timeline::Timeline;
 use crate::view::{View, ViewParts};
+use crate::writer::Writer;
 
 /// What is known of every source of a node.
 pub struct Catalog {
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) writer: Arc<Writer>,
+    pub(crate) timeline: Arc<Timeline>,
     pub(crate) metrics: Metrics,
+    scopes: Mutex<HashMap<String, Arc<Scope>>>,
 }
 
 impl Catalog {
-    /// Opens the catalog kept at `path`, or begins one.
+    /// Opens the catalog kept at `path`, or begins one. A damaged file is set aside as `path.damaged`.
+    ///
+    /// Cost: independent of what is in it, after a kill too.
     ///
     /// # Errors
-    /// `Disk` when the file cannot be opened or made.
+    /// `Disk` when the file cannot be opened or made, `Busy` when another process has it open.
     pub fn open(path: &Path, clock: Arc<dyn Clock>, metrics: Metrics) -> Result<Arc<Self>> {
-        let _ = path;
-        Ok(Arc::new(Self { clock, metrics }))
+        let timeline = Arc::new(Timeline::new(clock));
+        let store = Store::open(path, timeline.now())?;
+        let writer = Arc::new(Writer::new(store, timeline.clone())?);
+        Ok(Arc::new(Self { writer, timeline, metrics, scopes: Mutex::default() }))
     }
 
-    /// What one attachment sees: the keys of `source` below `prefix`. Facts are shared by views of one `scope`, which
-    /// names source and credentials, and by no others.
+    /// What one attachment sees: the keys of `source` below `prefix`, which is empty or ends in `/`. Facts are shared
+    /// by the views of one `scope`, which names source and credentials, and by no others.
     pub fn view(
         self: &Arc<Self>,
         scope: &str,
@@ -32,14 +43,35 @@ impl Catalog {
         prefix: ObjectKey,
         freshness: Freshness,
     ) -> Arc<View> {
-        View::new(ViewParts { catalog: self.clone(), scope: scope.into(), source, prefix, freshness })
+        let scope = self.scope(scope);
+        View::new(ViewParts { catalog: self.clone(), scope, source, prefix, freshness })
     }
 
-    /// Forgets every fact of a scope.
+    /// Forgets every listing of a scope. Facts that views hold in memory go when they are next asked for.
     pub fn forget_scope(&self, scope: &str) {
-        let _ = scope;
+        let scope = self.scope(scope);
+        scope.distrust(self.timeline.now());
+        let store = self.writer.store();
+        if let Err(error) = self.writer.apply(&store, vec![Change::ForgetScope { scope: scope.number }]) {
+            tracing::warn!(%error, "listings of a scope could not be removed; they are not believed any more");
+        }
     }
 
-    /// Makes everything durable.
-    pub fn close(&self) {}
+    /// Makes everything that was learnt durable. Called once at the end; the catalog can still be read.
+    pub fn close(&self) {
+        if let Err(error) = self.writer.close() {
+            tracing::warn!(%error, "the last facts of the catalog were not kept");
+        }
+    }
+
+    fn scope(&self, name: &str) -> Arc<Scope> {
+        let mut scopes = lock(&self.scopes);
+        if let Some(scope) = scopes.get(name) {
+            return scope.clone();
+        }
+        let number = self.writer.scope(name);
+        let scope = Arc::new(Scope::new(number));
+        scopes.insert(name.into(), scope.clone());
+        scope
+    }
 }

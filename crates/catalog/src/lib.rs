@@ -1,12 +1,20 @@
 //! The catalog: attributes and listings of sources, kept. Owns what is known of names, for how long it is believed,
 //! and the mapping between keys and paths; never reads content and never decides what is cached.
 
+mod ask;
 mod catalog;
 mod chunk;
 mod cursor;
+mod flights;
+mod hot;
+mod ingest;
 mod keymap;
+mod known;
+mod pages;
 mod present;
+mod ranges;
 mod scan;
+mod scope;
 mod shadows;
 mod split;
 mod store;

@@ -121,11 +121,7 @@ fn list_entry(directory: &Directory, base: usize, page: &mut Page, seen: &Seen<'
     let mut rest = names.split('/').skip(pieces);
     let in_pieces = names.contains('/');
     match (rest.next(), rest.next()) {
-        (Some(name), Some(_)) => {
-            if page.show(base + (pieces + 1) * PIECE) {
-                page.push(name.into(), Item::Directory);
-            }
-        }
+        (Some(name), Some(_)) if page.show(base + (pieces + 1) * PIECE) => page.push(name.into(), Item::Directory),
         (Some(name), None) if in_pieces || pieces == 0 => {
             let item = item_of(seen, slash.is_some())?;
             let name = if in_pieces { name.into() } else { names };
@@ -254,7 +250,7 @@ mod tests {
         let changes =
             chunks.map(|chunk| Change::Chunk { generation: 1, first: chunk[0].key.clone(), row: pack(chunk, 0) });
         store.apply(changes.collect()).unwrap();
-        Sight { store: Arc::new(store), generation: 1, sent: 0, upto: None }
+        Sight { store: Arc::new(store), generation: 1, sent: 0, below: None }
     }
 
     fn pages(

@@ -16,8 +16,8 @@ pub(crate) struct Sight {
     pub(crate) generation: u64,
     /// When it was asked for; `Moment::MIN` when that is not known any more.
     pub(crate) sent: Moment,
-    /// Last key that can be read; `None` when all can.
-    pub(crate) upto: Option<Vec<u8>>,
+    /// Keys less than this one can be read; `None` when all can.
+    pub(crate) below: Option<Vec<u8>>,
 }
 
 /// What to do after an entry.
@@ -86,7 +86,7 @@ fn scan_run(
         let keys = Keys::of(&chunk, index)?;
         while index < chunk.len() {
             let seen = Seen { key: keys.get(index), entry: chunk.entry(index).map_err(damaged)?, sent: chunk.sent };
-            if sight.upto.as_ref().is_some_and(|upto| seen.key > upto.as_slice()) {
+            if sight.below.as_ref().is_some_and(|below| seen.key >= below.as_slice()) {
                 return Ok(Run::Ended);
             }
             if !inclusive && seen.key == from {

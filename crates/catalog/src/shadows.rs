@@ -17,11 +17,6 @@ impl Shadows {
         }
     }
 
-    /// Every key up to `key` is known now: drops the objects whose directory would have come by then.
-    pub(crate) fn settle_up_to(&mut self, key: &[u8]) {
-        self.open.retain(|object| directory_of(object).as_slice() > key);
-    }
-
     /// The first object of which it is not known whether a directory takes its name.
     pub(crate) fn first(&self) -> Option<&[u8]> {
         self.open.first().map(Vec::as_slice)
@@ -30,11 +25,6 @@ impl Shadows {
     /// The objects that are not settled.
     pub(crate) fn into_open(self) -> Vec<Vec<u8>> {
         self.open
-    }
-
-    /// Takes an object out, because it was settled by other means.
-    pub(crate) fn remove(&mut self, object: &[u8]) {
-        self.open.retain(|open| open != object);
     }
 
     fn settle(&mut self, key: &[u8], beside: &mut impl FnMut(&[u8])) {

@@ -20,8 +20,7 @@ pub(crate) struct Span<'a> {
 /// request. `/` is never put into a cut, so that one is never inside a common prefix.
 pub(crate) fn cuts(span: Span<'_>, wanted: usize) -> Vec<Vec<u8>> {
     let valid = span.position.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-    let levels: Vec<(usize, char)> =
-        valid.char_indices().filter(|&(at, _)| at >= span.prefix).map(|(at, character)| (at, character)).collect();
+    let levels: Vec<(usize, char)> = valid.char_indices().filter(|&(at, _)| at >= span.prefix).collect();
     let mut cuts: Vec<Vec<u8>> = Vec::new();
     // Where keys are known to vary, the left-most places that have room cut into the largest parts.
     let varying = || levels.iter().filter(|&&(at, _)| at >= span.varies_from).take(VARYING_LEVELS);
@@ -37,8 +36,10 @@ pub(crate) fn cuts(span: Span<'_>, wanted: usize) -> Vec<Vec<u8>> {
         add(&mut cuts, span, at, &steps(character)[..steps(character).len().min(1)], wanted);
     }
     // Behind a 9 a decimal counter has nothing, a hexadecimal one has six parts in sixteen.
-    for &(at, character) in varying().filter(|&&(_, character)| character == '9') {
-        add(&mut cuts, span, at, &steps(character), wanted);
+    if cuts.is_empty() {
+        for &(at, character) in varying().filter(|&&(_, character)| character == '9') {
+            add(&mut cuts, span, at, &steps(character), wanted);
+        }
     }
     cuts.sort_unstable();
     cuts

@@ -313,9 +313,14 @@ impl Tables<'_> {
             }
             Change::Beside { generation, key } => self.mark_beside(generation, &key)?,
             Change::Finish { scope, kind, prefix, listing } => {
+                let key = listing_key(scope, kind, &prefix);
+                let before = self.listings.get(key.as_slice())?.and_then(|row| decode_listing(row.value()));
+                // Of two that ran at once the one that was asked for later is right, whichever ends first.
+                if before.as_ref().is_some_and(|before| before.epoch == listing.epoch && before.sent > listing.sent) {
+                    return self.loosen(Some(listing), loose);
+                }
                 let row = postcard::to_stdvec(&listing).unwrap_or_default();
-                let before = self.listings.insert(listing_key(scope, kind, &prefix).as_slice(), row.as_slice())?;
-                let before = before.and_then(|row| decode_listing(row.value()));
+                self.listings.insert(key.as_slice(), row.as_slice())?;
                 self.loose.remove(listing.generation)?;
                 self.loosen(before, loose)?;
             }
@@ -377,6 +382,18 @@ impl Reader {
             .map_err(|error| disk(&self.place, &error))?;
         let row = rows.next_back().transpose().map_err(|error| disk(&self.place, &error))?;
         Ok(row.map(|(_, row)| row))
+    }
+
+    /// The first keys of the chunks of a generation that begin at or after `key`, in order.
+    pub(crate) fn first_keys_from<'a>(
+        &'a self,
+        generation: u64,
+        key: &[u8],
+    ) -> Result<impl Iterator<Item = Result<Vec<u8>>> + use<'a>> {
+        let (low, high) = (chunk_key(generation, key), chunk_key(generation + 1, b""));
+        let rows = ReadableTable::range(&self.chunks, low.as_slice()..high.as_slice())
+            .map_err(|error| disk(&self.place, &error))?;
+        Ok(rows.map(|row| row.map(|(key, _)| key.value()[8..].to_vec()).map_err(|error| disk(&self.place, &error))))
     }
 
     /// The chunks that begin after `key`, in order.

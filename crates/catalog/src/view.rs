@@ -1,100 +1,118 @@
-//! What one attachment sees.
+//! What one attachment sees: names, answered from what is known as long as that is fresh, else asked of the source.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use penstock_types::{Error, ErrorKind, Freshness, ListRequest, ObjectKey, Result, Source};
+use penstock_types::{Error, ErrorKind, Freshness, ObjectKey, Result, Source};
 
-use crate::keymap::{self, Place, Shape};
+use crate::cursor::Cursor;
+use crate::flights::{Flights, Stale};
+use crate::hot::{Hot, HotFact, hot};
+use crate::keymap::{self, Place};
+use crate::known::{self, Answer, Fact};
+use crate::present::{self, Directory};
+use crate::scope::Scope;
+use crate::store::Kind;
+use crate::timeline::{is_fresh, is_fresh_absence};
 use crate::{Catalog, Item, ItemPage, NamedItem};
 
+/// Entries of one page at most, whatever is asked for.
+pub(crate) const PAGE_LIMIT: usize = 16_384;
+
+/// What a view is made of.
 pub(crate) struct ViewParts {
     pub(crate) catalog: Arc<Catalog>,
-    pub(crate) scope: Arc<str>,
+    pub(crate) scope: Arc<Scope>,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) prefix: ObjectKey,
     pub(crate) freshness: Freshness,
 }
 
-/// The tree below one prefix of one source, as paths. `""` is its root.
+/// The tree below one prefix of one source, as paths; `""` is its root. Every method may be called at once from many
+/// tasks; what needs a request is asked once for all who wait.
 pub struct View {
-    parts: ViewParts,
-    known: Mutex<HashMap<String, Item>>,
+    pub(crate) parts: ViewParts,
+    hot: Hot,
+    pub(crate) flights: Flights,
+    pub(crate) stale: Stale,
 }
 
 impl View {
     pub(crate) fn new(parts: ViewParts) -> Arc<Self> {
-        Arc::new(Self { parts, known: Mutex::default() })
+        Arc::new(Self { parts, hot: hot(), flights: Flights::default(), stale: Stale::default() })
     }
 
-    /// What is known of a path and fresh enough, without a request; `None` when that has to be asked.
+    /// What is known of a path and fresh; `None` when that has to be asked.
+    ///
+    /// Cost: no request. About a microsecond for a path that was asked for lately; a look into the store for others.
     pub fn stat_cached(&self, path: &str) -> Option<Result<Item>> {
-        if self.parts.freshness == Freshness::Seconds(0.0) {
-            return None;
-        }
-        let _ = (&self.parts.scope, &self.parts.catalog.clock, &self.parts.catalog.metrics);
-        self.known.lock().expect("no panic under this lock").get(path).cloned().map(Ok)
+        let fact = self.known(path)?;
+        self.parts.catalog.metrics.catalog_hits.inc();
+        Some(self.result(path, fact))
     }
 
     /// What a path names.
     ///
+    /// Cost: as [`View::stat_cached`]; one round trip where nothing fresh is known. In a directory that was listed
+    /// before, several such questions become one listing.
+    ///
     /// # Errors
-    /// `NotFound`, and what the source says.
-    pub async fn stat(&self, path: &str) -> Result<Item> {
-        match self.stat_cached(path) {
-            Some(known) => known,
-            None => self.revalidate(path).await,
+    /// `NotFound`; `NotADirectory` when something above it is a file; what the source says.
+    pub async fn stat(self: &Arc<Self>, path: &str) -> Result<Item> {
+        if let Some(known) = self.stat_cached(path) {
+            return known;
         }
+        self.parts.catalog.metrics.catalog_misses.inc();
+        let place = self.place(path)?;
+        if let Some(fact) = self.relist(path, &place).await {
+            return self.result(path, fact);
+        }
+        let fact = self.ask(path, place, self.parts.freshness).await?;
+        self.result(path, fact)
     }
 
     /// Asks the source what a path names, whatever is known.
     ///
-    /// # Errors
-    /// As [`View::stat`].
-    pub async fn revalidate(&self, path: &str) -> Result<Item> {
-        let place = self.place(path)?;
-        let item = match &place {
-            Place::Root => Item::Directory,
-            Place::Name(key) | Place::Beside(key) => {
-                let key = self.parts.prefix.join(key);
-                let below = ListRequest { prefix: key.join(b"/"), limit: 1, ..ListRequest::default() };
-                let (object, below) =
-                    futures_util::future::join(self.parts.source.stat(&key), self.parts.source.list(below)).await;
-                let directory = !below?.objects.is_empty();
-                match (object, matches!(place, Place::Beside(_))) {
-                    (_, false) if directory => Item::Directory,
-                    (Ok(object), beside) if directory == beside => Item::File { key, attributes: object.attributes },
-                    (Err(error), _) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => return Err(self.not_found(path)),
-                }
-            }
-            Place::Piece(_) => return Err(self.not_found(path)),
-        };
-        self.known.lock().expect("no panic under this lock").insert(path.into(), item.clone());
-        Ok(item)
-    }
-
-    /// The names of a directory, in an order that stays the same.
+    /// Cost: one round trip, shared with those who ask at the same moment.
     ///
     /// # Errors
-    /// `NotFound`, `NotADirectory`, and what the source says.
-    pub async fn list(&self, path: &str, after: Option<&str>, limit: usize) -> Result<ItemPage> {
-        let items = self.collect(path, true).await?;
-        Ok(page(items, after, limit))
+    /// As [`View::stat`].
+    pub async fn revalidate(self: &Arc<Self>, path: &str) -> Result<Item> {
+        self.parts.catalog.metrics.catalog_misses.inc();
+        let fact = self.ask(path, self.place(path)?, Freshness::Seconds(0.0)).await?;
+        self.result(path, fact)
     }
 
-    /// Everything below a directory, parents before children; names are paths below it.
+    /// The names of a directory, `limit` at most, in an order that stays the same. `after` is the position that the
+    /// page before gave; a listing that was fresh when it was begun is read to its end.
+    ///
+    /// Cost: no request while a listing of the directory, or a walk from above it, is fresh. Otherwise the source is
+    /// listed, once for all who ask, and pages are given as they come.
+    ///
+    /// # Errors
+    /// `NotFound`; `NotADirectory`; `InvalidInput` for an `after` that no page gave; what the source says.
+    pub async fn list(self: &Arc<Self>, path: &str, after: Option<&str>, limit: usize) -> Result<ItemPage> {
+        self.page(path, Kind::Directory, after, limit).await
+    }
+
+    /// Everything below a directory, `limit` at most, in key order, parents before children; names are paths below
+    /// it. `after` as for [`View::list`].
+    ///
+    /// Cost: no request while a walk from here or above is fresh. Otherwise about one request per 1,000 keys, many at
+    /// once, and pages are given as they come. Afterwards stat and list below cost nothing.
     ///
     /// # Errors
     /// As [`View::list`].
-    pub async fn walk(&self, path: &str, after: Option<&str>, limit: usize) -> Result<ItemPage> {
-        let items = self.collect(path, false).await?;
-        Ok(page(items, after, limit))
+    pub async fn walk(self: &Arc<Self>, path: &str, after: Option<&str>, limit: usize) -> Result<ItemPage> {
+        self.page(path, Kind::Tree, after, limit).await
     }
 
     /// Forgets what is known of a path: it turned out to be wrong.
     pub fn forget(&self, path: &str) {
-        self.known.lock().expect("no panic under this lock").remove(path);
+        self.hot.remove(path);
+        if let Ok(Place::Name(key) | Place::Beside(key)) = self.place(path) {
+            let full = self.parts.prefix.join(&key);
+            self.parts.scope.doubt(full.as_bytes().to_vec(), self.parts.catalog.timeline.now());
+        }
     }
 
     /// The full key that a path stands for.
@@ -109,60 +127,152 @@ impl View {
         }
     }
 
-    /// The next files of the same directory in listing order, from what is known; empty when that is nothing.
+    /// The next files of the same directory in listing order, from what is known, fresh or not; empty when that is
+    /// nothing. Names are those in the directory.
     pub fn following(&self, path: &str, count: usize) -> Vec<NamedItem> {
-        let _ = (path, count);
-        Vec::new()
+        let found = || -> Result<Vec<NamedItem>> {
+            let (Place::Name(key) | Place::Beside(key)) = self.place(path)? else { return Ok(Vec::new()) };
+            let directory = self.directory(path.rsplit_once('/').map_or("", |(parent, _)| parent))?;
+            let covering = self.covering(&directory.prefix)?;
+            let newest = covering.into_iter().max_by_key(|covering| covering.sight.sent);
+            let Some(newest) = newest else { return Ok(Vec::new()) };
+            let key = self.parts.prefix.join(&key).as_bytes().to_vec();
+            let cursor = Cursor { generation: 0, key, inclusive: false, shown: Vec::new() };
+            // A few more than asked for: directories lie between files.
+            let shown = present::list(&newest.sight, &directory, cursor, count.saturating_mul(2).min(PAGE_LIMIT))?;
+            let files = shown.items.into_iter().filter(|item| matches!(item.item, Item::File { .. }));
+            Ok(files.take(count).collect())
+        };
+        found().unwrap_or_default()
     }
 
-    fn place(&self, path: &str) -> Result<Place> {
+    /// What is known and fresh.
+    pub(crate) fn known(&self, path: &str) -> Option<Fact> {
+        let listings = self.parts.scope.listings();
+        let hot = self.hot.get(path).filter(|hot| self.believes(&hot.fact));
+        if let Some(hot) = &hot
+            && hot.listings == listings
+        {
+            return Some(hot.fact.clone());
+        }
+        let stored = self.stored(path);
+        // Of two fresh facts the younger one counts, so that nobody sees a file go back.
+        let fact = match (hot.map(|hot| hot.fact), stored) {
+            (Some(hot), Some(stored)) => {
+                if stored.sent > hot.sent {
+                    stored
+                } else {
+                    hot
+                }
+            }
+            (hot, stored) => hot.or(stored)?,
+        };
+        self.hot.insert(path.into(), HotFact { fact: fact.clone(), listings });
+        Some(fact)
+    }
+
+    /// What a stored listing says that is fresh.
+    fn stored(&self, path: &str) -> Option<Fact> {
+        let Some(place) = keymap::decode(path) else {
+            // A path that no key has: nothing can change that.
+            return Some(Fact { answer: Answer::Absent, sent: self.parts.catalog.timeline.now() });
+        };
+        let attached = self.parts.prefix.as_bytes();
+        let (directory, doubted) = match &place {
+            Place::Root => {
+                return Some(Fact { answer: Answer::Found(Item::Directory), sent: self.parts.catalog.timeline.now() });
+            }
+            Place::Name(key) | Place::Beside(key) => (holder(attached, key), Some([attached, key].concat())),
+            Place::Piece(bytes) => (holder(attached, bytes), None),
+        };
+        if self.parts.freshness == Freshness::Seconds(0.0) {
+            return None;
+        }
+        let now = self.parts.catalog.timeline.now();
+        let mut best: Option<Fact> = None;
+        for covering in self.covering(&directory).ok()? {
+            // An empty listing of a directory may be the listing of a file.
+            if !is_fresh(self.parts.freshness, covering.sight.sent, now) || covering.listing.entries == 0 {
+                continue;
+            }
+            match known::look_up(&covering.sight, &place, attached) {
+                Ok(fact) => best = best.filter(|best| best.sent >= fact.sent).or(Some(fact)),
+                Err(error) => self.drop_damaged(&covering, &error),
+            }
+        }
+        best.filter(|fact| self.believes_listing(fact))
+            .filter(|fact| doubted.is_none_or(|key| !self.parts.scope.doubts(&key, fact.sent)))
+    }
+
+    /// Whether what was learnt of a name may still be believed.
+    pub(crate) fn believes(&self, fact: &Fact) -> bool {
+        let now = self.parts.catalog.timeline.now();
+        match fact.answer {
+            Answer::Found(_) => is_fresh(self.parts.freshness, fact.sent, now),
+            Answer::Absent | Answer::BelowFile => is_fresh_absence(self.parts.freshness, fact.sent, now),
+        }
+    }
+
+    /// As [`View::believes`]; a listing shows what is absent as well as what is there, for as long.
+    fn believes_listing(&self, fact: &Fact) -> bool {
+        let now = self.parts.catalog.timeline.now();
+        let forever = self.parts.freshness == Freshness::Immutable && !matches!(fact.answer, Answer::Found(_));
+        if forever { self.believes(fact) } else { is_fresh(self.parts.freshness, fact.sent, now) }
+    }
+
+    /// What was learnt of a path and is still in memory, fresh or not.
+    pub(crate) fn remembered(&self, path: &str) -> Option<Fact> {
+        self.hot.get(path).map(|hot| hot.fact)
+    }
+
+    /// Remembers what was just learnt of a path.
+    pub(crate) fn learn(&self, path: &str, fact: Fact) {
+        let listings = self.parts.scope.listings();
+        self.hot.insert(path.into(), HotFact { fact, listings });
+    }
+
+    /// A fact as the caller wants it.
+    pub(crate) fn result(&self, path: &str, fact: Fact) -> Result<Item> {
+        match fact.answer {
+            Answer::Found(item) => Ok(item),
+            Answer::Absent => Err(self.not_found(path)),
+            Answer::BelowFile => {
+                Err(Error::new(ErrorKind::NotADirectory, self.action(path), "something above it is a file"))
+            }
+        }
+    }
+
+    /// What a path stands for.
+    pub(crate) fn place(&self, path: &str) -> Result<Place> {
         keymap::decode(path).ok_or_else(|| self.not_found(path))
     }
 
-    fn not_found(&self, path: &str) -> Error {
-        Error::new(ErrorKind::NotFound, format!("look up {path}"), "nothing has that name")
-            .fact("source", self.parts.source.describe(&self.parts.prefix))
+    /// A path as a directory.
+    pub(crate) fn directory(&self, path: &str) -> Result<Directory> {
+        let attached = self.parts.prefix.as_bytes();
+        let below = self.place(path)?.directory_prefix().ok_or_else(|| self.not_a_directory(path))?;
+        Ok(Directory { prefix: [attached, &below].concat(), attached: attached.len(), path: path.into() })
     }
 
-    async fn collect(&self, path: &str, delimited: bool) -> Result<Vec<NamedItem>> {
-        let directory = self.place(path)?.directory_prefix().ok_or_else(|| self.not_found(path))?;
-        let prefix = self.parts.prefix.join(&directory);
-        let mut request = ListRequest { prefix: prefix.clone(), delimited, limit: 1000, ..ListRequest::default() };
-        let mut items: HashMap<String, Item> = HashMap::new();
-        loop {
-            let listed = self.parts.source.list(request.clone()).await?;
-            for key in listed.prefixes {
-                let name = &key.as_bytes()[prefix.as_bytes().len()..key.as_bytes().len() - 1];
-                items.insert(keymap::encode(name, Shape::Plain), Item::Directory);
-            }
-            for object in listed.objects {
-                let name = keymap::encode(&object.key.as_bytes()[prefix.as_bytes().len()..], Shape::Plain);
-                for (slash, _) in name.match_indices('/') {
-                    items.insert(name[..slash].into(), Item::Directory);
-                }
-                if !(object.attributes.size == 0 && object.key.as_bytes().ends_with(b"/")) {
-                    items.insert(name, Item::File { key: object.key, attributes: object.attributes });
-                }
-            }
-            request.continuation = listed.continuation;
-            if request.continuation.is_none() {
-                break;
-            }
-        }
-        let mut items: Vec<_> = items.into_iter().map(|(name, item)| NamedItem { name, item }).collect();
-        items.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut known = self.known.lock().expect("no panic under this lock");
-        for item in &items {
-            let full = if path.is_empty() { item.name.clone() } else { format!("{path}/{}", item.name) };
-            known.insert(full, item.item.clone());
-        }
-        Ok(items)
+    pub(crate) fn not_found(&self, path: &str) -> Error {
+        Error::new(ErrorKind::NotFound, self.action(path), "nothing has that name")
+    }
+
+    pub(crate) fn not_a_directory(&self, path: &str) -> Error {
+        Error::new(ErrorKind::NotADirectory, self.action(path), "it is a file")
+    }
+
+    fn action(&self, path: &str) -> String {
+        format!("look up {}", self.parts.source.describe(&self.parts.prefix.join(path.as_bytes())))
+    }
+
+    pub(crate) fn covering(&self, directory: &[u8]) -> Result<Vec<known::Covering>> {
+        known::covering(&self.parts.catalog.writer.store(), self.parts.scope.number, directory)
     }
 }
 
-fn page(items: Vec<NamedItem>, after: Option<&str>, limit: usize) -> ItemPage {
-    let mut rest = items.into_iter().filter(|item| after.is_none_or(|after| item.name.as_str() > after));
-    let items: Vec<_> = rest.by_ref().take(limit).collect();
-    let next = rest.next().and_then(|_| items.last().map(|item| item.name.clone()));
-    ItemPage { items, next }
+/// The prefix of the directory that holds a key.
+pub(crate) fn holder(attached: &[u8], key: &[u8]) -> Vec<u8> {
+    let end = key.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    [attached, &key[..end]].concat()
 }

@@ -83,6 +83,31 @@ impl Writer {
         Committed(committed)
     }
 
+    /// Applies changes on this thread.
+    pub(crate) fn apply(&self, store: &Arc<Store>, changes: Vec<Change>) -> Result<()> {
+        let loose = store.apply(changes).inspect_err(|error| self.fail(error))?;
+        self.queue().loose.extend(loose.into_iter().map(|generation| (store.clone(), generation)));
+        Ok(())
+    }
+
+    /// The number of a scope. A disk that fails makes a new store, in memory, where every number is free.
+    pub(crate) fn scope(&self, name: &str) -> u32 {
+        if let Ok(number) = self.store().scope(name) {
+            return number;
+        }
+        let error = Error::new(ErrorKind::Disk, "name a scope in the catalog", "the disk failed");
+        self.fail(&error);
+        // Views are made one at a time; a number of its own is all that a scope in memory needs.
+        self.store().scope(name).unwrap_or_else(|_| u32::try_from(self.new_generation()).unwrap_or(u32::MAX))
+    }
+
+    /// Removes the chunks of a generation that did not become a listing. Needs a tokio runtime.
+    pub(crate) fn abandon(self: &Arc<Self>, store: &Arc<Store>, generation: u64) {
+        let mut queue = self.queue();
+        queue.loose.push((store.clone(), generation));
+        self.start(queue);
+    }
+
     /// Commits and makes durable what is queued, on this thread.
     pub(crate) fn close(&self) -> Result<()> {
         while self.commit_some() {}

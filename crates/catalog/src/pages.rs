@@ -1,0 +1,195 @@
+//! Pages of lists and walks: from a stored listing, or from one that is under way.
+
+use std::sync::Arc;
+
+use penstock_types::{Error, ErrorKind, Result};
+
+use crate::ask::sayable;
+use crate::cursor::Cursor;
+use crate::ingest::Ingest;
+use crate::known::Covering;
+use crate::present::{self, Directory, Shown};
+use crate::scan::Sight;
+use crate::store::{Change, Kind};
+use crate::timeline::is_fresh;
+use crate::view::{PAGE_LIMIT, View};
+use crate::{Item, ItemPage};
+
+/// A page is tried so often when the catalog itself, not the source, fails.
+const ATTEMPTS: usize = 3;
+
+/// Where a page comes from.
+enum Feed {
+    Stored(Sight),
+    Live(Arc<Ingest>),
+}
+
+impl View {
+    /// A page of a list or a walk.
+    pub(crate) async fn page(
+        self: &Arc<Self>,
+        path: &str,
+        kind: Kind,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<ItemPage> {
+        let directory = self.directory(path)?;
+        let cursor = after.map(Cursor::parse).transpose()?;
+        let limit = limit.clamp(1, PAGE_LIMIT);
+        let mut attempt = 1;
+        loop {
+            let page = self.try_page(&directory, kind, cursor.clone(), limit).await;
+            match page {
+                // The catalog's own trouble: a damaged listing was dropped, a failing disk was left. Begin again.
+                Err(error) if attempt < ATTEMPTS && matches!(error.kind(), ErrorKind::Disk | ErrorKind::Cancelled) => {
+                    attempt += 1;
+                }
+                Ok(page) if page.items.is_empty() && page.next.is_none() && cursor.is_none() => {
+                    return self.empty_page(path, page).await;
+                }
+                page => return page,
+            }
+        }
+    }
+
+    async fn try_page(
+        self: &Arc<Self>,
+        directory: &Directory,
+        kind: Kind,
+        cursor: Option<Cursor>,
+        limit: usize,
+    ) -> Result<ItemPage> {
+        let metrics = &self.parts.catalog.metrics;
+        let feed = self.feed(kind, directory, cursor.as_ref().map(|cursor| cursor.generation))?;
+        let cursor = cursor.unwrap_or_else(|| Cursor::start(0, &directory.prefix));
+        match feed {
+            Feed::Stored(sight) => {
+                metrics.catalog_hits.inc();
+                let shown = show(kind, &sight, directory, cursor, limit);
+                let shown = shown.inspect_err(|error| self.drop_generation(directory, sight.generation, error))?;
+                Ok(page_of(shown, true))
+            }
+            Feed::Live(ingest) => {
+                metrics.catalog_misses.inc();
+                follow(&ingest, kind, directory, cursor, limit).await
+            }
+        }
+    }
+
+    /// The listing to read: the one that was begun with, else one that is fresh, else one that is under way or new.
+    fn feed(self: &Arc<Self>, kind: Kind, directory: &Directory, begun: Option<u64>) -> Result<Feed> {
+        let scope = &self.parts.scope;
+        let now = self.parts.catalog.timeline.now();
+        let covering = self.readable(kind, directory)?;
+        if let Some(generation) = begun {
+            if let Some(found) = covering.iter().find(|covering| covering.listing.generation == generation) {
+                return Ok(Feed::Stored(found.sight.clone()));
+            }
+            let covers =
+                |ingest: &Ingest| ingest.generation == generation && directory.prefix.starts_with(&ingest.order.prefix);
+            if let Some(ingest) = scope.find(covers) {
+                return Ok(Feed::Live(ingest));
+            }
+        }
+        let fresh = covering.into_iter().filter(|covering| {
+            is_fresh(self.parts.freshness, covering.sight.sent, now) && !scope.doubts(&[], covering.sight.sent)
+        });
+        if let Some(found) = fresh.max_by_key(|covering| covering.sight.sent) {
+            return Ok(Feed::Stored(found.sight));
+        }
+        Ok(Feed::Live(self.listing(kind, &listed_prefix(kind, directory))))
+    }
+
+    /// The complete listings that a page of this kind can be read from.
+    fn readable(&self, kind: Kind, directory: &Directory) -> Result<Vec<Covering>> {
+        let mut covering = self.covering(&listed_prefix(kind, directory))?;
+        covering.retain(|covering| kind == Kind::Directory || covering.kind == Kind::Tree);
+        Ok(covering)
+    }
+
+    /// A directory without names: it exists if it is the root or has a marker.
+    async fn empty_page(self: &Arc<Self>, path: &str, page: ItemPage) -> Result<ItemPage> {
+        if path.is_empty() {
+            return Ok(page);
+        }
+        match self.stat(path).await? {
+            Item::Directory => Ok(page),
+            Item::File { .. } => Err(self.not_a_directory(path)),
+        }
+    }
+
+    /// A row of a listing cannot be read: the listing is dropped, so that the source is asked again.
+    pub(crate) fn drop_damaged(&self, covering: &Covering, error: &Error) {
+        if error.kind() != ErrorKind::Disk && error.kind() != ErrorKind::Corrupt {
+            return;
+        }
+        tracing::warn!(%error, "a listing of the catalog is damaged: dropped");
+        let change = Change::Forget {
+            scope: self.parts.scope.number,
+            kind: covering.kind,
+            prefix: covering.prefix.clone(),
+            generation: covering.listing.generation,
+        };
+        let writer = &self.parts.catalog.writer;
+        if let Err(error) = writer.apply(&covering.sight.store, vec![change]) {
+            tracing::warn!(%error, "the damaged listing could not be dropped");
+        }
+    }
+
+    fn drop_generation(&self, directory: &Directory, generation: u64, error: &Error) {
+        for covering in self.covering(&directory.prefix).unwrap_or_default() {
+            if covering.listing.generation == generation {
+                self.drop_damaged(&covering, error);
+            }
+        }
+    }
+}
+
+/// What is listed to show a directory. Steps into long components are shown from their directory's listing, and walked
+/// from as much of their bytes as a request can say.
+fn listed_prefix(kind: Kind, directory: &Directory) -> Vec<u8> {
+    let prefix = directory.prefix.as_slice();
+    if prefix.len() == directory.attached || prefix.ends_with(b"/") {
+        return prefix.to_vec();
+    }
+    let slash = prefix.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1).max(directory.attached);
+    match kind {
+        Kind::Directory => prefix[..slash].to_vec(),
+        Kind::Tree => prefix[..sayable(prefix).len().max(slash)].to_vec(),
+    }
+}
+
+fn show(kind: Kind, sight: &Sight, directory: &Directory, cursor: Cursor, limit: usize) -> Result<Shown> {
+    let shown = match kind {
+        Kind::Directory => present::list(sight, directory, cursor, limit),
+        Kind::Tree => present::walk(sight, directory, cursor, limit),
+    };
+    // A damaged row is the disk's doing, not the source's.
+    shown.map_err(|error| if error.kind() == ErrorKind::Corrupt { error.with_kind(ErrorKind::Disk) } else { error })
+}
+
+fn page_of(shown: Shown, complete: bool) -> ItemPage {
+    let ended = shown.exhausted && complete;
+    ItemPage { items: shown.items, next: (!ended).then(|| shown.cursor.text()) }
+}
+
+/// Reads what a listing under way has found; waits when there is nothing new.
+async fn follow(ingest: &Ingest, kind: Kind, directory: &Directory, cursor: Cursor, limit: usize) -> Result<ItemPage> {
+    let mut progress = ingest.progress();
+    let mut cursor = cursor;
+    loop {
+        let reached = progress.borrow_and_update().clone();
+        let shown = show(kind, &ingest.sight(&reached), directory, cursor, limit)?;
+        let complete = match &reached.outcome {
+            Some(Err(error)) if shown.exhausted => return Err(error.clone()),
+            outcome => outcome.is_some(),
+        };
+        if !shown.items.is_empty() || (shown.exhausted && complete) {
+            ingest.took(shown.items.len());
+            return Ok(page_of(shown, complete));
+        }
+        cursor = shown.cursor;
+        // The sender lives as long as the listing that `ingest` holds.
+        let _ = progress.changed().await;
+    }
+}

@@ -1,0 +1,98 @@
+//! What views with the same source and credentials share: listings under way, and doubts about what is stored.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::ingest::Ingest;
+use crate::store::Kind;
+use crate::timeline::Moment;
+
+/// Names in doubt that are remembered one by one.
+const DOUBTS: usize = 65_536;
+
+/// One scope of facts.
+pub(crate) struct Scope {
+    pub(crate) number: u32,
+    /// Listings that ended so far: what was cached before one is compared with it once.
+    listings: AtomicU64,
+    under_way: Mutex<Vec<Arc<Ingest>>>,
+    doubts: Mutex<HashMap<Vec<u8>, Moment>>,
+    /// Nothing stored that was asked for before this moment is believed.
+    distrust_before: AtomicI64,
+}
+
+impl Scope {
+    pub(crate) fn new(number: u32) -> Self {
+        Self {
+            number,
+            listings: AtomicU64::new(0),
+            under_way: Mutex::default(),
+            doubts: Mutex::default(),
+            distrust_before: AtomicI64::new(Moment::MIN),
+        }
+    }
+
+    /// How many listings have ended.
+    pub(crate) fn listings(&self) -> u64 {
+        self.listings.load(Ordering::Acquire)
+    }
+
+    /// Finds a listing under way, or starts one; both under one lock, so that there is one at a time.
+    pub(crate) fn join_or_start(
+        &self,
+        suits: impl Fn(&Ingest) -> bool,
+        start: impl FnOnce() -> Arc<Ingest>,
+    ) -> Arc<Ingest> {
+        let mut under_way = lock(&self.under_way);
+        if let Some(found) = under_way.iter().filter(|ingest| suits(ingest)).max_by_key(|ingest| ingest.sent) {
+            return found.clone();
+        }
+        let started = start();
+        under_way.push(started.clone());
+        started
+    }
+
+    /// The listing under way that suits and was asked for last.
+    pub(crate) fn find(&self, suits: impl Fn(&Ingest) -> bool) -> Option<Arc<Ingest>> {
+        lock(&self.under_way).iter().filter(|ingest| suits(ingest)).max_by_key(|ingest| ingest.sent).cloned()
+    }
+
+    /// A listing has ended.
+    pub(crate) fn ended(&self, ended: &Ingest) {
+        lock(&self.under_way).retain(|ingest| ingest.generation != ended.generation);
+        self.listings.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What is stored of `key` was wrong at `now`.
+    pub(crate) fn doubt(&self, key: Vec<u8>, now: Moment) {
+        let mut doubts = lock(&self.doubts);
+        if doubts.len() >= DOUBTS {
+            doubts.clear();
+            self.distrust_before.fetch_max(now, Ordering::AcqRel);
+        }
+        doubts.insert(key, now);
+    }
+
+    /// Nothing that was asked for before `now` is believed.
+    pub(crate) fn distrust(&self, now: Moment) {
+        self.distrust_before.fetch_max(now, Ordering::AcqRel);
+        self.listings.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether something stored about `key`, asked for at `sent`, is in doubt.
+    pub(crate) fn doubts(&self, key: &[u8], sent: Moment) -> bool {
+        sent < self.distrust_before.load(Ordering::Acquire)
+            || lock(&self.doubts).get(key).is_some_and(|&since| sent <= since)
+    }
+}
+
+/// Whether the listing is of `prefix` as `kind`.
+pub(crate) fn is_of(ingest: &Ingest, kind: Kind, prefix: &[u8]) -> bool {
+    ingest.order.kind == kind && ingest.order.prefix == prefix
+}
+
+/// A lock whose holder panicked still guards whole values: every change under it is one step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
