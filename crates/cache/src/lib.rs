@@ -17,6 +17,7 @@ mod page_map;
 mod pages;
 mod policy;
 mod scrub;
+mod shrink;
 mod tier;
 mod usage;
 

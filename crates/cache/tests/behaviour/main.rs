@@ -4,4 +4,5 @@ mod eviction;
 mod filling;
 mod integrity;
 mod restart;
+mod shrinking;
 mod support;
