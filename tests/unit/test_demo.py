@@ -23,6 +23,7 @@ class Store(BaseHTTPRequestHandler):
     """Just enough of a store: PUT, GET, one range."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1
     objects: dict[str, bytes]
     connections: set[tuple[str, int]]
 
