@@ -66,8 +66,9 @@ impl Root {
     }
 
     fn open_file(&self, path: &CString, flags: OFlags) -> Result<OwnedFd, Errno> {
-        // Not blocking, so that a fifo cannot hold us.
-        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        // Not blocking, so that a fifo cannot hold us; a descriptor that only names a file takes no such flags.
+        let careful = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK | OFlags::NOCTTY };
+        let flags = flags | OFlags::CLOEXEC | careful;
         let strict = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
         match self.openat2(path, flags, Mode::empty(), strict) {
             Err(Errno::LOOP) => {}

@@ -35,6 +35,16 @@ struct Frame {
     directory: Option<OwnedFd>,
 }
 
+/// What of a directory belongs to a listing.
+struct Scope<'a> {
+    /// Names begin with it.
+    rest: &'a [u8],
+    /// Keys are greater.
+    start_after: Option<&'a ObjectKey>,
+    /// Directories are entries themselves.
+    delimited: bool,
+}
+
 /// Names in one buffer: a directory of a million files is a million names.
 #[derive(Default)]
 struct Names {
@@ -135,7 +145,7 @@ impl Walk {
         if !base.is_empty() && super::root::path_of(&ObjectKey::new(directory.to_vec())).is_none() {
             return Ok(None);
         }
-        let frame = match Frame::read(root, base.to_vec(), start_after, rest) {
+        let frame = match Frame::read(root, base.to_vec(), &Scope { rest, start_after, delimited: request.delimited }) {
             Ok(frame) => frame,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(errno),
@@ -156,7 +166,7 @@ impl Walk {
                 return Ok(Some(Found::Prefix(ObjectKey::new(key))));
             }
             if is_directory {
-                match Frame::read(root, key, start_after, b"") {
+                match Frame::read(root, key, &Scope { rest: b"", start_after, delimited: false }) {
                     Ok(frame) => self.frames.push(frame),
                     // It went away, or it is not for us: a listing shows what there is to see.
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => {}
@@ -184,7 +194,7 @@ impl Walk {
 
 impl Frame {
     /// Reads a directory: the names that begin with `rest` and hold keys behind `start_after`.
-    fn read(root: &Root, prefix: Vec<u8>, start_after: Option<&ObjectKey>, rest: &[u8]) -> Result<Self, Errno> {
+    fn read(root: &Root, prefix: Vec<u8>, scope: &Scope<'_>) -> Result<Self, Errno> {
         let directory = root.open_directory(prefix.strip_suffix(b"/").unwrap_or(&prefix))?;
         let mut names = Names::default();
         for entry in rustix::fs::Dir::read_from(&directory)? {
@@ -202,7 +212,7 @@ impl Frame {
                 },
                 _ => continue,
             };
-            names.add(&prefix, name, is_directory, rest, start_after);
+            names.add(&prefix, name, is_directory, scope);
         }
         let Names { text, spans } = &mut names;
         spans.sort_unstable_by(|a, b| text[a.0 as usize..a.1 as usize].cmp(&text[b.0 as usize..b.1 as usize]));
@@ -223,26 +233,28 @@ impl Frame {
 
 impl Names {
     /// Adds a name unless everything under it lies outside of the listing.
-    fn add(&mut self, prefix: &[u8], name: &[u8], is_directory: bool, rest: &[u8], start_after: Option<&ObjectKey>) {
+    fn add(&mut self, prefix: &[u8], name: &[u8], is_directory: bool, scope: &Scope<'_>) {
         let start = self.text.len();
         self.text.extend_from_slice(name);
         if is_directory {
             self.text.push(b'/');
         }
         let entry = &self.text[start..];
-        let passed = start_after.is_some_and(|after| {
+        let passed = scope.start_after.is_some_and(|after| {
             // Compared piece by piece: there may be a million of them.
             let after = after.as_bytes();
             match after.strip_prefix(prefix) {
                 Some(after) => {
-                    entry <= after && !(is_directory && after.len() > entry.len() && after.starts_with(entry))
+                    // A directory on the way to the start key still holds keys behind it; as a prefix it is passed.
+                    let on_the_way = is_directory && !scope.delimited && after.starts_with(entry);
+                    entry <= after && !on_the_way
                 }
                 None => prefix < after,
             }
         });
         let fits = u32::try_from(self.text.len()).ok();
         match fits {
-            Some(end) if entry.starts_with(rest) && !passed => self.spans.push((start as u32, end, is_directory)),
+            Some(end) if entry.starts_with(scope.rest) && !passed => self.spans.push((start as u32, end, is_directory)),
             _ => self.text.truncate(start),
         }
     }

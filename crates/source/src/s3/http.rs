@@ -131,9 +131,9 @@ fn connection_error(action: &str, authority: &str, error: &hyper_util::client::l
             "check the host name, or point AWS_CA_BUNDLE to the certificates of its authority",
         );
     }
-    if text.contains("InvalidContentType") || text.contains("invalid HTTP version parsed") {
+    if text.contains("InvalidContentType") || text.contains("invalid HTTP") {
         return refused(
-            ErrorKind::InvalidInput,
+            ErrorKind::Unavailable,
             format!("{authority} does not speak the protocol of the endpoint's URL"),
             "use http:// where it speaks plain HTTP and https:// where it speaks TLS",
         );

@@ -180,7 +180,7 @@ impl Refusal {
                 if self.code.is_empty() { "no such object".to_owned() } else { self.words() },
                 None,
             ),
-            409 => (ErrorKind::Conflict, self.words(), None),
+            409 if purpose == Purpose::ConditionalWrite => (ErrorKind::Conflict, self.words(), None),
             412 if purpose == Purpose::PinnedRead => {
                 (ErrorKind::StaleVersion, "the object changed".to_owned(), Some("open it again".to_owned()))
             }
