@@ -435,7 +435,7 @@ impl Extent {
             boot: if state.doubtful { 0 } else { boot },
             complete,
             charged: state.charged,
-            uses: self.uses.count(),
+            uses: self.uses.stored(),
             last_use_ms: self.last_use_ms.load(Ordering::Relaxed),
         };
         Some((record, stripes))

@@ -21,26 +21,43 @@ const MAX_GHOSTS: usize = 65_536;
 /// Ghosts that are remembered however few extents there are.
 const MIN_GHOSTS: usize = 64;
 
+/// Marks a counter whose extent is in the main queue, so that it gets there again after a restart.
+const IN_MAIN: u8 = 0x80;
+
 /// How often an extent was used, shared with whoever uses it.
 #[derive(Clone, Debug, Default)]
 pub struct Uses(Arc<AtomicU8>);
 
 impl Uses {
+    /// The counter that [`stored`](Self::stored) gave.
+    pub fn restore(stored: u8) -> Self {
+        Self(Arc::new(AtomicU8::new(stored & IN_MAIN | (stored & !IN_MAIN).min(MAX_USES))))
+    }
+
     /// Counts one use, without a lock.
     pub fn add(&self) {
-        if self.0.load(Ordering::Relaxed) < MAX_USES {
-            let _ =
-                self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |uses| (uses < MAX_USES).then(|| uses + 1));
+        if self.count() < MAX_USES {
+            let more = |uses: u8| (uses & !IN_MAIN < MAX_USES).then_some(uses.wrapping_add(1));
+            let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         }
     }
 
     /// Uses counted, at most [`MAX_USES`].
     pub fn count(&self) -> u8 {
+        self.0.load(Ordering::Relaxed) & !IN_MAIN
+    }
+
+    /// All that [`restore`](Self::restore) needs.
+    pub fn stored(&self) -> u8 {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn set(&self, uses: u8) {
-        self.0.store(uses, Ordering::Relaxed);
+    fn is_in_main(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & IN_MAIN != 0
+    }
+
+    fn enter_main(&self, uses: u8) {
+        self.0.store(uses | IN_MAIN, Ordering::Relaxed);
     }
 }
 
@@ -114,16 +131,16 @@ impl Policy {
         }
     }
 
-    /// Takes in an extent of an earlier process: it has proved itself, so it enters the main queue. The counter of
-    /// its uses, the one it has where it is known already.
+    /// Takes in an extent of an earlier process, into the queue that it was in. The counter of its uses, the one it
+    /// has where it is known already.
     pub fn adopt(&mut self, number: u64, object: u64, bytes: u64, uses: u8) -> Uses {
         if let Some(known) = self.entries.get(&number) {
             return known.uses.clone();
         }
-        let counter = Uses::default();
-        counter.set(uses.min(MAX_USES));
-        self.enter(number, Entry { bytes, object, uses: counter.clone(), place: Place::Main });
-        counter
+        let uses = Uses::restore(uses);
+        let place = if uses.is_in_main() { Place::Main } else { Place::Small };
+        self.enter(number, Entry { bytes, object, uses: uses.clone(), place });
+        uses
     }
 
     /// The object and the bytes of an extent.
@@ -196,6 +213,7 @@ impl Policy {
         for (number, entry) in &mut self.entries {
             if entry.place == Place::Pinned {
                 entry.place = Place::Main;
+                entry.uses.enter_main(entry.uses.count());
                 self.main.push_back(*number);
             }
         }
@@ -206,6 +224,7 @@ impl Policy {
             self.small_bytes += entry.bytes;
             self.small.push_back(number);
         } else {
+            entry.uses.enter_main(entry.uses.count());
             self.main.push_back(number);
         }
         self.entries.insert(number, entry);
@@ -219,7 +238,7 @@ impl Policy {
             };
             self.small_bytes -= entry.bytes;
             if entry.uses.count() > PROMOTE_ABOVE {
-                entry.uses.set(0);
+                entry.uses.enter_main(0);
                 entry.place = Place::Main;
                 self.main.push_back(number);
             } else {
@@ -241,7 +260,7 @@ impl Policy {
                 entry.place = Place::Out { of_small: false };
                 return Some(number);
             }
-            entry.uses.set(uses - 1);
+            entry.uses.enter_main(uses - 1);
             self.main.push_back(number);
         }
         None

@@ -1,6 +1,8 @@
 //! The persistent index: which extents there are and which of their pages. One `redb` file with quick repair, so
 //! that it opens at once after a kill. Whatever is wrong with it, the answer is "not cached", never wrong bytes.
 
+#[cfg(test)]
+mod damage;
 mod file;
 mod record;
 
@@ -155,7 +157,7 @@ impl Index {
         let Some(database) = self.database() else {
             return Err(io::Error::other(self.failure().unwrap_or_else(|| "the index is closed".to_owned())));
         };
-        self.guard(|| write(&database, changes)).map_err(Trouble::into_io)?;
+        self.guard(database, |database| write(database, changes)).map_err(Trouble::into_io)?;
         self.stored.store(true, Ordering::Release);
         Ok(())
     }
@@ -213,18 +215,27 @@ impl Index {
 
     /// Runs a question; a failure is noted and answered by `None`.
     fn read<T>(&self, question: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Option<T> {
-        let database = self.database()?;
-        self.guard(|| question(&database)).ok()
+        // Before the first commit there are no tables.
+        let database = self.database().filter(|_| self.stored.load(Ordering::Acquire))?;
+        self.guard(database, question).ok()
     }
 
     /// Runs a call of the database. What fails for good takes the database out of use: a failed disk until the next
     /// commit opens it again, wrong content for the life of this value and of the file.
-    fn guard<T>(&self, call: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Trouble> {
-        let answer = match catch_unwind(AssertUnwindSafe(call)) {
+    fn guard<T>(
+        &self,
+        database: Arc<Database>,
+        call: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, Trouble> {
+        let answer = match catch_unwind(AssertUnwindSafe(|| call(&database))) {
             Ok(answer) => answer.map_err(Trouble::of_call),
             Err(_) => Err(Trouble::Damaged("it made the database panic".to_owned())),
         };
-        answer.inspect_err(|trouble| self.leave(trouble))
+        if let Err(trouble) = &answer {
+            self.leave(trouble);
+            drop_quietly(Some(database));
+        }
+        answer
     }
 
     fn leave(&self, trouble: &Trouble) {
@@ -303,7 +314,7 @@ impl Trouble {
 
     fn of_call(error: redb::Error) -> Self {
         match error {
-            redb::Error::Io(error) => Trouble::Io(error),
+            redb::Error::Io(error) if !is_of_content(&error) => Trouble::Io(error),
             redb::Error::PreviousIo | redb::Error::DatabaseClosed => Trouble::Io(io::Error::other(error.to_string())),
             other => Trouble::Damaged(other.to_string()),
         }

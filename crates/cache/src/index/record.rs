@@ -32,7 +32,7 @@ pub struct Record {
     pub complete: bool,
     /// Bytes of the tier's budget it holds.
     pub charged: u64,
-    /// Uses the eviction counted.
+    /// Uses and queue of the eviction.
     pub uses: u8,
     /// Milliseconds since the Unix epoch.
     pub last_use_ms: i64,
