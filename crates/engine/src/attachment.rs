@@ -44,9 +44,9 @@ pub struct AttachmentStatus {
     pub failed_ms: Option<i64>,
     /// Round trip of the probe, milliseconds; `None` before one was made.
     pub latency_ms: Option<f64>,
-    /// The source's clock minus ours, seconds, as the probe saw it.
+    /// How far this machine's clock is ahead of the source's, seconds, as its answers say.
     pub clock_skew_s: Option<f64>,
-    /// Who we are to the source, as far as it can be said without a secret.
+    /// Who we are to the source, as far as it can be said without a secret; known once it was asked.
     pub identity: Option<String>,
 }
 
@@ -71,7 +71,9 @@ impl Health {
 }
 
 impl Attached {
+    #[allow(clippy::cast_precision_loss, reason = "a skew for people")]
     pub fn status(&self) -> AttachmentStatus {
+        let observed = self.source.observed();
         let failure = self.health.failure.lock().expect("no panic while health is noted").clone();
         AttachmentStatus {
             spec: self.spec.clone(),
@@ -81,8 +83,8 @@ impl Attached {
             failed_ms: failure.as_ref().map(|(_, at)| *at),
             failure: failure.map(|(text, _)| text),
             latency_ms: self.probe.as_ref().map(|probe| probe.latency_ms),
-            clock_skew_s: self.probe.as_ref().and_then(|probe| probe.clock_skew_s),
-            identity: self.probe.as_ref().and_then(|probe| probe.identity.clone()),
+            clock_skew_s: observed.clock_skew_ms.map(|skew_ms| skew_ms as f64 / 1000.0),
+            identity: observed.identity,
         }
     }
 

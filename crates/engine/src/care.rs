@@ -36,6 +36,15 @@ pub struct Verified {
     pub repaired: u64,
 }
 
+/// What a prune did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Bytes that came free.
+    pub freed_bytes: u64,
+    /// Bytes that are still held.
+    pub remaining_bytes: u64,
+}
+
 /// Why a path is or is not served from the cache.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Why {
@@ -146,6 +155,16 @@ impl Engine {
     /// Cached extents by number, from `after` on.
     pub fn cache_entries(&self, after: Option<u64>, limit: usize) -> Vec<CacheEntry> {
         self.cache.entries(after, limit)
+    }
+
+    /// Evicts until at most `target_bytes` are cached; what is pinned or in use stays. Blocks on the disk.
+    ///
+    /// # Errors
+    /// `Disk` when a file cannot be unlinked.
+    pub fn prune(&self, target_bytes: u64) -> Result<Pruned> {
+        let freed_bytes = self.cache.shrink(target_bytes).map_err(|error| error.during("prune the cache"))?;
+        let remaining_bytes = self.cache.usage().tiers.iter().map(|tier| tier.used_bytes).sum();
+        Ok(Pruned { freed_bytes, remaining_bytes })
     }
 
     /// Paths whose files, and everything below, eviction leaves alone.

@@ -22,7 +22,7 @@ mod tree;
 
 pub use attachment::AttachmentStatus;
 pub use batch::BatchItem;
-pub use care::{Prefetched, Verified, Why};
+pub use care::{Prefetched, Pruned, Verified, Why};
 pub use engine::{Engine, EngineParts, EngineStatus};
 pub use entry::{Entry, EntryKind, EntryPage};
 pub use open::{OpenFile, OpenOptions, Ready};
