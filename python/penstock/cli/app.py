@@ -1,7 +1,5 @@
 """The commands put together, in the order that help shows them."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

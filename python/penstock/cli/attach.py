@@ -1,7 +1,5 @@
 """``attach``, ``detach``, ``attachments``: which source is where in the tree."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,9 +1,8 @@
 """``bench``: a short, honest measurement of a path through the node of this machine."""
 
-from __future__ import annotations
-
 import itertools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +11,6 @@ from penstock.cli import output
 from penstock.cli.examples import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from penstock.client import Client
 
 FILES_MAX = 2000
@@ -60,7 +57,7 @@ def bench(
     _show(path, len(files), measured)
 
 
-def _files(client: Client, path: str) -> list[tuple[str, int]]:
+def _files(client: "Client", path: str) -> list[tuple[str, int]]:
     from penstock.errors import NotFoundError
 
     entry = client.stat(path)
@@ -104,7 +101,7 @@ def _measure(
     return best
 
 
-def _one_by_one(client: Client, files: list[tuple[str, int]]) -> int:
+def _one_by_one(client: "Client", files: list[tuple[str, int]]) -> int:
     buffer = memoryview(bytearray(BUFFER_BYTES))
     total = 0
     for path, _ in files:
@@ -114,7 +111,7 @@ def _one_by_one(client: Client, files: list[tuple[str, int]]) -> int:
     return total
 
 
-def _in_batches(client: Client, files: list[tuple[str, int]]) -> int:
+def _in_batches(client: "Client", files: list[tuple[str, int]]) -> int:
     from penstock.policies.preload import batches
 
     total = 0

@@ -1,7 +1,6 @@
 """``pin``, ``unpin`` and ``cache …``: what is cached, why, and what stays."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +9,6 @@ from penstock.cli import output
 from penstock.cli.examples import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from penstock.client import Client
 
 PAGE_ENTRIES = 1000
@@ -111,7 +108,7 @@ def prune(
     output.say(f"freed {format_size(pruned['freed_bytes'])}, {format_size(pruned['remaining_bytes'])} remain")
 
 
-def _entries(client: Client) -> Iterator[dict[str, Any]]:
+def _entries(client: "Client") -> Iterator[dict[str, Any]]:
     import json
 
     after: int | None = None

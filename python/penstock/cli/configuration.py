@@ -1,7 +1,5 @@
 """``config show``: what is configured, and which layer said so."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """``demo``: cold and warm on this machine, measured, with a throw-away node and a simulated remote."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

@@ -1,7 +1,6 @@
 """``doctor``: what a new user trips over, each with the next command."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,6 @@ from penstock.cli import output
 from penstock.cli.examples import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from penstock.cli.checks import Finding
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
@@ -42,7 +39,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     raise typer.Exit(_EXIT_CODES[worst(findings)])
 
 
-def _findings() -> Iterator[Finding]:
+def _findings() -> Iterator["Finding"]:
     from penstock.cli import connection
     from penstock.cli.checks import Finding, Level, disk, machine, node, sources
     from penstock.errors import PenstockError
@@ -66,7 +63,7 @@ def _findings() -> Iterator[Finding]:
         yield Finding("node", Level.FAILURE, str(error), "penstock down && penstock up")
 
 
-def _show(finding: Finding) -> None:
+def _show(finding: "Finding") -> None:
     mark, style = _MARKS[finding.level]
     output.say(f"{output.styled(mark.ljust(8), style)} {finding.subject}: {finding.text}")
     if finding.next and finding.level != "ok":

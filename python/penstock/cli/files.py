@@ -1,8 +1,7 @@
 """``ls``, ``stat``, ``cat``, ``du``, ``cp``: what is in the tree, and out of it."""
 
-from __future__ import annotations
-
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +10,6 @@ from penstock.cli import output
 from penstock.cli.examples import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from penstock.client import Client
 
 COPY_BUFFER_BYTES = 4 << 20
@@ -143,7 +140,7 @@ def cp(
     output.say(copy.run(sources, target))
 
 
-def _entries(client: Client, path: str, *, recursive: bool) -> Iterator[Any]:
+def _entries(client: "Client", path: str, *, recursive: bool) -> Iterator[Any]:
     from penstock.errors import NotDirectoryError
 
     try:

@@ -1,7 +1,5 @@
 """``preload``, ``evict``, ``verify`` and ``job …``: long work, watched and steered."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,7 +1,5 @@
 """``up``, ``down``, ``status``: the node of this machine and home."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated, Any
@@ -22,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    foreground: Annotated[bool, typer.Option(help="Stay here, log to standard error: for containers.")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay here, log to standard error: for containers.")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration key for this run.")
     ] = None,

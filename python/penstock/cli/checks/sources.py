@@ -83,8 +83,8 @@ def identity(attachment: dict[str, Any]) -> Finding:
 
 
 def clock(subject: str, skew_s: float) -> Finding:
-    """How far the clocks are apart."""
-    text = f"its clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} this machine's"
+    """How far the clocks are apart; positive where this machine's is ahead."""
+    text = f"this machine's clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the source's"
     if abs(skew_s) >= REFUSED_SKEW_S:
         return Finding(subject, Level.FAILURE, f"{text}; signatures are refused", "timedatectl set-ntp true")
     if abs(skew_s) >= NOTABLE_SKEW_S:

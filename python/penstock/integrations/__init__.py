@@ -1,0 +1,1 @@
+"""Penstock as other libraries see it: one module a library, each an optional import. Translates, never decides."""
