@@ -15,8 +15,8 @@ MARK = "PENSTOCK_CI_RUN"
 
 CARGO_RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
 CARGO_IGNORED = re.compile(r"^test (\S+) \.\.\. ignored(?:, (.*))?$", re.MULTILINE)
-# A Rust test cannot skip while it runs: it prints this and returns.
-CARGO_SKIPPED = re.compile(r"^skipped: (.+)$", re.MULTILINE)
+# A Rust test cannot skip while it runs: it says `SKIPPED row NAME: reason`, past the harness's capture, and returns.
+CARGO_SKIPPED = re.compile(r"\bSKIPPED (\w+ .+)$", re.MULTILINE)
 
 
 @dataclass

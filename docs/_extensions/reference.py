@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 METRIC = re.compile(r"^\s*/// (?P<help>.*)\n\s*(?P<name>\w+);$", re.MULTILINE)
-ARGUMENT_PARTS = re.compile(r"\s+")
+# How typer marks what is required; the reference writes it as people do.
+REQUIRED = re.compile(r"\{(\w+)(?:\.\.\.)?\}")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -121,13 +122,13 @@ def commands_page() -> str:
     """Every command with its arguments, options and examples, as `--help` tells them."""
     import typer
 
-    from penstock.cli import app
+    from penstock.cli.app import app
 
     lines: list[str] = []
     root = typer.main.get_command(app)
     for path, command in sorted(walk_commands("penstock", root)):
         usage = " ".join(command.collect_usage_pieces(command.make_context(path, [], resilient_parsing=True)))
-        lines += ["", f"## {path}", "", "```text", f"{path} {ARGUMENT_PARTS.sub(' ', usage)}", "```", ""]
+        lines += ["", f"## {path}", "", "```text", f"{path} {REQUIRED.sub(r'\1', usage)}", "```", ""]
         lines += [help_text(command), ""]
         options = [option for option in command.params if getattr(option, "help", None) and not option.hidden]
         lines += [f"- `{spelling(option)}`: {cell(option.help)}" for option in options]
