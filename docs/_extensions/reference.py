@@ -127,8 +127,10 @@ def commands_page() -> str:
     lines: list[str] = []
     root = typer.main.get_command(app)
     for path, command in sorted(walk_commands("penstock", root)):
-        usage = " ".join(command.collect_usage_pieces(command.make_context(path, [], resilient_parsing=True)))
-        lines += ["", f"## {path}", "", "```text", f"{path} {REQUIRED.sub(r'\1', usage)}", "```", ""]
+        usage = REQUIRED.sub(
+            r"\1", " ".join(command.collect_usage_pieces(command.make_context(path, [], resilient_parsing=True)))
+        )
+        lines += ["", f"## {path}", "", "```text", f"{path} {usage}", "```", ""]
         lines += [help_text(command), ""]
         options = [option for option in command.params if getattr(option, "help", None) and not option.hidden]
         lines += [f"- `{spelling(option)}`: {cell(option.help)}" for option in options]
