@@ -103,7 +103,7 @@ async fn a_source_that_is_always_wrong_is_an_error_within_the_deadline() {
         let error = read(&*source, RANGE, Some("v1")).await.expect_err(name);
         assert!(started.elapsed() < DEADLINE + Duration::from_millis(500), "{name}: {:?}", started.elapsed());
         assert!(error.is_transient(), "{name}: {error}");
-        assert!(error.action().contains("s3://b/k"), "{name}: {error}");
+        assert!(error.action().contains("s3://bucket/k"), "{name}: {error}");
         assert_eq!(metrics.source_failures.get(), 1, "{name}");
     });
     futures_util::future::join_all(tries).await;
@@ -181,7 +181,7 @@ async fn the_wish_to_wait_is_granted() {
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere = ByteServer::start(right).await;
-    let location = format!("{}/b/k", elsewhere.endpoint());
+    let location = format!("{}/bucket/k", elsewhere.endpoint());
     let server =
         ByteServer::start(move |_| Answer::of("307 Temporary Redirect", &[("Location", &location)], b"")).await;
     let (source, _) = anonymous(&server.endpoint(), DEADLINE);

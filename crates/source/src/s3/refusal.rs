@@ -113,6 +113,11 @@ impl Refusal {
                 format!("there is no bucket {bucket} at {endpoint}"),
                 "check the bucket's name and the endpoint",
             ),
+            "InvalidBucketName" => verdict(
+                ErrorKind::InvalidInput,
+                format!("the store takes {bucket} for no bucket's name"),
+                "check the bucket's name",
+            ),
             "SignatureDoesNotMatch" => verdict(
                 ErrorKind::PermissionDenied,
                 format!("the secret key does not belong to the access key (credentials {credentials})"),

@@ -179,10 +179,10 @@ pub fn parts(deadline: Duration) -> SourceParts {
     }
 }
 
-/// Bucket `b` at an endpoint.
+/// Bucket `bucket` at an endpoint.
 pub fn spec(endpoint: &str, credentials: &str) -> SourceSpec {
     SourceSpec::S3 {
-        bucket: "b".to_owned(),
+        bucket: "bucket".to_owned(),
         endpoint: Some(endpoint.to_owned()),
         region: Some("us-east-1".to_owned()),
         virtual_host: None,
@@ -190,7 +190,7 @@ pub fn spec(endpoint: &str, credentials: &str) -> SourceSpec {
     }
 }
 
-/// Bucket `b` at an endpoint, unsigned, with a deadline; and its metrics.
+/// Bucket `bucket` at an endpoint, unsigned, with a deadline; and its metrics.
 pub fn anonymous(endpoint: &str, deadline: Duration) -> (Arc<dyn Source>, Metrics) {
     let parts = parts(deadline);
     let metrics = parts.metrics.clone();
