@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use penstock_types::{Error, ErrorKind, ListPage, ListRequest, ObjectKey, Priority, Result, Source};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::chunk::{CHUNK_ENTRIES, Entry, pack};
 use crate::ranges::{Ask, Ranges};
@@ -28,6 +28,8 @@ const COMMITS: usize = 32;
 const LEAD_ENTRIES: u64 = 256 * 1024;
 /// A listing that is ahead and that nobody reads for so long is given up.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
+/// Times that a walk asks for the names of one directory to know where to cut.
+const NAMES: usize = 8;
 /// Chunks of an earlier listing that tell where to cut, at most.
 const KNOWN_CUTS: usize = 4096;
 
@@ -94,7 +96,8 @@ impl Ingest {
             timeline: timeline.clone(),
             pages: JoinSet::new(),
             commits: FuturesUnordered::new(),
-            hint: None,
+            names: None,
+            named: Vec::new(),
             stored: 0,
             marking: Vec::new(),
             ingest: ingest.clone(),
@@ -133,9 +136,15 @@ struct Page {
     page: Result<ListPage>,
 }
 
+/// The names of a directory, for cutting a range; `None` is the one that is listed first.
+struct Names {
+    range: Option<u32>,
+    page: JoinHandle<Result<ListPage>>,
+}
+
 enum Event {
     Page(Page),
-    Hint(Result<ListPage>),
+    Names(Option<u32>, Result<ListPage>),
     Committed(Commit, Result<()>),
     Demand,
     Idle,
@@ -155,8 +164,10 @@ struct Driver {
     ranges: Ranges,
     pages: JoinSet<Page>,
     commits: FuturesUnordered<CommitFuture>,
-    /// The names right below the prefix, on their way: where to cut a tree.
-    hint: Option<tokio::task::JoinHandle<Result<ListPage>>>,
+    /// The names of a directory, on their way: where to cut a tree.
+    names: Option<Names>,
+    /// Directories whose names were asked for.
+    named: Vec<Vec<u8>>,
     stored: u64,
     /// Objects whose mark is on its way to the store.
     marking: Vec<Vec<u8>>,
@@ -170,8 +181,8 @@ impl Driver {
             Ok(()) => begun.wait().await,
             Err(error) => Err(error),
         };
-        if let Some(hint) = self.hint.take() {
-            hint.abort();
+        if let Some(names) = self.names.take() {
+            names.page.abort();
         }
         let outcome = match outcome {
             Ok(()) => self.finish().await,
@@ -186,13 +197,13 @@ impl Driver {
     async fn list(&mut self) -> Result<()> {
         let known = self.cut_as_before()?;
         self.ask();
-        if !known && self.ingest.order.kind == Kind::Tree && self.ingest.order.source.capabilities().list_start_after {
-            self.hint = Some(self.ask_for_names());
+        if !known && self.is_divisible_tree() {
+            self.ask_for_names(None, self.ingest.order.prefix.clone());
         }
         loop {
             match self.next_event().await {
                 Event::Page(page) => self.take_page(page)?,
-                Event::Hint(names) => self.cut_at_names(names),
+                Event::Names(range, names) => self.cut_at_names(range, names),
                 Event::Committed(commit, outcome) => {
                     outcome?;
                     self.committed(commit)?;
@@ -205,8 +216,9 @@ impl Driver {
                     return Err(Error::new(ErrorKind::Cancelled, self.action(), "nobody read it any more"));
                 }
             }
-            // A listing of one page is done before its names are; a longer one is cut at them.
-            if self.hint.is_none() {
+            // A listing of one page is done before its names are; a longer one is first cut at them.
+            if self.names.as_ref().is_none_or(|names| names.range.is_some()) {
+                self.ask_for_more_names();
                 self.ask();
             }
         }
@@ -228,13 +240,26 @@ impl Driver {
         Ok(true)
     }
 
-    /// Cuts a tree at the names right below its prefix, after its first page has shown how many keys one has.
-    fn cut_at_names(&mut self, names: Result<ListPage>) {
-        let Ok(names) = names else { return };
-        let Some(front) = self.ranges.front().map(<[u8]>::to_vec) else { return };
-        let passed = names.prefixes.iter().filter(|name| name.as_bytes() <= front.as_slice()).count();
-        let ahead: Vec<_> = names.prefixes[passed..].iter().map(|name| name.as_bytes().to_vec()).collect();
-        self.ranges.cut_at_known(&ahead, PAGE_KEYS / passed.max(1), PAGE_KEYS);
+    fn is_divisible_tree(&self) -> bool {
+        self.ingest.order.kind == Kind::Tree && self.ingest.order.source.capabilities().list_start_after
+    }
+
+    /// Cuts a tree at the names of a directory, after a page has shown about how many keys one has.
+    fn cut_at_names(&mut self, range: Option<u32>, names: Result<ListPage>) {
+        // Only speed depends on them.
+        let (Ok(names), Some(range)) = (names, range.or(self.ranges.first_id())) else { return };
+        let names: Vec<_> = names.prefixes.iter().map(|name| name.as_bytes().to_vec()).collect();
+        self.ranges.cut_at_names(range, &names, PAGE_KEYS);
+    }
+
+    /// Asks for the names of a directory in which a range goes on longer than expected.
+    fn ask_for_more_names(&mut self) {
+        if self.names.is_some() || self.named.len() >= NAMES || !self.is_divisible_tree() {
+            return;
+        }
+        if let Some((range, directory)) = self.ranges.names_wanted(&self.named) {
+            self.ask_for_names(Some(range), directory);
+        }
     }
 
     /// Makes as many requests as may be under way.
@@ -252,7 +277,8 @@ impl Driver {
             if idle == 0 {
                 return;
             }
-            self.ranges.cut_for(idle);
+            let waits = self.names.as_ref().and_then(|names| names.range);
+            self.ranges.cut_for(idle, waits);
             match self.ranges.next_ask() {
                 Some(ask) => self.ask_page(ask),
                 None => return,
@@ -274,21 +300,22 @@ impl Driver {
         self.pages.spawn(async move { Page { range: ask.range, sent, page: source.list(request).await } });
     }
 
-    fn ask_for_names(&self) -> tokio::task::JoinHandle<Result<ListPage>> {
+    fn ask_for_names(&mut self, range: Option<u32>, directory: Vec<u8>) {
         let order = &self.ingest.order;
         let request = ListRequest {
-            prefix: ObjectKey::new(order.prefix.clone()),
+            prefix: ObjectKey::new(directory.clone()),
             delimited: true,
             limit: PAGE_KEYS,
             priority: order.priority,
             ..ListRequest::default()
         };
         let source = order.source.clone();
-        tokio::spawn(async move { source.list(request).await })
+        self.named.push(directory);
+        self.names = Some(Names { range, page: tokio::spawn(async move { source.list(request).await }) });
     }
 
     async fn next_event(&mut self) -> Event {
-        let waiting = self.pages.is_empty() && self.commits.is_empty() && self.hint.is_none();
+        let waiting = self.pages.is_empty() && self.commits.is_empty() && self.names.is_none();
         tokio::select! {
             biased;
             Some((commit, outcome)) = self.commits.next(), if !self.commits.is_empty() => Event::Committed(commit, outcome),
@@ -296,9 +323,9 @@ impl Driver {
                 Ok(page) => Event::Page(page),
                 Err(error) => Event::Page(Page { range: 0, sent: 0, page: Err(broken(&self.action(), &error)) }),
             },
-            names = async { self.hint.as_mut().expect("guarded").await }, if self.hint.is_some() => {
-                self.hint = None;
-                Event::Hint(names.unwrap_or_else(|error| Err(broken(&self.action(), &error))))
+            page = async { (&mut self.names.as_mut().expect("guarded").page).await }, if self.names.is_some() => {
+                let range = self.names.take().and_then(|names| names.range);
+                Event::Names(range, page.unwrap_or_else(|error| Err(broken(&self.action(), &error))))
             }
             () = self.ingest.demand.notified() => Event::Demand,
             () = tokio::time::sleep(IDLE_LIMIT), if waiting => Event::Idle,

@@ -7,10 +7,11 @@ use crate::chunk::Entry;
 use crate::shadows::Shadows;
 use crate::split::{self, Span};
 
-/// Cuts that may turn out useless before any page has come.
-const FREE_CUTS: u32 = 12;
-/// One more such cut for so many pages, which bounds the useless requests to a quarter of the useful ones.
-const PAGES_PER_CUT: u32 = 4;
+/// Pages' worth of keys that requests may ask for in vain before any key has come: pages behind a cut that are empty,
+/// or not full because the range ends.
+const FREE_WASTE: usize = 10;
+/// One page's worth more for so many pages' worth of keys: useless requests are a quarter of the useful ones at most.
+const USEFUL_PER_WASTE: usize = 4;
 /// Parts that known keys cut a listing into at most; larger ones are cut again as they are listed.
 const PART_LIMIT: usize = 64;
 /// Share of a page that a part cut by known keys should fill, in percent: parts that just overflow cost a request.
@@ -42,8 +43,10 @@ pub(crate) struct Ranges {
     divisible: bool,
     ranges: Vec<Range>,
     next_id: u32,
-    pages: u32,
-    cuts: u32,
+    pages: usize,
+    entries: usize,
+    /// The largest page so far.
+    page: usize,
     /// Objects whose directory may lie in a later range.
     unsettled: Vec<Vec<u8>>,
 }
@@ -55,6 +58,12 @@ struct Range {
     after: Option<Vec<u8>>,
     /// Up to this one; `None` for the end of the prefix.
     end: Option<Vec<u8>>,
+    /// Pages that are expected: a range is cut on a guess only when it has had them and goes on.
+    expected: u32,
+    /// Whether it began at a guess.
+    guessed: bool,
+    pages: u32,
+    listed: usize,
     first: Option<Vec<u8>>,
     position: Option<Vec<u8>>,
     next: Next,
@@ -80,7 +89,8 @@ impl Ranges {
             ranges: vec![],
             next_id: 0,
             pages: 0,
-            cuts: 0,
+            entries: 0,
+            page: 1,
             unsettled: vec![],
         };
         let whole = ranges.range(None, None);
@@ -88,43 +98,77 @@ impl Ranges {
         ranges
     }
 
-    /// Cuts at keys that are known to lie `entries_apart` entries from each other, so that each part fits a page.
+    /// Cuts at keys that are known to lie about `entries_apart` entries from each other, so that a part fits a page.
     pub(crate) fn cut_at_known(&mut self, known: &[Vec<u8>], entries_apart: usize, page: usize) {
-        if !self.divisible {
+        if !self.divisible || known.is_empty() {
             return;
         }
         let per_part = (page * PART_FILL_PERCENT / 100 / entries_apart.max(1)).max(1);
         let parts = known.len().div_ceil(per_part).min(PART_LIMIT);
+        let pages = (known.len() / parts * entries_apart).div_ceil(page);
         // What comes before the first cut joins what is being listed already.
         for cut in split::spread(known, parts).into_iter().skip(1) {
-            let holder = self.ranges.iter().position(|range| range.holds(&cut));
-            if let Some(at) = holder {
+            if let Some(at) = self.ranges.iter().position(|range| range.holds(&cut)) {
                 self.cut(at, vec![cut]);
+                self.ranges[at + 1].expected = u32::try_from(pages + 1).unwrap_or(u32::MAX);
             }
         }
     }
 
-    /// Cuts ranges that have more to come into up to `idle` parts more.
-    pub(crate) fn cut_for(&mut self, idle: usize) {
-        let allowed = (FREE_CUTS + self.pages / PAGES_PER_CUT).saturating_sub(self.cuts);
-        let mut wanted = idle.min(allowed as usize);
+    /// Cuts range `id` at the names of a directory in it; the names it has passed tell how many keys one has.
+    pub(crate) fn cut_at_names(&mut self, id: u32, names: &[Vec<u8>], page: usize) {
+        let Some(range) = self.ranges.iter().find(|range| range.id == id) else { return };
+        let (Some(first), Some(position)) = (&range.first, &range.position) else { return };
+        let passed =
+            names.iter().filter(|name| *name <= position && (name > &first || first.starts_with(name))).count();
+        let apart = range.listed / passed.max(1);
+        let ahead = names.iter().filter(|name| *name > position && range.end.as_ref().is_none_or(|end| *name < end));
+        let ahead: Vec<_> = ahead.cloned().collect();
+        self.cut_at_known(&ahead, apart, page);
+    }
+
+    /// The range that would gain most from the names of a directory, and that directory: all its keys so far are in
+    /// directories of it.
+    pub(crate) fn names_wanted(&self, known: &[Vec<u8>]) -> Option<(u32, Vec<u8>)> {
+        let ranges = self.ranges.iter().filter(|range| self.divisible && range.is_longer_than_expected());
+        let mut wanted: Vec<_> = ranges
+            .filter_map(|range| {
+                let (first, position) = (range.first.as_ref()?, range.position.as_ref()?);
+                let shared = crate::chunk::shared_length(first, position);
+                let slash = position[..shared].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+                let directory = position[..slash.max(self.prefix.len())].to_vec();
+                let has_directories = position[directory.len()..].contains(&b'/');
+                (has_directories && !known.contains(&directory)).then_some((
+                    range.width(self.prefix.len()),
+                    range.id,
+                    directory,
+                ))
+            })
+            .collect();
+        wanted.sort_unstable();
+        wanted.into_iter().next().map(|(_, id, directory)| (id, directory))
+    }
+
+    /// Cuts ranges that go on longer than expected into up to `idle` parts more, where keys are likely. `except` waits
+    /// for something better.
+    pub(crate) fn cut_for(&mut self, idle: usize, except: Option<u32>) {
+        let mut wanted = idle.min(self.affordable_cuts());
         if !self.divisible || wanted == 0 {
             return;
         }
-        let mut open: Vec<(usize, u32)> = self
-            .ranges
-            .iter()
-            .filter(|range| matches!(range.next, Next::Continue(_)))
-            .map(|range| (range.width(self.prefix.len()), range.id))
-            .collect();
+        let open = self.ranges.iter().filter(|range| range.is_longer_than_expected() && Some(range.id) != except);
+        let mut open: Vec<(usize, u32)> = open.map(|range| (range.width(self.prefix.len()), range.id)).collect();
         open.sort_unstable();
         let count = open.len();
         for (done, (_, id)) in open.into_iter().enumerate() {
             let Some(at) = self.ranges.iter().position(|range| range.id == id) else { continue };
-            let found = self.ranges[at].cuts(self.prefix.len(), wanted.div_ceil(count - done));
-            wanted -= found.len();
-            self.cuts += u32::try_from(found.len()).unwrap_or(u32::MAX);
-            self.cut(at, found);
+            let cuts = self.ranges[at].cuts(self.prefix.len(), self.page, wanted.div_ceil(count - done));
+            let made = cuts.len();
+            wanted -= made;
+            self.cut(at, cuts);
+            for part in &mut self.ranges[at + 1..=at + made] {
+                part.guessed = true;
+            }
         }
     }
 
@@ -145,15 +189,18 @@ impl Ranges {
     /// `Corrupt` when keys are out of order or out of the prefix: such a listing would lose entries.
     pub(crate) fn take_page(&mut self, id: u32, mut entries: Vec<Entry>, next: Option<String>) -> Result<Taken> {
         self.pages += 1;
+        self.page = self.page.max(entries.len());
         let Some(range) = self.ranges.iter_mut().find(|range| range.id == id) else {
             return Err(Error::new(ErrorKind::Internal, "list", "a page came for a range that is gone"));
         };
         range.asked = false;
         range.uncommitted += 1;
+        range.pages += 1;
         check_order(&entries, &self.prefix, range.position.as_ref().or(range.after.as_ref()))?;
         let kept = range.end.as_ref().map_or(entries.len(), |end| entries.partition_point(|entry| entry.key <= *end));
         let past_end = kept < entries.len();
         entries.truncate(kept);
+        self.entries += entries.len();
         let beside = range.note(&mut entries);
         range.next = match next {
             Some(token) if !past_end => Next::Continue(token),
@@ -206,14 +253,23 @@ impl Ranges {
         }
     }
 
-    /// The last key that has come so far at the front, for a first estimate.
-    pub(crate) fn front(&self) -> Option<&[u8]> {
-        self.ranges.first().and_then(|range| range.position.as_deref())
+    /// The range at the front.
+    pub(crate) fn first_id(&self) -> Option<u32> {
+        self.ranges.first().map(|range| range.id)
     }
 
     /// Whether every page has come and is committed.
     pub(crate) fn is_done(&self) -> bool {
         self.ranges.is_empty()
+    }
+
+    /// How many cuts are worth their risk: each may ask for a page in vain, and ends with half a page.
+    fn affordable_cuts(&self) -> usize {
+        let wasted = (self.pages * self.page).saturating_sub(self.entries);
+        let open = self.ranges.iter().filter(|range| range.guessed && range.next != Next::Done);
+        let risked: usize = open.map(|range| if range.pages == 0 { self.page } else { self.page / 2 }).sum();
+        let allowed = FREE_WASTE * self.page + self.entries / USEFUL_PER_WASTE;
+        allowed.saturating_sub(wasted + risked) / self.page
     }
 
     fn range(&mut self, after: Option<Vec<u8>>, end: Option<Vec<u8>>) -> Range {
@@ -223,6 +279,10 @@ impl Ranges {
             id: self.next_id,
             after,
             end,
+            expected: 1,
+            guessed: false,
+            pages: 0,
+            listed: 0,
             first: None,
             position: None,
             next: Next::Start,
@@ -253,6 +313,10 @@ impl Range {
             && self.end.as_ref().is_none_or(|end| key < end)
     }
 
+    fn is_longer_than_expected(&self) -> bool {
+        matches!(self.next, Next::Continue(_)) && self.pages >= self.expected
+    }
+
     fn is_committed(&self) -> bool {
         self.next == Next::Done && self.uncommitted == 0
     }
@@ -265,18 +329,17 @@ impl Range {
         }
     }
 
-    fn cuts(&self, prefix: usize, wanted: usize) -> Vec<Vec<u8>> {
+    fn cuts(&self, prefix: usize, page: usize, wanted: usize) -> Vec<Vec<u8>> {
         let (Some(first), Some(position)) = (&self.first, &self.position) else { return Vec::new() };
-        let seen = split::varies_from(first, position);
-        // The cut that this range begins with was made at its last character, and there were keys behind it.
-        let cut = self.after.as_ref().map_or(usize::MAX, |after| split::varies_from(after, first).min(after.len() - 1));
-        let varies_from = seen.min(cut);
-        split::cuts(Span { position, end: self.end.as_deref(), prefix, varies_from }, wanted)
+        let (end, after) = (self.end.as_deref(), self.after.as_deref());
+        let listed_percent = self.listed * 100 / page.max(1);
+        split::cuts(Span { first, position, end, prefix, after, listed_percent }, wanted)
     }
 
     /// Notes new entries: which lie beside a directory, and how far the range has come.
     fn note(&mut self, entries: &mut [Entry]) -> Vec<Vec<u8>> {
         let mut beside = Vec::new();
+        self.listed += entries.len();
         for at in 0..entries.len() {
             let (before, rest) = entries.split_at_mut(at);
             let entry = &rest[0];
