@@ -78,7 +78,9 @@ def detach(path: Annotated[str, typer.Argument(metavar="PATH", help="The path th
     Open files go on; what is cached stays until it is evicted.
     """
     from penstock.cli import connection
+    from penstock.cli.paths import tree_path
 
+    path = tree_path(path)
     connection.control().detach(path)
     output.say(f"detached {path}")
 

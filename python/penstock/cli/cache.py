@@ -75,7 +75,8 @@ def why(path: TreePath, as_json: AsJson = False) -> None:
     from penstock.cli.paths import tree_path
     from penstock.units import format_size
 
-    known = connection.client().why(tree_path(path))
+    path = tree_path(path)
+    known = connection.client().why(path)
     if as_json:
         output.print_json(known)
         return
@@ -101,7 +102,8 @@ def prune(
     from penstock.cli import connection
     from penstock.units import format_size, parse_size
 
-    pruned = connection.control().prune(parse_size(to))
+    size = parse_size(to)
+    pruned = connection.control().prune(size)
     if as_json:
         output.print_json(pruned)
         return

@@ -41,8 +41,8 @@ def ls(
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
 
-    client = connection.client()
     path = tree_path(path)
+    client = connection.client()
     entries = _entries(client, path, recursive=recursive)
     if as_json:
         output.print_json_array(_facts(entry) for entry in entries)
@@ -85,10 +85,11 @@ def cat(paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Abso
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
 
+    paths = [tree_path(path) for path in paths]
     client = connection.client()
     buffer = memoryview(bytearray(COPY_BUFFER_BYTES))
     for path in paths:
-        with client.open(tree_path(path)) as stream:
+        with client.open(path) as stream:
             while size := stream.readinto(buffer):
                 sys.stdout.buffer.write(buffer[:size])
     sys.stdout.flush()

@@ -146,8 +146,9 @@ def _submit(kind: str, path: str, *, wait: bool, as_json: bool, max_rate: str | 
     from penstock.cli.paths import tree_path
     from penstock.units import parse_size
 
-    rate = None if max_rate is None else parse_size(max_rate)
-    job = connection.control().submit_job(kind, tree_path(path), {"max_bytes_per_s": rate})
+    options = {"max_bytes_per_s": None if max_rate is None else parse_size(max_rate)}
+    path = tree_path(path)
+    job = connection.control().submit_job(kind, path, options)
     _submitted(job, wait=wait, as_json=as_json)
 
 

@@ -1,0 +1,184 @@
+"""What doctor finds, from facts that are passed in."""
+
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.cli.checks import Finding, Level, disk, machine, node, sources, worst
+from penstock.errors import NotFoundError, PermissionDeniedError
+from penstock.home import locate
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("levels", "level"),
+    [([], "ok"), (["ok"], "ok"), (["ok", "warning"], "warning"), (["failure", "warning", "ok"], "failure")],
+)
+def test_the_worst_finding_decides(levels: list[str], level: str) -> None:
+    assert worst(Finding("x", Level(each), "") for each in levels) == level
+
+
+def test_only_linux_runs_a_node() -> None:
+    assert machine.kernel("Darwin", "23.1").level is Level.FAILURE
+    assert "passthrough" in machine.kernel("Linux", "6.1.0-9-amd64").text
+    assert machine.kernel("Linux", "6.18.44").text == "Linux 6.18.44"
+
+
+def test_missing_fuse_is_told_and_no_fault(tmp_path: Path) -> None:
+    found = machine.fuse(tmp_path / "fuse", None)
+    assert (found.level, found.next) == (Level.OK, "sudo modprobe fuse")
+    (tmp_path / "fuse").write_text("")
+    assert "fusermount3 is not" in machine.fuse(tmp_path / "fuse", None).text
+    assert "/bin/fusermount3" in machine.fuse(tmp_path / "fuse", "/bin/fusermount3").text
+
+
+@pytest.mark.parametrize(
+    ("hard", "level"), [(256, "failure"), (10000, "warning"), (65536, "ok"), (resource.RLIM_INFINITY, "ok")]
+)
+def test_too_few_open_files_are_told(hard: int, level: str) -> None:
+    assert machine.open_files(hard).level == level
+
+
+@pytest.mark.parametrize(
+    ("free", "level"), [(500 * GIB, "ok"), (100 * GIB + GIB // 2, "warning"), (99 * GIB, "failure")]
+)
+def test_space_is_what_is_above_the_floor(free: int, level: str) -> None:
+    found = disk.space(Path("/cache"), free, 1000 * GIB, 0.1)
+    assert found.level == level
+    assert (found.next is None) == (level == "ok")
+
+
+def test_the_longest_mount_point_says_the_kind_of_disk() -> None:
+    mounts = [("/", "ext4"), ("/mnt/nas", "nfs4"), ("/mnt/nas/local", "xfs"), ("/mnt/nasty", "ext3")]
+    assert disk.file_system_of(Path("/mnt/nas/cache"), mounts) == "nfs4"
+    assert disk.file_system_of(Path("/mnt/nas/local/x"), mounts) == "xfs"
+    assert disk.file_system_of(Path("/mnt/nasty"), mounts) == "ext3"
+    assert disk.file_system_of(Path("/var"), mounts) == "ext4"
+
+
+def test_a_slow_disk_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "TEST_BYTES", 2 << 20)
+    found = disk.speed(tmp_path)
+    assert re.search(r"[MG]iB/s written with fsync", found.text)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(disk, "SLOW_BYTES_PER_S", 1 << 60)
+    assert disk.speed(tmp_path).level is Level.WARNING
+
+
+def test_a_bad_configuration_is_a_failure_and_the_other_checks_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "TEST_BYTES", 1 << 20)
+    home = locate(tmp_path / "h", {})
+    home.prepare()
+    home.config.write_text("[cache]\nsise = 1")
+    found = {each.subject: each for each in disk.check(home, tmp_path)}
+    assert found["configuration"].level is Level.FAILURE
+    assert "cache space" in found
+
+
+def test_a_home_that_cannot_be_used_is_a_failure() -> None:
+    assert disk.rights(locate("/proc/none", {})).level is Level.FAILURE
+
+
+STATUS: dict[str, Any] = {
+    "pid": 7,
+    "uptime_s": 5.0,
+    "version": "1.0",
+    "problems": [],
+    "cache": {"tiers": [{"directory": "/c", "healthy": True}]},
+    "metrics": {},
+}
+
+
+def test_a_healthy_node_of_the_same_version_is_well() -> None:
+    assert worst(node.check(STATUS, "1.0")) is Level.OK
+
+
+def test_version_skew_problems_and_a_failing_cache_are_told() -> None:
+    ill = {
+        **STATUS,
+        "problems": ["document damaged"],
+        "cache": {"tiers": [{"directory": "/c", "healthy": False, "reason": "read-only"}]},
+        "metrics": {"cache_corrupt_pages": 3},
+    }
+    found = list(node.check(ill, "2.0"))
+    assert [each.level for each in found] == ["ok", "warning", "warning", "failure", "warning"]
+    assert all(each.next for each in found[1:])
+
+
+class Entry:
+    def __init__(self, name: str, size: int = 0, is_directory: bool = False) -> None:
+        self.name, self.size, self.is_directory = name, size, is_directory
+
+
+class FakeClient:
+    """A tree with one cached and one uncached file."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+
+    def stat(self, path: str) -> Entry:
+        raise self.failure or NotFoundError(f"stat {path}", "no such file")
+
+    def walk(self, path: str) -> Iterator[Entry]:
+        yield from [Entry("d", is_directory=True), Entry("small", 5), Entry("cached", 2 << 20), Entry("cold", 2 << 20)]
+
+    def why(self, path: str) -> dict[str, int]:
+        return {"cached_bytes": 0 if path.endswith("cold") else 1}
+
+    def open(self, path: str) -> Any:
+        assert path == "/data/cold"
+        import io
+
+        return io.BytesIO(bytes(2 << 20))
+
+
+ATTACHMENT: dict[str, Any] = {
+    "id": "1",
+    "path": "/data",
+    "url": "s3://bucket",
+    "source": {"kind": "s3", "credentials": "profile:team"},
+    "identity": "AKIA…WXYZ",
+    "clock_skew_s": 0.5,
+    "weak": False,
+}
+
+
+def findings(client: Any, **changes: Any) -> list[Finding]:
+    attachment = {**ATTACHMENT, **changes}
+    return list(sources.check(client, [attachment], lambda: [attachment]))
+
+
+def test_a_source_that_answers_tells_identity_clock_and_throughput() -> None:
+    found = findings(FakeClient())
+    assert worst(found) is Level.OK
+    text = "\n".join(each.text for each in found)
+    for needle in ("s3://bucket answers in", "profile:team: AKIA…WXYZ", "agree", "/data/cold"):
+        assert needle in text
+
+
+@pytest.mark.parametrize(("skew", "level"), [(0.2, "ok"), (-120.0, "warning"), (1000.0, "failure")])
+def test_a_clock_that_is_off_is_told_before_signatures_are_refused(skew: float, level: str) -> None:
+    assert sources.clock("source /data", skew).level == level
+
+
+def test_a_source_that_refuses_is_a_failure_with_its_words_and_is_not_measured() -> None:
+    found = findings(FakeClient(PermissionDeniedError("stat", "the key is unknown", "check the profile")))
+    assert found[0].level is Level.FAILURE
+    assert "the key is unknown" in found[0].text
+    assert not any("throughput" in each.text or "/s over" in each.text for each in found)
+
+
+def test_weak_versions_are_a_warning() -> None:
+    assert worst(findings(FakeClient(), weak=True)) is Level.WARNING
+
+
+def test_nothing_attached_is_no_fault() -> None:
+    [found] = sources.check(FakeClient(), [], list)  # type: ignore[arg-type]
+    assert (found.level, found.next) == (Level.OK, "penstock attach s3://bucket/prefix /data")

@@ -1,0 +1,101 @@
+"""What commands print: tables, JSON, one line an error, one line about an ended job."""
+
+import json
+from typing import Any
+
+import pytest
+
+from penstock.cli import configuration, output, progress
+from penstock.cli.paths import tree_path
+from penstock.errors import InvalidInputError, NotFoundError
+
+
+def test_a_table_is_aligned_and_never_truncated(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(["NAME", "SIZE"], [("a" * 100, 1), ("b", 1234)], right=["SIZE"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("  SIZE")
+    assert lines[1] == "a" * 100 + "     1"
+    assert lines[2] == "b" + " " * 99 + "  1234"
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}], [{"a": 1}, {"b": [2]}]])
+def test_a_streamed_array_is_json(rows: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json_array(iter(rows))
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_an_error_is_one_line_with_its_code_whatever_is_in_it() -> None:
+    line = output.error_line(NotFoundError("open /a\n/b", "no such file", "check it", size=3))
+    assert line == "error: open /a /b: no such file; check it (size=3) [not-found]"
+
+
+def test_only_what_the_user_can_fix_is_misuse() -> None:
+    assert output.exit_code_of(InvalidInputError("a", "b")) == 2
+    assert output.exit_code_of(NotFoundError("a", "b")) == 1
+
+
+def test_nothing_is_styled_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.say(output.styled("x", "red"))
+    assert capsys.readouterr().out == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("/a/b/", "/a/b"), ("penstock:///a", "/a"), ("penstock://a/b", "/a/b"), ("penstock://", "/")],
+)
+def test_a_url_of_the_tree_is_a_path(text: str, path: str) -> None:
+    assert tree_path(text) == path
+
+
+JOB: dict[str, Any] = {
+    "kind": "preload",
+    "state": "finished",
+    "started": 10.0,
+    "finished": 12.0,
+    "done_files": 512,
+    "done_bytes": 56 << 20,
+    "failed_files": 0,
+    "results": {"fetched_bytes": 28 << 20},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "preloaded 512 files, 56.0 MiB in 2.0 s; 28.0 MiB fetched at 14.0 MiB/s"),
+        ({"results": {"fetched_bytes": 0}}, "preloaded 512 files, 56.0 MiB in 2.0 s; 0 B fetched"),
+        (
+            {"kind": "evict", "results": {"freed_bytes": 1 << 30}},
+            "evicted 512 files, 56.0 MiB in 2.0 s; 1.0 GiB freed",
+        ),
+        (
+            {"kind": "verify", "results": {"pages": 9, "bad_pages": 2, "repaired_pages": 1}, "failed_files": 1},
+            "verified 512 files, 56.0 MiB in 2.0 s; 9 pages checked, 2 bad, 1 repaired; 1 failed",
+        ),
+        (
+            {"state": "cancelled", "started": None, "results": {}},
+            "preload cancelled: 512 files, 56.0 MiB in 0 ms",
+        ),
+    ],
+)
+def test_an_ended_job_is_told_in_one_line(changes: dict[str, Any], line: str) -> None:
+    assert progress.summary({**JOB, **changes}) == line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("cache.size", None, "(chosen by the node)"),
+        ("cache.size", 1 << 30, "1.0 GiB"),
+        ("source.max_rate", None, "off"),
+        ("source.max_rate", 1 << 20, "1.0 MiB/s"),
+        ("deadlines.attach", 10.0, "10 s"),
+        ("node.idle_timeout", 0.0, "off"),
+        ("cache.tiers", [], "(one)"),
+        ("cache.tiers", [{"directory": "/a", "size": 1 << 30}], "/a (1.0 GiB)"),
+        ("cache.allow_network_filesystem", False, "false"),
+        ("jobs.workers", 4, "4"),
+    ],
+)
+def test_a_configured_value_is_shown_as_it_would_be_written(key: str, value: Any, text: str) -> None:
+    assert configuration._text(key, value) == text
