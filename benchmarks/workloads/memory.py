@@ -19,7 +19,7 @@ BUDGET_BYTES = 1 << 30
 
 
 def run(lab: Lab) -> list[Verdict]:
-    with lab.store(FREE) as store, lab.node(cache__size="8GiB", memory_budget="1GiB") as client:
+    with lab.store(FREE) as store, lab.node(cache__size="8GiB", memory__budget="1GiB") as client:
         for at in range(LARGE):
             store.put(BUCKET, f"large/{at}.bin", LARGE_BYTES, seed=at)
         for at in range(SMALL):
