@@ -48,7 +48,7 @@ pub fn open(spec: &SourceSpec, parts: &SourceParts) -> Result<Arc<dyn Source>> {
 /// As [`open`].
 pub fn open_in(spec: &SourceSpec, parts: &SourceParts, environment: &Environment) -> Result<Arc<dyn Source>> {
     let raw: Arc<dyn Source> = match spec {
-        SourceSpec::S3 { .. } => Arc::new(S3::new(spec, environment, parts.clock.clone(), parts.metrics.clone())?),
+        SourceSpec::S3 { .. } => Arc::new(S3::new(spec, environment, parts)?),
         SourceSpec::Memory { name } => Arc::new(Memory::open(name, parts.clock.clone())),
         SourceSpec::File { directory } => Arc::new(Directory::open(directory)?),
     };
@@ -74,9 +74,7 @@ pub fn decorate(raw: Arc<dyn Source>, parts: &SourceParts) -> Arc<dyn Source> {
 /// kept per scope, so that one attachment never sees through another's entitlement.
 pub fn credential_scope(spec: &SourceSpec) -> String {
     match spec {
-        SourceSpec::S3 { bucket, endpoint, credentials, .. } => {
-            format!("s3:{}/{bucket}#{credentials}", endpoint.as_deref().unwrap_or("aws"))
-        }
+        SourceSpec::S3 { credentials, .. } => format!("{}#{credentials}", crate::s3::identity(spec)),
         SourceSpec::File { directory } => format!("file:{}", directory.display()),
         SourceSpec::Memory { name } => format!("memory:{name}"),
     }

@@ -238,7 +238,6 @@ mod tests {
             let mut pace = Pace::new(128);
             let (sent, useful) = run(&mut pace, 100, 60, Duration::from_millis(round_trip_ms));
             let ratio = f64::from(sent) / f64::from(useful);
-            println!("{round_trip_ms} ms: {sent} sent, {useful} useful: {ratio:.3}");
             assert!(ratio <= 1.1, "{round_trip_ms} ms: {sent} sent, {useful} useful: {ratio:.3}");
             assert!(useful >= 5400, "{round_trip_ms} ms: only {useful} of 6000");
         }

@@ -1,4 +1,5 @@
 //! Answers that lie, break or never come: retried within the deadline, then an error; never wrong bytes.
+#![allow(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! What an attach says when something is wrong: the cause and the fix, in time, and never a secret.
+#![allow(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 
 mod support;
 

@@ -13,14 +13,16 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqsign_core::Env;
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
 use penstock_types::{Error, ErrorKind, Result};
 
+use crate::environment::Environment;
+
 /// A TCP connection that is not there by then will not come.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Idle connections kept per host; more than the requests that can be under way would never be used again.
-const MAX_IDLE_CONNECTIONS: usize = 256;
 /// Stores close idle connections after 5 to 60 s; ours go first where that is common, so that few sends meet a closed one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Answers of token services are a few kilobytes.
@@ -41,21 +43,21 @@ impl std::fmt::Debug for HttpClient {
 }
 
 impl HttpClient {
-    /// `with_roots` loads the certificates the machine trusts; plain HTTP does without.
-    pub(crate) fn new(with_roots: bool) -> Self {
+    /// `max_idle` connections are kept. `trust` names the environment whose certificates HTTPS relies on; plain HTTP
+    /// does without.
+    pub(crate) fn new(max_idle: usize, trust: Option<&Environment>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_keepalive(Some(Duration::from_secs(30)));
         connector.enforce_http(false);
-        let tls = if with_roots { trusted_tls().clone() } else { tls_config(RootCertStore::empty()) };
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
+            .with_tls_config(tls_config(trust.map_or_else(RootCertStore::empty, trusted)))
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
         let inner = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+            .pool_max_idle_per_host(max_idle)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
             .build(connector);
@@ -86,22 +88,24 @@ pub(crate) async fn collect(action: &str, mut body: Incoming, limit: usize) -> R
     Ok(collected.freeze())
 }
 
-fn trusted_tls() -> &'static ClientConfig {
-    static TRUSTED: OnceLock<ClientConfig> = OnceLock::new();
-    TRUSTED.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        let mut found = rustls_native_certs::load_native_certs();
-        if let Some(bundle) = std::env::var_os("AWS_CA_BUNDLE") {
-            let extra = rustls_native_certs::load_certs_from_paths(Some(Path::new(&bundle)), None);
-            found.certs.extend(extra.certs);
-            found.errors.extend(extra.errors);
-        }
+/// The certificates of the machine, and those of `AWS_CA_BUNDLE`.
+fn trusted(environment: &Environment) -> RootCertStore {
+    static MACHINE: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    let read = |found: rustls_native_certs::CertificateResult| {
         for error in found.errors {
             tracing::warn!(code = "tls-roots", %error, "a file of trusted certificates could not be read");
         }
-        roots.add_parsable_certificates(found.certs);
-        tls_config(roots)
-    })
+        found.certs
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(MACHINE.get_or_init(|| read(rustls_native_certs::load_native_certs())).clone());
+    if let Some(bundle) = environment.var("AWS_CA_BUNDLE") {
+        roots.add_parsable_certificates(read(rustls_native_certs::load_certs_from_paths(
+            Some(Path::new(&bundle)),
+            None,
+        )));
+    }
+    roots
 }
 
 fn tls_config(roots: RootCertStore) -> ClientConfig {
@@ -115,7 +119,9 @@ fn tls_config(roots: RootCertStore) -> ClientConfig {
 fn connection_error(action: &str, authority: &str, error: &hyper_util::client::legacy::Error) -> Error {
     let causes = causes(error);
     let text = causes.join(": ");
-    let is_io = |kind| io_kind(error) == Some(kind);
+    let io = io_error(error);
+    /// EMFILE and ENFILE: the process's and the machine's descriptors are used up.
+    const NO_DESCRIPTOR: [Option<i32>; 2] = [Some(24), Some(23)];
     let refused = |kind, reason: String, advice: &str| Error::new(kind, action, reason).advise(advice.to_owned());
     if text.contains("dns error") || text.contains("failed to lookup address") {
         return refused(
@@ -138,7 +144,14 @@ fn connection_error(action: &str, authority: &str, error: &hyper_util::client::l
             "use http:// where it speaks plain HTTP and https:// where it speaks TLS",
         );
     }
-    if is_io(std::io::ErrorKind::ConnectionRefused) {
+    if io.is_some_and(|io| NO_DESCRIPTOR.contains(&io.raw_os_error())) {
+        return refused(
+            ErrorKind::ResourceLimit,
+            "no file descriptor is left for a connection".to_owned(),
+            "raise the limit of open files (ulimit -n), or lower source.max_requests",
+        );
+    }
+    if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
         return refused(
             ErrorKind::Unavailable,
             format!("nothing listens at {authority}: the connection was refused"),
@@ -169,11 +182,11 @@ fn causes(error: &hyper_util::client::legacy::Error) -> Vec<String> {
     texts
 }
 
-fn io_kind(error: &hyper_util::client::legacy::Error) -> Option<std::io::ErrorKind> {
+fn io_error(error: &hyper_util::client::legacy::Error) -> Option<&std::io::Error> {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return Some(io.kind());
+            return Some(io);
         }
         cause = error.source();
     }

@@ -27,6 +27,7 @@ use penstock_types::{
 };
 
 use crate::environment::Environment;
+use crate::open::SourceParts;
 use address::Address;
 use credentials::{Reference, RequestSigning};
 use http::HttpClient;
@@ -53,6 +54,15 @@ pub(crate) struct S3 {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     clock_skew_ms: AtomicI64,
+}
+
+/// Identity of the bucket that a spec names; a spec that cannot be opened gets a name that nothing else has.
+pub(crate) fn identity(spec: &SourceSpec) -> String {
+    let SourceSpec::S3 { bucket, endpoint, region, virtual_host, .. } = spec else { return String::new() };
+    match Address::new(bucket, endpoint.as_deref(), region.as_deref().unwrap_or_default(), *virtual_host) {
+        Ok(address) => address.identity(),
+        Err(_) => format!("s3:invalid/{bucket}"),
+    }
 }
 
 /// One request before it is signed.
@@ -97,12 +107,7 @@ impl Call {
 
 impl S3 {
     /// Checks the spec; sends nothing.
-    pub(crate) fn new(
-        spec: &SourceSpec,
-        environment: &Environment,
-        clock: Arc<dyn Clock>,
-        metrics: Metrics,
-    ) -> Result<Self> {
+    pub(crate) fn new(spec: &SourceSpec, environment: &Environment, parts: &SourceParts) -> Result<Self> {
         let SourceSpec::S3 { bucket, endpoint, region, virtual_host, credentials } = spec else {
             return Err(Error::new(ErrorKind::Internal, "open an S3 source", "the spec is of another kind"));
         };
@@ -112,7 +117,10 @@ impl S3 {
             None => credentials::default_region(&reference, environment),
         };
         let address = Address::new(bucket, endpoint.as_deref(), &region, *virtual_host)?;
-        let client = HttpClient::new(address.is_https() || reference.may_ask_services());
+        let client = HttpClient::new(
+            parts.config.max_requests,
+            (address.is_https() || reference.may_ask_services()).then_some(environment),
+        );
         let signing = RequestSigning::new(&reference, &region, environment, &client);
         Ok(Self {
             id: SourceId::from(address.identity().as_str()),
@@ -121,8 +129,8 @@ impl S3 {
             reference,
             client,
             signing,
-            clock,
-            metrics,
+            clock: parts.clock.clone(),
+            metrics: parts.metrics.clone(),
             clock_skew_ms: AtomicI64::new(UNKNOWN_SKEW),
         })
     }

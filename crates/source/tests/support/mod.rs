@@ -92,8 +92,8 @@ pub struct ByteServer {
 impl ByteServer {
     /// Serves on a free port of 127.0.0.1.
     pub async fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a bound address");
         let asked = Arc::new(AtomicUsize::new(0));
         let (answer, counter) = (Arc::new(answer), asked.clone());
         tokio::spawn(async move {
@@ -194,7 +194,7 @@ pub fn spec(endpoint: &str, credentials: &str) -> SourceSpec {
 pub fn anonymous(endpoint: &str, deadline: Duration) -> (Arc<dyn Source>, Metrics) {
     let parts = parts(deadline);
     let metrics = parts.metrics.clone();
-    (open_in(&spec(endpoint, "anonymous"), &parts, &environment(&[])).unwrap(), metrics)
+    (open_in(&spec(endpoint, "anonymous"), &parts, &environment(&[])).expect("the spec is right"), metrics)
 }
 
 /// Reads a range whole.
