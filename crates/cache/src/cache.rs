@@ -75,8 +75,6 @@ pub struct Pending {
     pub changed: HashSet<u64>,
     /// Extents that left, but may still be in the index.
     pub removed: HashMap<u64, Arc<Extent>>,
-    /// Whether a flush is under way: what it stores is in the index from some moment on.
-    pub flushing: bool,
     /// Rows that belong to no extent any more.
     pub dead_rows: Vec<DeadRow>,
     /// Extents that are forgotten, but whose file could not be unlinked; their bytes count until it is.

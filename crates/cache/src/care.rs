@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::extent::Undurable;
 use crate::index::object_hash;
 use crate::live::MAX_IDLE;
+use crate::tier::{directory_index, number_of};
 
 /// Rows of the index that one step loads into the eviction queue: some 10 ms.
 const ROWS_PER_STEP: usize = 4_096;
@@ -169,11 +170,19 @@ impl Cache {
         }
     }
 
+    /// Removes the files of numbers that a killed process had taken and not stored. They lie in one or two
+    /// directories; what cannot be removed now is found by the scrub.
     fn remove_leftovers(&self, care: &mut Care) {
-        for number in care.leftovers.by_ref().take(REMOVALS_PER_STEP) {
-            for tier in self.tiers.iter().filter(|tier| tier.offline.is_none()) {
-                // What cannot be removed now is found by the scrub.
-                let _ = self.parts.disk.remove(&tier.path_of(number));
+        let numbers = std::mem::take(&mut care.leftovers);
+        let mut directories: Vec<u64> = numbers.clone().map(directory_index).collect();
+        directories.dedup();
+        for tier in self.tiers.iter().filter(|tier| tier.offline.is_none()) {
+            for path in directories.iter().map(|index| tier.extent_directory(*index)) {
+                for name in self.parts.disk.list(&path).unwrap_or_default() {
+                    if number_of(&name).is_some_and(|number| numbers.contains(&number)) {
+                        let _ = self.parts.disk.remove(&path.join(name));
+                    }
+                }
             }
         }
     }

@@ -139,10 +139,11 @@ impl Cache {
     /// in the index meanwhile meets it on either.
     fn forget(&self, extent: &Arc<Extent>) {
         extent.tier.policy().evicted(extent.number);
+        let may_be_stored = extent.may_be_stored();
         {
             let mut pending = self.pending();
             pending.changed.remove(&extent.number);
-            if extent.stored_charge().is_some() || pending.flushing {
+            if may_be_stored {
                 pending.removed.insert(extent.number, Arc::clone(extent));
             }
         }

@@ -72,8 +72,10 @@ pub(crate) struct State {
     last_fill: Duration,
     pub read: Option<KeptFile>,
     pub write: Option<KeptFile>,
-    /// The bytes that the index has charged it with; `None` when the index does not know it.
+    /// The bytes that the index has charged it with; `None` when the index was not told of it for certain.
     stored_charge: Option<u64>,
+    /// The index may know it: it was told, and even where that seemed to fail it may have been stored.
+    maybe_stored: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -109,6 +111,7 @@ impl Extent {
         let state = State {
             charged: record.charged,
             stored_charge: Some(record.charged),
+            maybe_stored: true,
             credit: record.charged >= pages_charge(&map) + BLOCK,
             created: true,
             sealed: record.complete,
@@ -353,6 +356,9 @@ impl Extent {
     /// Stays after all: its file could not be unlinked.
     pub(crate) fn undo_leave(&self) {
         self.state().life = Life::Here;
+        // A flush that came by meanwhile passed it over.
+        self.changed.store(false, Ordering::Release);
+        self.note_changed();
     }
 
     /// Is gone: its file is unlinked. The bytes that came free at once.
@@ -416,14 +422,19 @@ impl Extent {
     /// next flush.
     pub(crate) fn image(&self, boot: u64) -> Option<(Record, Vec<(u64, crate::page_map::StripeImage)>)> {
         self.changed.store(false, Ordering::Release);
+        {
+            let mut state = self.state();
+            if state.life != Life::Here || !state.created {
+                return None;
+            }
+            // Whoever makes it leave from here on tells the index that it has left.
+            state.maybe_stored = true;
+        }
         // Complete before and after: then every bit is in the stripes, or was written again since.
         let was_complete = self.map.is_complete();
         let stripes = self.map.take_changed();
         let complete = was_complete && self.map.is_complete();
         let state = self.state();
-        if state.life == Life::Gone || !state.created {
-            return None;
-        }
         let record = Record {
             source: self.id.source.clone(),
             key: self.id.key.clone(),
@@ -448,6 +459,10 @@ impl Extent {
 
     pub(crate) fn stored_charge(&self) -> Option<u64> {
         self.state().stored_charge
+    }
+
+    pub(crate) fn may_be_stored(&self) -> bool {
+        self.state().maybe_stored
     }
 
     /// The generation to make durable; `None` when it is durable, partial, doubtful or in use by a writer, or was

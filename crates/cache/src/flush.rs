@@ -33,7 +33,7 @@ impl Cache {
 
     /// Flushes for the last time and closes the index. What is lent stays readable; nothing new is remembered.
     pub fn close(&self) {
-        if let Err(error) = self.store() {
+        if let Err(error) = self.store_up_to(0) {
             tracing::warn!(code = "cache-index-unhealthy", %error, "the last changes are forgotten by a restart");
         }
         self.index.close();
@@ -42,6 +42,11 @@ impl Cache {
 
     /// Stores what changed in the index.
     pub(crate) fn store(&self) -> Result<()> {
+        self.store_up_to(NUMBERS_AHEAD)
+    }
+
+    /// Stores what changed, and that so many more numbers will be used.
+    fn store_up_to(&self, numbers_ahead: u64) -> Result<()> {
         let mut stored = self.stored.lock().expect("no panic while changes are stored");
         if self.index.is_lost() {
             // Whatever it had is never used again, so nothing has to be taken back from it.
@@ -50,7 +55,7 @@ impl Cache {
             return Ok(());
         }
         let (extents, removed, dead_rows) = self.begin_store();
-        let (mut changes, images) = self.changes(&stored.facts, &extents);
+        let (mut changes, images) = self.changes(&stored.facts, &extents, numbers_ahead);
         for extent in &removed {
             changes.remove.push((extent.number, crate::index::object_hash(extent.id())));
             uncharge(&mut changes.facts, extent.tier.slot, extent.stored_charge().unwrap_or(0));
@@ -64,7 +69,6 @@ impl Cache {
         let nothing = changes.put.is_empty() && changes.remove.is_empty() && changes.facts == stored.facts;
         let outcome = if nothing { Ok(()) } else { self.index.commit(&changes) };
         let mut pending = self.pending();
-        pending.flushing = false;
         let Err(error) = outcome else {
             removed.iter().for_each(|extent| drop(pending.removed.remove(&extent.number)));
             drop(pending);
@@ -92,7 +96,6 @@ impl Cache {
     fn begin_store(&self) -> (Vec<Arc<Extent>>, Vec<Arc<Extent>>, Vec<crate::cache::DeadRow>) {
         let (changed, removed, dead_rows) = {
             let mut pending = self.pending();
-            pending.flushing = true;
             let changed = std::mem::take(&mut pending.changed);
             (changed, pending.removed.values().cloned().collect(), std::mem::take(&mut pending.dead_rows))
         };
@@ -102,7 +105,12 @@ impl Cache {
     }
 
     /// What to store of `extents`, and what each is charged with then.
-    fn changes<'a>(&self, facts: &Facts, extents: &'a [Arc<Extent>]) -> (Changes, Vec<(&'a Arc<Extent>, u64)>) {
+    fn changes<'a>(
+        &self,
+        facts: &Facts,
+        extents: &'a [Arc<Extent>],
+        numbers_ahead: u64,
+    ) -> (Changes, Vec<(&'a Arc<Extent>, u64)>) {
         let mut changes = Changes { facts: facts.clone(), ..Changes::default() };
         let mut images = Vec::with_capacity(extents.len());
         for extent in extents {
@@ -116,8 +124,8 @@ impl Cache {
         }
         let next = self.next_number.load(Ordering::Acquire);
         changes.facts.next_number = next;
-        if changes.facts.number_limit < next + NUMBERS_AHEAD / 2 {
-            changes.facts.number_limit = next + NUMBERS_AHEAD;
+        if numbers_ahead == 0 || changes.facts.number_limit < next + numbers_ahead / 2 {
+            changes.facts.number_limit = next + numbers_ahead;
         }
         changes.facts.scrub = self.pending().scrub;
         (changes, images)

@@ -7,7 +7,7 @@ use penstock_types::PAGE_SIZE;
 
 use crate::cache::Cache;
 use crate::index::ScrubRow;
-use crate::tier::{DIRECTORIES, Tier};
+use crate::tier::{DIRECTORIES, Tier, number_of};
 use crate::usage::ScrubReport;
 
 const DAY: f64 = 24.0 * 60.0 * 60.0;
@@ -110,7 +110,7 @@ impl Cache {
         let Ok(names) = self.parts.disk.list(&path) else { return 0 };
         let mut removed = 0;
         for name in names {
-            let Some(number) = name.to_str().and_then(number_of) else { continue };
+            let Some(number) = number_of(&name) else { continue };
             let in_memory = self.live().number(number).is_some() || self.pending().removed.contains_key(&number);
             if in_memory || self.index.record(number).is_some_and(|record| record.tier == tier.slot) {
                 continue;
@@ -123,24 +123,5 @@ impl Cache {
             removed += u64::from(self.parts.disk.remove(&file).is_ok());
         }
         removed
-    }
-}
-
-/// The number in the name of an extent file.
-fn number_of(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(".x").filter(|digits| digits.len() == 16)?;
-    u64::from_str_radix(digits, 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_extent_files_have_a_number() {
-        assert_eq!(number_of("00000000000000ff.x"), Some(255));
-        for other in ["ff.x", "00000000000000ff", "00000000000000fg.x", "notes.txt"] {
-            assert_eq!(number_of(other), None, "{other}");
-        }
     }
 }

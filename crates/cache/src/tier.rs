@@ -1,5 +1,6 @@
 //! One cache directory: its budget, its health and the names of its files.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -106,7 +107,7 @@ impl Tier {
 
     /// The directory of an extent file.
     pub fn directory_of(&self, number: u64) -> PathBuf {
-        self.extent_directory(number / EXTENTS_PER_DIRECTORY % DIRECTORIES)
+        self.extent_directory(directory_index(number))
     }
 
     /// The path of an extent file.
@@ -249,6 +250,17 @@ impl Tier {
     }
 }
 
+/// Which of the directories of a tier holds an extent file.
+pub fn directory_index(number: u64) -> u64 {
+    number / EXTENTS_PER_DIRECTORY % DIRECTORIES
+}
+
+/// The number in the name of an extent file.
+pub fn number_of(name: &OsStr) -> Option<u64> {
+    let digits = name.to_str()?.strip_suffix(".x").filter(|digits| digits.len() == 16)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
 /// An error of the cache disk by what the caller can do.
 pub fn disk_error(action: &str, path: &Path, error: &io::Error) -> Error {
     let (kind, advice) = match error.kind() {
@@ -264,4 +276,17 @@ pub fn disk_error(action: &str, path: &Path, error: &io::Error) -> Error {
 /// Whether a call failed because the process or the machine has no descriptor left.
 pub fn is_lack_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_extent_files_have_a_number() {
+        assert_eq!(number_of(OsStr::new("00000000000000ff.x")), Some(255));
+        for other in ["ff.x", "00000000000000ff", "00000000000000fg.x", "notes.txt"] {
+            assert_eq!(number_of(OsStr::new(other)), None, "{other}");
+        }
+    }
 }

@@ -34,8 +34,16 @@ impl Home {
         Self::with_tiers(&[size])
     }
 
+    /// One tier of `size` bytes in memory, where there is such a file system: for tests of many thousand syncs.
+    pub fn in_memory(size: u64) -> Self {
+        Self::at(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(), &[size])
+    }
+
     pub fn with_tiers(sizes: &[u64]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), sizes)
+    }
+
+    fn at(directory: tempfile::TempDir, sizes: &[u64]) -> Self {
         let tier = |(index, size): (usize, &u64)| TierConfig {
             directory: directory.path().join(format!("tier{index}")),
             size_bytes: *size,
@@ -69,6 +77,11 @@ impl Home {
     pub fn reopen(&mut self) -> Arc<Cache> {
         self.metrics = Metrics::default();
         self.open()
+    }
+
+    pub fn try_reopen(&mut self) -> Result<Arc<Cache>> {
+        self.metrics = Metrics::default();
+        Cache::open(self.parts())
     }
 
     /// Every extent file there is.
