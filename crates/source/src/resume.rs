@@ -8,9 +8,22 @@ use futures_util::stream::{BoxStream, Stream};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-use penstock_types::{ByteRange, Error, ErrorKind, ReadRequest, Result, Source};
+use penstock_types::{ByteRange, Error, ErrorKind, ObjectBody, ReadRequest, Result, Source};
 
+use crate::check;
 use crate::retry::{Retry, Tries};
+
+/// Reads, and believes no answer that is not the one to the question.
+pub(crate) async fn read_checked(source: &dyn Source, request: ReadRequest) -> Result<ObjectBody> {
+    let (key, range, version) = (request.key.clone(), request.range, request.version.clone());
+    let body = source.read(request).await?;
+    let action = || format!("read {}", source.describe(&key));
+    if body.range != range {
+        return Err(Error::new(ErrorKind::Corrupt, action(), "another range was answered"));
+    }
+    check::pinned(&action(), version.as_ref(), &body.attributes.version)?;
+    Ok(body)
+}
 
 struct Body {
     retry: Retry,
@@ -93,15 +106,7 @@ impl Body {
             return Ok(None);
         }
         if self.chunks.is_none() {
-            let body = self.inner.read(self.rest.clone()).await?;
-            if body.range != self.rest.range {
-                return Err(Error::new(ErrorKind::Corrupt, &self.action, "another range was answered"));
-            }
-            if Some(&body.attributes.version) != self.rest.version.as_ref() {
-                return Err(
-                    Error::new(ErrorKind::StaleVersion, &self.action, "the object changed").advise("open it again")
-                );
-            }
+            let body = read_checked(&*self.inner, self.rest.clone()).await?;
             self.chunks = Some(body.chunks);
         }
         match &mut self.chunks {

@@ -14,7 +14,7 @@ use penstock_types::{
 };
 
 use crate::around::{Around, Call};
-use crate::resume::resuming;
+use crate::resume::{read_checked, resuming};
 use crate::stall::transfer_allowance;
 
 /// Name of the metadata entry that says which operation wrote an object. A conditional write that carries one may
@@ -179,7 +179,7 @@ impl Around for Retry {
     async fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> Result<ObjectBody> {
         let call = Call::of_read(&**inner, &request);
         let started = Instant::now();
-        let mut body = self.attempts(&call, || inner.read(request.clone())).await.0?;
+        let mut body = self.attempts(&call, || read_checked(&**inner, request.clone())).await.0?;
         let budget = (self.deadline + transfer_allowance(call.bytes)).saturating_sub(started.elapsed());
         let pinned = ReadRequest { version: Some(body.attributes.version.clone()), ..request };
         body.chunks = resuming(self.clone(), inner.clone(), call.action, pinned, body.chunks, budget).boxed();
