@@ -30,6 +30,8 @@ const STALE_NAMES: u64 = 3;
 const RELIST_ENTRIES: u64 = 100_000;
 /// Directories whose stale names are counted at once.
 const STALE_DIRECTORIES: usize = 1024;
+/// Names above an absent one that are asked for, to tell what is missing from what cannot be.
+const ABSENT_DEPTH: usize = 3;
 /// A question that has not been sent yet.
 const UNSENT: Moment = Moment::MAX;
 
@@ -59,8 +61,14 @@ pub(crate) struct Stale(Mutex<HashMap<Vec<u8>, (u64, u64)>>);
 
 impl View {
     /// Asks the source what a path names. Joins a question under way only if its answer is fresh enough for who asks
-    /// now: with freshness 0 that is one which has not been sent.
-    pub(crate) async fn ask(self: &Arc<Self>, path: &str, place: Place, freshness: Freshness) -> Result<Fact> {
+    /// now: with freshness 0 that is one which has not been sent. `depth` is how many names below were absent.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        path: &str,
+        place: Place,
+        freshness: Freshness,
+        depth: usize,
+    ) -> Result<Fact> {
         let now = self.parts.catalog.timeline.now();
         let outcome = {
             let mut under_way = lock(&self.flights.under_way);
@@ -71,7 +79,7 @@ impl View {
             match under_way.get(path).filter(joinable) {
                 Some(flight) => flight.outcome.clone(),
                 None => {
-                    let flight = self.start(path, place);
+                    let flight = self.start(path, place, depth);
                     under_way.insert(path.into(), flight.clone());
                     flight.outcome
                 }
@@ -81,11 +89,11 @@ impl View {
     }
 
     /// Starts a question that goes on by itself, whoever of those that wait goes away.
-    fn start(self: &Arc<Self>, path: &str, place: Place) -> Flight {
+    fn start(self: &Arc<Self>, path: &str, place: Place, depth: usize) -> Flight {
         let sent = Arc::new(AtomicI64::new(UNSENT));
         let (view, path, flag) = (self.clone(), path.to_owned(), sent.clone());
         let task = tokio::spawn(async move {
-            let outcome = view.answer(&path, place, &flag).await;
+            let outcome = view.answer(&path, place, &flag, depth).await;
             let mut under_way = lock(&view.flights.under_way);
             if under_way.get(&path).is_some_and(|flight| Arc::ptr_eq(&flight.sent, &flag)) {
                 under_way.remove(&path);
@@ -100,13 +108,16 @@ impl View {
         Flight { sent, outcome: outcome.boxed().shared() }
     }
 
-    async fn answer(self: &Arc<Self>, path: &str, place: Place, sent: &AtomicI64) -> Result<Fact> {
+    async fn answer(self: &Arc<Self>, path: &str, place: Place, sent: &AtomicI64, depth: usize) -> Result<Fact> {
         let permit = self.flights.permits.clone().acquire_owned().await;
         let now = self.parts.catalog.timeline.now();
         sent.store(now, Ordering::Release);
         let answer = ask(&*self.parts.source, &self.parts.prefix, &place).await?;
         drop(permit);
-        let answer = if answer == Answer::Absent { self.kind_of_absence(path).await? } else { answer };
+        let answer = match answer {
+            Answer::Absent if depth < ABSENT_DEPTH => self.kind_of_absence(path, depth + 1).await?,
+            answer => answer,
+        };
         let fact = Fact { answer, sent: now };
         self.doubt_listings(&place, &fact);
         self.learn(path, fact.clone());
@@ -114,12 +125,12 @@ impl View {
     }
 
     /// Whether a name is absent because something above it is a file.
-    async fn kind_of_absence(self: &Arc<Self>, path: &str) -> Result<Answer> {
+    async fn kind_of_absence(self: &Arc<Self>, path: &str, depth: usize) -> Result<Answer> {
         let Some((parent, _)) = path.rsplit_once('/') else { return Ok(Answer::Absent) };
         let known = self.recent(parent).map(|fact| fact.answer);
         let parent = match known {
             Some(answer) => answer,
-            None => Box::pin(self.ask(parent, self.place(parent)?, self.parts.freshness)).await?.answer,
+            None => Box::pin(self.ask(parent, self.place(parent)?, self.parts.freshness, depth)).await?.answer,
         };
         Ok(match parent {
             Answer::Found(Item::File { .. }) | Answer::BelowFile => Answer::BelowFile,
@@ -130,7 +141,8 @@ impl View {
     /// What was learnt of a path lately, fresh or not: good enough to word an error.
     fn recent(&self, path: &str) -> Option<Fact> {
         let now = self.parts.catalog.timeline.now();
-        self.known(path).or_else(|| self.remembered(path)).filter(|fact| now.saturating_sub(fact.sent) < ABSENCE_LIMIT)
+        let lately = |fact: &Fact| now.saturating_sub(fact.sent) < ABSENCE_LIMIT;
+        self.known(path).or_else(|| self.remembered(path).filter(lately))
     }
 
     /// What was just learnt goes before what stored listings say, even when it is no longer held in memory.

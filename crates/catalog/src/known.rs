@@ -11,7 +11,7 @@ use crate::keymap::{self, PIECE, Place, Shape};
 use crate::scan::{Seen, Sight, Step, scan};
 use crate::shadows::directory_of;
 use crate::store::{Kind, Listing, Store};
-use crate::timeline::Moment;
+use crate::timeline::{LONG_AGO, Moment};
 
 /// What is known of a name, and since when.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ pub(crate) fn covering(store: &Arc<Store>, scope: u32, prefix: &[u8]) -> Result<
             let sight = Sight {
                 store: store.clone(),
                 generation: listing.generation,
-                sent: if believed { listing.sent } else { Moment::MIN },
+                sent: if believed { listing.sent } else { LONG_AGO },
                 below: None,
             };
             found.push(Covering { kind, prefix: prefix.to_vec(), listing, sight });
@@ -97,7 +97,7 @@ pub(crate) fn look_up(sight: &Sight, place: &Place, attached: &[u8]) -> Result<F
         Place::Piece(bytes) => (has_piece(sight, &full(bytes), attached.len())?.then_some(Item::Directory), None),
     };
     // The listing as a whole is as old as its first page; a page of it may be younger.
-    let sent = sent.filter(|_| sight.sent != Moment::MIN).unwrap_or(sight.sent);
+    let sent = sent.filter(|_| sight.sent != LONG_AGO).unwrap_or(sight.sent);
     match (found, place) {
         (Some(item), _) => Ok(Fact { answer: Answer::Found(item), sent }),
         (None, Place::Name(key) | Place::Beside(key)) if is_below_file(sight, key, attached)? => {

@@ -92,7 +92,7 @@ impl View {
             }
         }
         let fresh = covering.into_iter().filter(|covering| {
-            is_fresh(self.parts.freshness, covering.sight.sent, now) && !scope.doubts(&[], covering.sight.sent)
+            is_fresh(self.parts.freshness, covering.sight.sent, now) && !scope.distrusts(covering.sight.sent)
         });
         if let Some(found) = fresh.max_by_key(|covering| covering.sight.sent) {
             return Ok(Feed::Stored(found.sight));

@@ -14,7 +14,7 @@ use crate::timeline::Moment;
 pub(crate) struct Sight {
     pub(crate) store: Arc<Store>,
     pub(crate) generation: u64,
-    /// When it was asked for; `Moment::MIN` when that is not known any more.
+    /// When it was asked for; `LONG_AGO` when that is not known any more.
     pub(crate) sent: Moment,
     /// Keys less than this one can be read; `None` when all can.
     pub(crate) below: Option<Vec<u8>>,

@@ -18,8 +18,8 @@ pub(crate) struct Scope {
     listings: AtomicU64,
     under_way: Mutex<Vec<Arc<Ingest>>>,
     doubts: Mutex<HashMap<Vec<u8>, Moment>>,
-    /// Nothing stored that was asked for before this moment is believed.
-    distrust_before: AtomicI64,
+    /// Nothing that was asked for up to this moment is believed.
+    distrusted_to: AtomicI64,
 }
 
 impl Scope {
@@ -29,7 +29,7 @@ impl Scope {
             listings: AtomicU64::new(0),
             under_way: Mutex::default(),
             doubts: Mutex::default(),
-            distrust_before: AtomicI64::new(Moment::MIN),
+            distrusted_to: AtomicI64::new(Moment::MIN),
         }
     }
 
@@ -69,21 +69,25 @@ impl Scope {
         let mut doubts = lock(&self.doubts);
         if doubts.len() >= DOUBTS {
             doubts.clear();
-            self.distrust_before.fetch_max(now, Ordering::AcqRel);
+            self.distrusted_to.fetch_max(now, Ordering::AcqRel);
         }
         doubts.insert(key, now);
     }
 
-    /// Nothing that was asked for before `now` is believed.
+    /// Nothing that was asked for up to `now` is believed.
     pub(crate) fn distrust(&self, now: Moment) {
-        self.distrust_before.fetch_max(now, Ordering::AcqRel);
+        self.distrusted_to.fetch_max(now, Ordering::AcqRel);
         self.listings.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether nothing that was asked for at `sent` is believed.
+    pub(crate) fn distrusts(&self, sent: Moment) -> bool {
+        sent <= self.distrusted_to.load(Ordering::Acquire)
     }
 
     /// Whether something stored about `key`, asked for at `sent`, is in doubt.
     pub(crate) fn doubts(&self, key: &[u8], sent: Moment) -> bool {
-        sent < self.distrust_before.load(Ordering::Acquire)
-            || lock(&self.doubts).get(key).is_some_and(|&since| sent <= since)
+        self.distrusts(sent) || lock(&self.doubts).get(key).is_some_and(|&since| sent <= since)
     }
 }
 

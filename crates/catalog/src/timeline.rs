@@ -9,6 +9,8 @@ use penstock_types::{Clock, Freshness};
 /// A moment, microseconds since the Unix epoch as this time line counts.
 pub(crate) type Moment = i64;
 
+/// When a fact was learnt that is of unknown age: older than anything.
+pub(crate) const LONG_AGO: Moment = Moment::MIN + 1;
 /// The wall clock may be ahead of the time line by this much, µs, before the time line follows: its resolution is 1 ms.
 const WALL_TOLERANCE: i64 = 50_000;
 /// How long an absence is believed at most, µs, unless a listing that is fresh shows it.

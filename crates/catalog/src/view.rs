@@ -66,7 +66,7 @@ impl View {
         if let Some(fact) = self.relist(path, &place).await {
             return self.result(path, fact);
         }
-        let fact = self.ask(path, place, self.parts.freshness).await?;
+        let fact = self.ask(path, place, self.parts.freshness, 0).await?;
         self.result(path, fact)
     }
 
@@ -78,7 +78,7 @@ impl View {
     /// As [`View::stat`].
     pub async fn revalidate(self: &Arc<Self>, path: &str) -> Result<Item> {
         self.parts.catalog.metrics.catalog_misses.inc();
-        let fact = self.ask(path, self.place(path)?, Freshness::Seconds(0.0)).await?;
+        let fact = self.ask(path, self.place(path)?, Freshness::Seconds(0.0), 0).await?;
         self.result(path, fact)
     }
 
@@ -207,6 +207,9 @@ impl View {
     /// Whether what was learnt of a name may still be believed.
     pub(crate) fn believes(&self, fact: &Fact) -> bool {
         let now = self.parts.catalog.timeline.now();
+        if self.parts.scope.distrusts(fact.sent) {
+            return false;
+        }
         match fact.answer {
             Answer::Found(_) => is_fresh(self.parts.freshness, fact.sent, now),
             Answer::Absent | Answer::BelowFile => is_fresh_absence(self.parts.freshness, fact.sent, now),
