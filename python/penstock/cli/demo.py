@@ -21,5 +21,5 @@ def demo(as_json: Annotated[bool, typer.Option("--json", help="Print the numbers
     simulated, and everything is removed at the end.
     """
     sys.stdout.flush()
-    arguments = [sys.executable, "-m", "penstock.demo", *(["--json"] if as_json else [])]
+    arguments = [sys.executable, "-P", "-m", "penstock.demo", *(["--json"] if as_json else [])]
     os.execv(sys.executable, arguments)  # noqa: S606 - becomes the demo, no shell is involved

@@ -25,7 +25,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Look for what is wrong, and say what to do.
 
     Looks at kernel, FUSE, file limits, home, configuration, cache disk, node, version, and at every attached source:
-    answer, credentials, clock, throughput. Changes nothing. Exit codes: 0 all well, 1 warnings, 2 failures.
+    answer, credentials, clock, throughput. Only looks, but for a test file on the cache disk.
+
+    Exit codes: 0 all well, 1 warnings, 2 failures.
     """
     from penstock.cli.checks import worst
 

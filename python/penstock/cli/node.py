@@ -35,7 +35,7 @@ def up(
     from penstock.cli import connection
 
     if foreground:
-        arguments = [sys.executable, "-m", "penstock.server", "--foreground", "--project", os.getcwd()]  # noqa: PTH109
+        arguments = [sys.executable, "-P", "-m", "penstock.server", "--foreground", "--project", os.getcwd()]  # noqa: PTH109
         for setting in settings or []:
             arguments += ["--set", setting]
         sys.stdout.flush()

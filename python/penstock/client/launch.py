@@ -49,7 +49,7 @@ def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None
     with errors.open("ab") as stream:
         errors.chmod(0o600)
         said_before = stream.seek(0, os.SEEK_END)
-        arguments = [sys.executable, "-m", "penstock.server", "--project", str(Path.cwd())]
+        arguments = [sys.executable, "-P", "-m", "penstock.server", "--project", str(Path.cwd())]
         if explicit is not None:
             arguments += ["--home", explicit]
         for setting in settings:

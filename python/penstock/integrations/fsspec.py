@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["PenstockFileSystem"]
 
 
-class PenstockFileSystem(AbstractFileSystem):
+class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """The tree of this machine's node, read-only.
 
     Args:
@@ -164,9 +164,9 @@ class PenstockFileSystem(AbstractFileSystem):
         """Content of a file, or a range of it; negative offsets count from the end."""
         path = check_tree_path(self._strip_protocol(path))
         if start is None and end is None:
-            return self._whole([path])[0]
+            return bytes(self._whole([path])[0])
         with self.client.open(path) as stream:
-            first, last, _ = slice(start, end).indices(len(stream))
+            first, last, _step = slice(start, end).indices(len(stream))
             return bytes(stream.pread(max(0, last - first), first))
 
     def cat_ranges(

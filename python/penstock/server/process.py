@@ -147,6 +147,7 @@ class _ControlServer(uvicorn.Server):
 
     def _stop(self) -> None:
         self.force_exit, self.should_exit = self.should_exit, True
+        self._service.stopping = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -58,6 +58,7 @@ class NodeService:
         self.pins = PinBook(home.pins, core.set_pins)
         self.problems: list[str] = []
         self.foreground = False
+        self.stopping = False
         self.stop: Callable[[], None] = lambda: None
         self._started = time.time()
         self._active_at = time.monotonic()
@@ -107,7 +108,8 @@ class NodeService:
         deadline = time.monotonic() + min(wait_s, WAIT_MAX_S)
         while True:
             now, ended = self.jobs.revision(job_id)
-            if ended or (revision is not None and now != revision) or time.monotonic() >= deadline:
+            changed = revision is not None and now != revision
+            if ended or changed or self.stopping or time.monotonic() >= deadline:
                 return await asyncio.to_thread(self.jobs.get, job_id)
             self.touch()
             await asyncio.sleep(WAIT_STEP_S)

@@ -1,4 +1,6 @@
-"""What ``penstock doctor`` looks at: one module a subject, each returning findings. Looks, never changes.
+"""What ``penstock doctor`` looks at: one module a subject, each returning findings.
+
+Looks; leaves nothing behind but the home's directories.
 
 A check that itself fails is a finding too; nothing here raises for what it finds.
 """
