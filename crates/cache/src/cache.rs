@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use penstock_types::{CacheConfig, Clock, Error, ErrorKind, Metrics, ObjectId, Result};
@@ -60,6 +60,8 @@ pub struct Cache {
     pub(crate) next_number: AtomicU64,
     /// Numbers below it are stored as used.
     pub(crate) number_limit: AtomicU64,
+    /// Whether the files that an earlier process left were dealt with.
+    pub(crate) clean: AtomicBool,
     /// Held while the cache is open, so that no other process uses its directories.
     pub(crate) locks: Mutex<Vec<OwnedFd>>,
     pub(crate) loading: Loading,
@@ -120,10 +122,12 @@ impl Cache {
             descriptors: Descriptors::new(opened.parts.disk.descriptor_limit()),
             boot: opened.boot,
             extents: AtomicU64::new(extents),
-            next_number: AtomicU64::new(opened.stored.facts.next_number),
+            // Numbers below the limit may have been used: it begins behind them.
+            next_number: AtomicU64::new(opened.stored.facts.number_limit),
             number_limit: AtomicU64::new(opened.stored.facts.number_limit),
             pending: Mutex::new(Pending { scrub: opened.stored.facts.scrub, ..Pending::default() }),
             stored: Mutex::new(opened.stored),
+            clean: AtomicBool::new(opened.care.is_clean()),
             care: Mutex::new(opened.care),
             locks: Mutex::new(opened.locks),
             loading: Loading::default(),

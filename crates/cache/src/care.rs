@@ -1,6 +1,7 @@
 //! Housekeeping in bounded steps: the eviction queue is loaded, leftovers are removed, memory is trimmed, quiet
 //! extents become durable.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -15,7 +16,7 @@ use crate::disk::Disk;
 use crate::extent::Undurable;
 use crate::index::object_hash;
 use crate::live::MAX_IDLE;
-use crate::tier::{directory_index, number_of};
+use crate::tier::directory_index;
 
 /// Rows of the index that one step loads into the eviction queue: some 10 ms.
 const ROWS_PER_STEP: usize = 4_096;
@@ -36,8 +37,8 @@ const LOADED: u64 = u64::MAX;
 pub struct Care {
     /// Directories whose files are to be removed.
     pub trash: Vec<PathBuf>,
-    /// Numbers whose files may be left over from a process that was killed.
-    leftovers: Range<u64>,
+    /// Directories in which a process that was killed may have left files that the index does not know.
+    leftovers: VecDeque<u64>,
     /// Whether every tier could be opened: else rows of unknown tiers are kept.
     pub complete_view: bool,
 }
@@ -55,8 +56,15 @@ impl Default for Loading {
 }
 
 impl Care {
-    pub fn new(leftovers: Range<u64>) -> Self {
+    /// `numbers` may have been given to extents that the index was never told of.
+    pub fn new(numbers: Range<u64>) -> Self {
+        let leftovers = numbers.map(directory_index).collect::<BTreeSet<_>>().into_iter().collect();
         Self { trash: Vec::new(), leftovers, complete_view: true }
+    }
+
+    /// Whether no file of an earlier process is unaccounted for.
+    pub fn is_clean(&self) -> bool {
+        self.leftovers.is_empty()
     }
 }
 
@@ -170,21 +178,15 @@ impl Cache {
         }
     }
 
-    /// Removes the files of numbers that a killed process had taken and not stored. They lie in one or two
-    /// directories; what cannot be removed now is found by the scrub.
+    /// Looks through one directory for what a killed process left.
     fn remove_leftovers(&self, care: &mut Care) {
-        let numbers = std::mem::take(&mut care.leftovers);
-        let mut directories: Vec<u64> = numbers.clone().map(directory_index).collect();
-        directories.dedup();
+        let Some(directory) = care.leftovers.pop_front() else { return };
         for tier in self.tiers.iter().filter(|tier| tier.offline.is_none()) {
-            for path in directories.iter().map(|index| tier.extent_directory(*index)) {
-                for name in self.parts.disk.list(&path).unwrap_or_default() {
-                    if number_of(&name).is_some_and(|number| numbers.contains(&number)) {
-                        let _ = self.parts.disk.remove(&path.join(name));
-                    }
-                }
+            if self.remove_orphans(tier, directory).is_none() {
+                return care.leftovers.push_front(directory);
             }
         }
+        self.clean.store(care.is_clean(), Ordering::Release);
     }
 
     fn empty_trash(&self, care: &mut Care) {

@@ -123,7 +123,9 @@ impl Cache {
             changes.put.push(ChangedExtent { number: extent.number, record, stripes });
         }
         let next = self.next_number.load(Ordering::Acquire);
-        changes.facts.next_number = next;
+        if self.clean.load(Ordering::Acquire) {
+            changes.facts.clean_below = next;
+        }
         if numbers_ahead == 0 || changes.facts.number_limit < next + numbers_ahead / 2 {
             changes.facts.number_limit = next + numbers_ahead;
         }

@@ -63,7 +63,7 @@ pub fn open(parts: CacheParts) -> Result<Opened> {
         |boot| text_hash(&boot),
     );
     let mut facts = facts.unwrap_or_default();
-    let mut care = Care::new(facts.next_number..facts.number_limit);
+    let mut care = Care::new(facts.clean_below..facts.number_limit);
     let (mut tiers, mut locks) = (Vec::new(), Vec::new());
     for config in &parts.config.tiers {
         let tier = match open_tier(&parts, config, &mut facts, &mut care.trash) {
@@ -81,8 +81,7 @@ pub fn open(parts: CacheParts) -> Result<Opened> {
         };
         tiers.push(Arc::new(tier));
     }
-    // Numbers that were promised may have been used: begin behind them.
-    facts.next_number = facts.number_limit.max(1);
+    facts.number_limit = facts.number_limit.max(1);
     Ok(Opened { tiers, index: Arc::new(index), locks, boot, stored: Stored { facts }, care, parts })
 }
 

@@ -97,17 +97,17 @@ impl Cache {
     fn scrub_directories(&self, row: &mut ScrubRow, share: f64, report: &mut ScrubReport) {
         if row.directory < DIRECTORIES && row.directory as f64 <= share * DIRECTORIES as f64 {
             for tier in self.tiers.iter().filter(|tier| tier.offline.is_none()) {
-                report.orphans_removed += self.remove_orphans(tier, row.directory);
+                report.orphans_removed += self.remove_orphans(tier, row.directory).unwrap_or(0);
             }
             row.directory += 1;
         }
     }
 
     /// Removes extent files of one directory that neither memory nor the index knows. A file that is made meanwhile
-    /// belongs to an extent that is in memory before its file is made.
-    fn remove_orphans(&self, tier: &Arc<Tier>, directory: u64) -> u64 {
+    /// belongs to an extent that is in memory before its file is made. How many; `None` when the index cannot say.
+    pub(crate) fn remove_orphans(&self, tier: &Arc<Tier>, directory: u64) -> Option<u64> {
         let path = tier.extent_directory(directory);
-        let Ok(names) = self.parts.disk.list(&path) else { return 0 };
+        let Ok(names) = self.parts.disk.list(&path) else { return Some(0) };
         let mut removed = 0;
         for name in names {
             let Some(number) = number_of(&name) else { continue };
@@ -116,12 +116,12 @@ impl Cache {
                 continue;
             }
             if self.index.failure().is_some() {
-                return removed;
+                return None;
             }
             let file = path.join(&name);
             tracing::info!(code = "cache-orphan-removed", file = %file.display());
             removed += u64::from(self.parts.disk.remove(&file).is_ok());
         }
-        removed
+        Some(removed)
     }
 }

@@ -62,8 +62,8 @@ pub struct TierRow {
 /// What the index knows of itself; one row.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Facts {
-    /// Numbers from here on were not in use at the last flush.
-    pub next_number: u64,
+    /// Every file of a number below is known to the index, but for what was being made during the last flush.
+    pub clean_below: u64,
     /// Numbers from here on were never given.
     pub number_limit: u64,
     pub tiers: Vec<TierRow>,

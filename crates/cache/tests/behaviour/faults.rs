@@ -25,6 +25,11 @@ fn run(home: &mut Home) -> Result<()> {
         tolerate(read_lent(&partial, 10, partial.present_run(PAGE)));
         tolerate(fill(&partial, 10, ByteRange::new(4 * PAGE, 6 * PAGE)));
     }
+    if let Ok(late) = cache.get_or_create(&id(11), 2 * PAGE) {
+        tolerate(late.lend().map(drop));
+        tolerate(fill(&late, 11, ByteRange::new(PAGE, 2 * PAGE)));
+        tolerate(fill(&late, 11, ByteRange::new(0, 2 * PAGE)));
+    }
     tolerate(cache.flush());
     // More than fits: others have to leave.
     for object in 20..24 {
@@ -90,20 +95,6 @@ fn check_accounts(home: &Home, cache: &Cache) {
     assert!(usage.used_bytes <= TIER, "{usage:?}");
     assert_eq!(usage.lent_unlinked_bytes, 0);
     assert_eq!(home.metrics.leases.get(), 0);
-    for e in cache.entries(None, 100) {
-        eprintln!("ENTRY {} {} {} {}", e.number, e.key, e.size, e.present_bytes);
-    }
-    eprintln!(
-        "{:?}",
-        home.disk.log.lock().unwrap().as_ref().map(|l| l
-            .iter()
-            .rev()
-            .take(60)
-            .rev()
-            .copied()
-            .collect::<Vec<_>>()
-            .join(" "))
-    );
     let charged: u64 = cache.entries(None, 100).iter().map(|entry| charge(entry.present_bytes)).sum();
     assert!(charged <= usage.used_bytes, "{charged} bytes in extents, {} counted", usage.used_bytes);
     // What is counted and in no extent is a file that could not be unlinked yet, or that nobody looked at.
