@@ -61,6 +61,8 @@ pub(crate) struct Ingest {
 pub(crate) struct Progress {
     /// Keys below this one can be read; meaningless once there is an outcome.
     below: Vec<u8>,
+    /// How many those are, about.
+    entries: u64,
     /// Set at the end.
     pub(crate) outcome: Option<Result<()>>,
 }
@@ -80,7 +82,7 @@ impl Ingest {
         timeline: &Arc<Timeline>,
         ended: impl FnOnce(&Ingest) + Send + 'static,
     ) -> Arc<Self> {
-        let progress = Progress { below: order.prefix.clone(), outcome: None };
+        let progress = Progress { below: order.prefix.clone(), entries: 0, outcome: None };
         let ingest = Arc::new(Self {
             generation: writer.new_generation(),
             sent: timeline.now(),
@@ -125,6 +127,12 @@ impl Ingest {
     /// A reader took so many entries: the listing may go on.
     pub(crate) fn took(&self, entries: usize) {
         self.delivered.fetch_add(entries as u64, Ordering::Relaxed);
+        self.demand.notify_one();
+    }
+
+    /// A reader has seen all that there was at `progress` and waits for more.
+    pub(crate) fn took_all(&self, progress: &Progress) {
+        self.delivered.fetch_max(progress.entries, Ordering::Relaxed);
         self.demand.notify_one();
     }
 }
@@ -264,7 +272,9 @@ impl Driver {
 
     /// Makes as many requests as may be under way.
     fn ask(&mut self) {
-        let ahead = self.stored.saturating_sub(self.ingest.delivered.load(Ordering::Relaxed));
+        // Only what can be read counts: parts further behind must never keep the front from going on.
+        let readable = self.ranges.entries_in_front() as u64;
+        let ahead = readable.saturating_sub(self.ingest.delivered.load(Ordering::Relaxed));
         if ahead > LEAD_ENTRIES || self.commits.len() >= COMMITS {
             return;
         }
@@ -388,10 +398,10 @@ impl Driver {
                 None => {}
             }
         }
-        let below = self.ranges.shown_below();
+        let (below, entries) = (self.ranges.shown_below(), self.ranges.entries_in_front() as u64);
         self.ingest.progress.send_if_modified(|progress| match below {
             Some(below) if below > progress.below => {
-                progress.below = below;
+                (progress.below, progress.entries) = (below, entries);
                 true
             }
             _ => false,

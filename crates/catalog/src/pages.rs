@@ -189,6 +189,7 @@ async fn follow(ingest: &Ingest, kind: Kind, directory: &Directory, cursor: Curs
             return Ok(page_of(shown, complete));
         }
         cursor = shown.cursor;
+        ingest.took_all(&reached);
         // The sender lives as long as the listing that `ingest` holds.
         let _ = progress.changed().await;
     }

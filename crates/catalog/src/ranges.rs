@@ -45,6 +45,8 @@ pub(crate) struct Ranges {
     next_id: u32,
     pages: usize,
     entries: usize,
+    /// Entries of ranges that are done, at the front.
+    passed: usize,
     /// The largest page so far.
     page: usize,
     /// Objects whose directory may lie in a later range.
@@ -90,6 +92,7 @@ impl Ranges {
             next_id: 0,
             pages: 0,
             entries: 0,
+            passed: 0,
             page: 1,
             unsettled: vec![],
         };
@@ -226,7 +229,7 @@ impl Ranges {
         }
         // What is done at the front plays no part any more.
         let done = self.ranges.iter().take_while(|range| range.is_committed()).count();
-        self.ranges.drain(..done);
+        self.passed += self.ranges.drain(..done).map(|range| range.listed).sum::<usize>();
     }
 
     /// Keys below this one are committed; `None` when all are. Whether each lies beside a directory may be unknown.
@@ -251,6 +254,11 @@ impl Ranges {
             (Some(committed), Some(unsettled)) => Some(committed.min(unsettled).to_vec()),
             (one, other) => one.or(other).map(<[u8]>::to_vec),
         }
+    }
+
+    /// Entries that readers can see, about: what came without a gap.
+    pub(crate) fn entries_in_front(&self) -> usize {
+        self.passed + self.ranges.first().map_or(0, |range| range.listed)
     }
 
     /// The range at the front.
