@@ -86,7 +86,7 @@ advisories: $(TOOLS)/.cargo-deny-$(CARGO_DENY_VERSION) ## known holes in depende
 	@cargo-deny check advisories
 
 lock: $(VENV)/.requirements ## choose the development requirements anew, within the bounds of pyproject.toml
-	@cd $(CURDIR) && uv pip compile --quiet --upgrade pyproject.toml --group dev --universal --python-version 3.11 \
+	@cd $(CURDIR) && uv pip compile --quiet --upgrade pyproject.toml --group tools --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements-dev.txt
 
 clean: ## remove whatever the other targets made
@@ -104,7 +104,7 @@ core-release: $(VENV)/.installed
 # Entry points, the console script and the link to the sources; needed again only when the metadata changes.
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml Cargo.toml
 	$(call say,the package in .venv$(if $(CORE_PROFILE),$(COMMA) in release: this takes some minutes once))
-	@maturin develop --quiet --locked $(CORE_PROFILE)
+	@PIP_QUIET=1 maturin develop --quiet --locked $(CORE_PROFILE)
 	@touch $@
 
 $(VENV)/.requirements: requirements-dev.txt

@@ -177,7 +177,7 @@ def test_every_requirement_of_the_package_is_locked() -> None:
         for line in (ROOT / "requirements-dev.txt").read_text().splitlines()
         if re.match(r"^[a-z]", line)
     }
-    wanted = document["project"]["dependencies"] + document["dependency-groups"]["dev"]
+    wanted = document["project"]["dependencies"] + document["dependency-groups"]["tools"]
     names = {re.split(r"[\[<>=~! ]", requirement)[0].lower() for requirement in wanted}
     assert names <= locked, "run `make lock`"
 
