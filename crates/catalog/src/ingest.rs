@@ -100,6 +100,7 @@ impl Ingest {
             commits: FuturesUnordered::new(),
             names: None,
             named: Vec::new(),
+            probe: None,
             stored: 0,
             marking: Vec::new(),
             ingest: ingest.clone(),
@@ -153,6 +154,7 @@ struct Names {
 enum Event {
     Page(Page),
     Names(Option<u32>, Result<ListPage>),
+    Probed(Vec<u8>, Result<bool>),
     Committed(Commit, Result<()>),
     Demand,
     Idle,
@@ -176,6 +178,8 @@ struct Driver {
     names: Option<Names>,
     /// Directories whose names were asked for.
     named: Vec<Vec<u8>>,
+    /// An object that readers wait at, and the question whether a directory has its name.
+    probe: Option<(Vec<u8>, JoinHandle<Result<bool>>)>,
     stored: u64,
     /// Objects whose mark is on its way to the store.
     marking: Vec<Vec<u8>>,
@@ -191,6 +195,9 @@ impl Driver {
         };
         if let Some(names) = self.names.take() {
             names.page.abort();
+        }
+        if let Some((_, probe)) = self.probe.take() {
+            probe.abort();
         }
         let outcome = match outcome {
             Ok(()) => self.finish().await,
@@ -215,15 +222,17 @@ impl Driver {
                 Event::Committed(commit, outcome) => {
                     outcome?;
                     self.committed(commit)?;
-                    if self.ranges.is_done() && self.ranges.unsettled().is_empty() && self.commits.is_empty() {
-                        return Ok(());
-                    }
                 }
+                Event::Probed(object, beside) => self.probed(object, beside?),
                 Event::Demand => {}
                 Event::Idle => {
                     return Err(Error::new(ErrorKind::Cancelled, self.action(), "nobody read it any more"));
                 }
             }
+            if self.ranges.is_done() && self.ranges.unsettled().is_empty() && self.commits.is_empty() {
+                return Ok(());
+            }
+            self.probe();
             // A listing of one page is done before its names are; a longer one is first cut at them.
             if self.names.as_ref().is_none_or(|names| names.range.is_some()) {
                 self.ask_for_more_names();
@@ -325,7 +334,7 @@ impl Driver {
     }
 
     async fn next_event(&mut self) -> Event {
-        let waiting = self.pages.is_empty() && self.commits.is_empty() && self.names.is_none();
+        let waiting = self.pages.is_empty() && self.commits.is_empty() && self.names.is_none() && self.probe.is_none();
         tokio::select! {
             biased;
             Some((commit, outcome)) = self.commits.next(), if !self.commits.is_empty() => Event::Committed(commit, outcome),
@@ -336,6 +345,10 @@ impl Driver {
             page = async { (&mut self.names.as_mut().expect("guarded").page).await }, if self.names.is_some() => {
                 let range = self.names.take().and_then(|names| names.range);
                 Event::Names(range, page.unwrap_or_else(|error| Err(broken(&self.action(), &error))))
+            }
+            answer = async { (&mut self.probe.as_mut().expect("guarded").1).await }, if self.probe.is_some() => {
+                let object = self.probe.take().map_or_else(Vec::new, |(object, _)| object);
+                Event::Probed(object, answer.unwrap_or_else(|error| Err(broken(&self.action(), &error))))
             }
             () = self.ingest.demand.notified() => Event::Demand,
             () = tokio::time::sleep(IDLE_LIMIT), if waiting => Event::Idle,
@@ -369,6 +382,37 @@ impl Driver {
         Ok(())
     }
 
+    /// Asks whether a directory has the name of the object that keeps readers waiting.
+    fn probe(&mut self) {
+        let Some(object) = self.ranges.blocking().filter(|_| self.probe.is_none()) else { return };
+        if self.marking.iter().any(|marking| marking == object) {
+            return;
+        }
+        let request = ListRequest {
+            prefix: ObjectKey::new(directory_of(object)),
+            limit: 1,
+            priority: self.ingest.order.priority,
+            ..ListRequest::default()
+        };
+        let source = self.ingest.order.source.clone();
+        let asked = tokio::spawn(async move { Ok(!source.list(request).await?.objects.is_empty()) });
+        self.probe = Some((object.to_vec(), asked));
+    }
+
+    fn probed(&mut self, object: Vec<u8>, beside: bool) {
+        if beside {
+            self.mark_beside(object);
+        } else {
+            self.ranges.settle(&object);
+        }
+    }
+
+    fn mark_beside(&mut self, object: Vec<u8>) {
+        let change = Change::Beside { generation: self.ingest.generation, key: object.clone() };
+        self.marking.push(object.clone());
+        self.commit(vec![change], Commit::Beside { object });
+    }
+
     fn commit(&mut self, changes: Vec<Change>, commit: Commit) {
         let committed = self.writer.submit(&self.ingest.store, changes);
         self.commits.push(Box::pin(async move { (commit, committed.wait().await) }));
@@ -389,11 +433,7 @@ impl Driver {
                 continue;
             }
             match self.lies_beside(&object, committed.as_deref())? {
-                Some(true) => {
-                    let change = Change::Beside { generation: self.ingest.generation, key: object.clone() };
-                    self.marking.push(object.clone());
-                    self.commit(vec![change], Commit::Beside { object });
-                }
+                Some(true) => self.mark_beside(object),
                 Some(false) => self.ranges.settle(&object),
                 None => {}
             }
@@ -413,8 +453,9 @@ impl Driver {
     fn lies_beside(&self, object: &[u8], committed: Option<&[u8]>) -> Result<Option<bool>> {
         let directory = directory_of(object);
         let after = ObjectKey::new(directory.clone()).prefix_end();
-        let below = committed.map(<[u8]>::to_vec);
-        let sight = Sight { store: self.ingest.store.clone(), generation: self.ingest.generation, sent: 0, below };
+        // Ranges further behind may have brought them already.
+        let sight =
+            Sight { store: self.ingest.store.clone(), generation: self.ingest.generation, sent: 0, below: None };
         let mut found = false;
         scan(&sight, &directory, true, |seen| {
             found = seen.key.starts_with(&directory);

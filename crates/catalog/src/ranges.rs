@@ -67,6 +67,8 @@ struct Range {
     pages: u32,
     listed: usize,
     first: Option<Vec<u8>>,
+    /// The first key of the last page.
+    page_first: Option<Vec<u8>>,
     position: Option<Vec<u8>>,
     next: Next,
     asked: bool,
@@ -242,9 +244,21 @@ impl Ranges {
         &self.unsettled
     }
 
-    /// An object of those is settled.
+    /// An object is settled: it lies beside a directory and is marked, or there is none.
     pub(crate) fn settle(&mut self, object: &[u8]) {
         self.unsettled.retain(|unsettled| unsettled != object);
+        for range in &mut self.ranges {
+            range.shadows.settle_by_hand(object);
+        }
+    }
+
+    /// An object that has kept readers from the front for a page and more: `img` beside `img-000001`, `img-000002`, …
+    /// The source has to be asked whether there is an `img/`.
+    pub(crate) fn blocking(&self) -> Option<&[u8]> {
+        let front = self.ranges.first()?;
+        let in_front =
+            front.shadows.first().filter(|object| front.page_first.as_deref().is_some_and(|first| *object < first));
+        self.unsettled.iter().map(Vec::as_slice).chain(in_front).min()
     }
 
     /// Keys below this one can be shown; `None` when all can.
@@ -292,6 +306,7 @@ impl Ranges {
             pages: 0,
             listed: 0,
             first: None,
+            page_first: None,
             position: None,
             next: Next::Start,
             asked: false,
@@ -360,6 +375,7 @@ impl Range {
         }
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
             self.first.get_or_insert_with(|| first.key.clone());
+            self.page_first = Some(first.key.clone());
             self.position = Some(last.key.clone());
         }
         beside

@@ -22,6 +22,11 @@ impl Shadows {
         self.open.first().map(Vec::as_slice)
     }
 
+    /// An object was settled by other means.
+    pub(crate) fn settle_by_hand(&mut self, object: &[u8]) {
+        self.open.retain(|open| open != object);
+    }
+
     /// The objects that are not settled.
     pub(crate) fn into_open(self) -> Vec<Vec<u8>> {
         self.open

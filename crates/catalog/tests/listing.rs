@@ -169,6 +169,26 @@ async fn with_freshness_zero_every_list_asks_and_a_listing_begun_is_read_to_its_
     assert_eq!(bench.source.lists(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_directory_comes_far_behind_it_does_not_hold_up_the_listing() {
+    for with_directory in [false, true] {
+        let keys = (0..30_000).map(|n| format!("img-{n:07}"));
+        let source = TestSource::with_delay(30).with(std::iter::once("img".to_owned()).chain(keys));
+        if with_directory {
+            source.store("img/x", 1);
+        }
+        let bench = Bench::new(source, MINUTE);
+        let started = tokio::time::Instant::now();
+        let first = bench.view.list("", None, 10).await.unwrap();
+        println!("first page after {:?}", started.elapsed());
+        assert!(started.elapsed() <= Duration::from_millis(120), "{:?}", started.elapsed());
+        assert_eq!(first.items[0].name, if with_directory { "@%img%" } else { "img" });
+        let items = list(&bench.view, "", 4096).await.unwrap();
+        assert_eq!(items.len(), 30_001 + usize::from(with_directory));
+        assert_eq!(items[..10], first.items);
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_a_directory_is_not_listed() {
     let bench = Bench::new(TestSource::default().with(["file", "dir/x"]), MINUTE);
