@@ -61,7 +61,10 @@ pub fn open_in(spec: &SourceSpec, parts: &SourceParts, environment: &Environment
 pub fn decorate(raw: Arc<dyn Source>, parts: &SourceParts) -> Arc<dyn Source> {
     let SourceParts { config, deadline, metrics, seed, .. } = parts;
     let observed = Decorated::wrap(raw, Observe { metrics: metrics.clone() });
-    let patient = Decorated::wrap(observed, Stall { silence: *deadline / TRIES_PER_DEADLINE });
+    let patient = Decorated::wrap(
+        observed,
+        Stall { silence: *deadline / TRIES_PER_DEADLINE, work: *deadline * 2 / TRIES_PER_DEADLINE },
+    );
     let limited = Decorated::wrap(patient, Limit::new(config.max_requests));
     let retried = Decorated::wrap(limited, Retry::new(*deadline, config.max_attempts, metrics.clone(), *seed));
     match config.max_bytes_per_s {

@@ -45,7 +45,7 @@ pub async fn probe(source: &dyn Source, prefix: &ObjectKey, deadline: Duration) 
         Err(_) => Err(Error::new(
             ErrorKind::Timeout,
             action,
-            format!("the store did not answer within {:.0} s", deadline.as_secs_f64()),
+            format!("no listing came within {:.0} s", deadline.as_secs_f64()),
         )
         .advise("check host and port of the endpoint, firewalls and proxies in between, or attach again later")),
     }

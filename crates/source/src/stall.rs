@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 
 use penstock_types::{Error, ErrorKind, ObjectBody, ReadRequest, Result, Source};
 
-use crate::around::{Around, Call};
+use crate::around::{Around, Call, Operation};
 
 /// Slowest transfer that still counts as one: what is sent or received may take this much longer per byte.
 pub(crate) const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
@@ -19,7 +19,10 @@ pub(crate) fn transfer_allowance(bytes: u64) -> Duration {
 
 /// How long a source may be silent.
 pub(crate) struct Stall {
+    /// Before another try is worth more than waiting on.
     pub silence: Duration,
+    /// While it does work of its own, that a second try would only double.
+    pub work: Duration,
 }
 
 impl Stall {
@@ -36,7 +39,11 @@ impl Around for Stall {
         F: Future<Output = Result<T>> + Send,
         S: Fn() -> F + Send + Sync,
     {
-        let limit = self.silence + transfer_allowance(call.bytes);
+        let silence = match call.operation {
+            Operation::Copy | Operation::CompleteUpload => self.work,
+            _ => self.silence,
+        };
+        let limit = silence + transfer_allowance(call.bytes);
         match tokio::time::timeout(limit, send()).await {
             Ok(answer) => answer,
             Err(_) => Err(self.silent(&call.action, limit)),

@@ -181,7 +181,7 @@ async fn an_endpoint_that_never_answers_is_given_up_in_time() {
     let server = ByteServer::start(|_| Answer::raw("", Then::Silence)).await;
     let deadline = Duration::from_secs(1);
     let error = attach_within(&spec(&server.endpoint(), "env"), &with_keys(), deadline).await.unwrap_err();
-    says(&error, ErrorKind::Timeout, &["did not answer within 1 s"]);
+    says(&error, ErrorKind::Timeout, &["no listing came within 1 s"]);
 }
 
 #[tokio::test]

@@ -143,18 +143,37 @@ async fn credentials_are_refreshed_before_they_end_and_not_more_often() {
 }
 
 #[tokio::test]
-async fn credentials_that_the_store_calls_expired_are_loaded_again() {
+async fn credentials_that_were_replaced_are_loaded_again_without_anybody_noticing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys");
-    write(&path, &format!("[default]\n{}", keys_of("AKIAOLD")), 0o600);
-    let server = ByteServer::start(|asked| match asked.header("authorization") {
-        Some(signed) if signed.contains("AKIANEW") => Answer::of("200 OK", &[], EMPTY),
-        _ => Answer::error("403 Forbidden", "InvalidAccessKeyId"),
-    })
-    .await;
-    let spec = spec(&server.endpoint(), &format!("file:{}", path.display()));
-    let source = open_in(&spec, &parts(Duration::from_secs(10)), &environment(&[])).unwrap();
-    assert_eq!(list(&*source).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
-    write(&path, &format!("[default]\n{}", keys_of("AKIANEW")), 0o600);
-    list(&*source).await.unwrap();
+    for stat in [false, true] {
+        write(&path, &format!("[default]\n{}", keys_of("AKIAOLD")), 0o600);
+        let valid = Arc::new(std::sync::Mutex::new("AKIAOLD"));
+        let accepted = valid.clone();
+        let server = ByteServer::start(move |asked| match asked.header("authorization") {
+            Some(signed) if signed.contains(*accepted.lock().unwrap()) => {
+                let headers = [("ETag", "\"v\""), ("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")];
+                if asked.line.starts_with("HEAD") {
+                    Answer::of("200 OK", &headers, b"")
+                } else {
+                    Answer::of("200 OK", &[], EMPTY)
+                }
+            }
+            _ if asked.line.starts_with("HEAD") => Answer::of("403 Forbidden", &[], b""),
+            _ => Answer::error("403 Forbidden", "InvalidAccessKeyId"),
+        })
+        .await;
+        let spec = spec(&server.endpoint(), &format!("file:{}", path.display()));
+        let source = open_in(&spec, &parts(Duration::from_secs(10)), &environment(&[])).unwrap();
+        list(&*source).await.unwrap();
+        write(&path, &format!("[default]\n{}", keys_of("AKIANEW")), 0o600);
+        *valid.lock().unwrap() = "AKIANEW";
+        if stat {
+            source.stat(&penstock_types::ObjectKey::from("k")).await.unwrap();
+        } else {
+            list(&*source).await.unwrap();
+        }
+        *valid.lock().unwrap() = "AKIANOBODY";
+        assert_eq!(list(&*source).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
 }

@@ -69,6 +69,13 @@ impl Address {
 
     /// URI of an object, or of the bucket where the key is empty.
     pub(crate) fn uri(&self, key: &ObjectKey, query: &[(&str, &[u8])]) -> Result<Uri> {
+        if key.as_str().is_none() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("address {}", self.describe(key)),
+                "keys of S3 are UTF-8",
+            ));
+        }
         let mut text = String::with_capacity(self.authority.len() + key.as_bytes().len() + 64);
         text.push_str(self.scheme);
         text.push_str("://");

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqsign_aws_v4::{
     AssumeRoleWithWebIdentityCredentialProvider, Credential, ECSCredentialProvider, EnvCredentialProvider,
@@ -20,6 +20,8 @@ use crate::environment::Environment;
 
 /// What has no expiry of its own (files, profiles) is read again after this time, so that a rotation is noticed.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
+/// Refused credentials are not loaded again more often.
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 /// A credentials file is a few lines.
 const MAX_CREDENTIALS_FILE_BYTES: u64 = 64 << 10;
 
@@ -80,6 +82,7 @@ pub(crate) struct RequestSigning {
     signer: Mutex<Signer<Credential>>,
     provider: Provider,
     identity: Arc<Mutex<Option<String>>>,
+    reloaded: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for RequestSigning {
@@ -122,7 +125,7 @@ impl RequestSigning {
             .with_env(environment.clone());
         let signer =
             Signer::new(context, provider.clone(), RequestSigner::new("s3", region).with_standard_session_token());
-        Some(Self { signer: Mutex::new(signer), provider, identity })
+        Some(Self { signer: Mutex::new(signer), provider, identity, reloaded: Mutex::new(None) })
     }
 
     /// Adds the signature to a request whose other headers are complete.
@@ -139,10 +142,17 @@ impl RequestSigning {
         })
     }
 
-    /// Forgets what is loaded: the store said that it is not valid any more.
-    pub(crate) fn reload(&self) {
+    /// Forgets what is loaded: the store said that it is not valid any more. Many requests find that out at once,
+    /// so once a second is enough; `false` where it was done a moment ago and did not help.
+    pub(crate) fn reload(&self) -> bool {
+        let mut reloaded = self.reloaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if reloaded.is_some_and(|reloaded| reloaded.elapsed() < RELOAD_PAUSE) {
+            return false;
+        }
+        *reloaded = Some(Instant::now());
         let mut signer = self.signer.lock().unwrap_or_else(PoisonError::into_inner);
         *signer = signer.clone().with_credential_provider(self.provider.clone());
+        true
     }
 
     /// The access key in use, shortened.

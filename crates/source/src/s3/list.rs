@@ -14,6 +14,9 @@ impl S3 {
     pub(super) async fn list_objects(&self, request: ListRequest) -> Result<ListPage> {
         let action = self.action("list", &request.prefix);
         check::limit(&action, request.limit)?;
+        if request.prefix.as_str().is_none() {
+            return Err(Error::new(ErrorKind::InvalidInput, action, "keys of S3 are UTF-8"));
+        }
         let limit = request.limit.min(MAX_PAGE).to_string();
         let mut query: Vec<(&str, &[u8])> = Vec::with_capacity(7);
         if let Some(token) = &request.continuation {
@@ -27,12 +30,18 @@ impl S3 {
         query.push(("max-keys", limit.as_bytes()));
         query.push(("prefix", request.prefix.as_bytes()));
         if let (Some(start), None) = (&request.start_after, &request.continuation) {
-            query.push(("start-after", start.as_bytes()));
+            query.push(("start-after", utf8_part(start)));
         }
         let call = Call::new(Method::GET, self.address.uri(&ObjectKey::default(), &query)?);
         let (result, _) = self.document(&action, Purpose::Plain, "ListBucketResult", call).await?;
         page(&action, &request, result)
     }
+}
+
+/// A start key may be any bytes, its parameter only text. The text before the first other byte is no greater; what
+/// lies between is dropped from the page.
+fn utf8_part(start: &ObjectKey) -> &[u8] {
+    start.as_bytes().utf8_chunks().next().map_or(&[], |chunk| chunk.valid().as_bytes())
 }
 
 fn page(action: &str, request: &ListRequest, result: xml::ListBucketResult) -> Result<ListPage> {
@@ -128,6 +137,16 @@ mod tests {
         assert_eq!(page.objects[0].attributes.modified_ms, 1_704_164_645_000);
         assert_eq!(page.objects[0].attributes.version.as_str(), "e");
         assert_eq!(page.continuation, None);
+    }
+
+    #[test]
+    fn a_start_key_that_is_no_text_is_asked_for_by_the_text_before_it() {
+        assert_eq!(utf8_part(&ObjectKey::new(b"a/\xc3\xbd\xff".to_vec())), "a/\u{fd}".as_bytes());
+        assert_eq!(utf8_part(&ObjectKey::new(b"\xff".to_vec())), b"");
+        let start_after = Some(ObjectKey::new(b"a\xff".to_vec()));
+        let request = ListRequest { start_after, ..below("") };
+        let page = page("list", &request, result(&["ab", "b"], false, None)).unwrap();
+        assert_eq!(page.objects.len(), 1, "only what lies behind the bytes themselves");
     }
 
     #[test]

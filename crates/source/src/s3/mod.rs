@@ -66,6 +66,7 @@ pub(crate) fn identity(spec: &SourceSpec) -> String {
 }
 
 /// One request before it is signed.
+#[derive(Clone)]
 struct Call {
     method: Method,
     uri: Uri,
@@ -152,13 +153,24 @@ impl S3 {
         Ok(response)
     }
 
-    /// Sends a call; anything but success becomes an error.
+    /// Sends a call; anything but success becomes an error. Credentials that the store calls used up are loaded
+    /// again, and the call is sent once more with what came.
     async fn succeed(&self, action: &str, purpose: Purpose, call: Call) -> Result<Response<Incoming>> {
+        let response = self.send(action, call.clone()).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let refusal = self.refusal(action, response).await;
+        if !self.renewed(&refusal) {
+            return Err(self.error_of(action, purpose, &refusal));
+        }
+        self.metrics.source_requests.inc();
         let response = self.send(action, call).await?;
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(self.refused(action, purpose, response).await)
+        let refusal = self.refusal(action, response).await;
+        Err(self.error_of(action, purpose, &refusal))
     }
 
     /// Sends a call whose answer is an XML document `root`, read whole. An error document under a success is an error.
@@ -179,23 +191,23 @@ impl S3 {
         Ok((xml::parse(action, root, &body)?, parts.headers))
     }
 
-    async fn refused(&self, action: &str, purpose: Purpose, response: Response<Incoming>) -> Error {
+    async fn refusal(&self, action: &str, response: Response<Incoming>) -> Refusal {
         let (parts, body) = response.into_parts();
-        // An error whose body breaks is still that error.
+        // A refusal whose body breaks is still one.
         let body = http::collect(action, body, MAX_ERROR_BYTES).await.unwrap_or_default();
-        let refusal = Refusal::read(parts.status, &parts.headers, &body);
-        self.error_of(action, purpose, &refusal)
+        Refusal::read(parts.status, &parts.headers, &body)
+    }
+
+    /// Whether it is about credentials that may have been replaced since they were loaded, and they were dropped.
+    fn renewed(&self, refusal: &Refusal) -> bool {
+        const USED_UP: [&str; 4] = ["ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"];
+        match &self.signing {
+            Some(signing) if USED_UP.contains(&refusal.code.as_str()) => signing.reload(),
+            _ => false,
+        }
     }
 
     fn error_of(&self, action: &str, purpose: Purpose, refusal: &Refusal) -> Error {
-        if let Some(signing) = &self.signing
-            && matches!(
-                refusal.code.as_str(),
-                "ExpiredToken" | "TokenRefreshRequired" | "InvalidToken" | "InvalidAccessKeyId"
-            )
-        {
-            signing.reload();
-        }
         let around = Surroundings {
             bucket: self.address.bucket(),
             endpoint: &self.address.endpoint(),

@@ -9,7 +9,7 @@ use penstock_types::{
     CompletedPart, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result, UploadId, UploadInfo,
 };
 
-use super::write::purpose;
+use super::write::{is_about_the_bucket, purpose};
 use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, version_in, version_of, xml};
 use crate::check;
 
@@ -102,7 +102,7 @@ impl S3 {
                 let _ = http::collect(&action, response.into_body(), MAX_ERROR_BYTES).await;
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::NotFound && !error.to_string().contains("NoSuchBucket") => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && !is_about_the_bucket(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -1,6 +1,6 @@
 //! Stat and ranged read: an answer counts only when status, range, length and version agree with the question.
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -21,11 +21,14 @@ impl S3 {
     pub(super) async fn stat_object(&self, key: &ObjectKey) -> Result<ObjectStat> {
         let action = self.action("stat", key);
         let call = Call::new(Method::HEAD, self.address.uri(key, &[])?);
-        let response = self.send(&action, call).await?;
+        let mut response = self.send(&action, call.clone()).await?;
         if !response.status().is_success() {
-            return Err(self
-                .explain(&action, key, Refusal::read(response.status(), response.headers(), &Bytes::new()))
-                .await);
+            let refusal = self.explained(&action, key, &response).await;
+            if !self.renewed(&refusal) {
+                return Err(self.error_of(&action, Purpose::Plain, &refusal));
+            }
+            self.metrics.source_requests.inc();
+            response = self.succeed(&action, Purpose::Plain, call).await?;
         }
         expect_status(&action, response.status(), &[StatusCode::OK])?;
         let size = content_length(response.headers())
@@ -35,19 +38,17 @@ impl S3 {
     }
 
     /// A refused HEAD has no body to say why; one byte asked for by GET gets the store's words.
-    async fn explain(&self, action: &str, key: &ObjectKey, refusal: Refusal) -> Error {
-        let unexplained = self.error_of(action, Purpose::Plain, &refusal);
-        if !refusal.is_silent() {
-            return unexplained;
+    async fn explained(&self, action: &str, key: &ObjectKey, response: &Response<Incoming>) -> Refusal {
+        let silent = Refusal::read(response.status(), response.headers(), &Bytes::new());
+        if !silent.is_silent() {
+            return silent;
         }
-        let Ok(uri) = self.address.uri(key, &[]) else { return unexplained };
+        let Ok(uri) = self.address.uri(key, &[]) else { return silent };
         self.metrics.source_requests.inc();
         let call = Call::new(Method::GET, uri).header(header::RANGE, HeaderValue::from_static("bytes=0-0"));
         match self.send(action, call).await {
-            Ok(response) if !response.status().is_success() && response.status() == refusal.status => {
-                self.refused(action, Purpose::Plain, response).await
-            }
-            _ => unexplained,
+            Ok(response) if response.status() == silent.status => self.refusal(action, response).await,
+            _ => silent,
         }
     }
 

@@ -12,6 +12,9 @@ const MAX_MESSAGE_CHARS: usize = 200;
 /// Nobody waits longer because a header says so.
 const MAX_RETRY_AFTER_MS: u64 = 60_000;
 
+/// How the reason of a missing bucket begins.
+pub(crate) const NO_BUCKET: &str = "there is no bucket";
+
 /// What a status means depends on what was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
@@ -110,7 +113,7 @@ impl Refusal {
         match self.code.as_str() {
             "NoSuchBucket" => verdict(
                 ErrorKind::NotFound,
-                format!("there is no bucket {bucket} at {endpoint}"),
+                format!("{NO_BUCKET} {bucket} at {endpoint}"),
                 "check the bucket's name and the endpoint",
             ),
             "InvalidBucketName" => verdict(

@@ -1,6 +1,6 @@
 //! Put, copy and delete, each with its condition.
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use penstock_types::{
     CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectKey, Precondition, PutRequest, Result, Version,
@@ -58,14 +58,15 @@ impl S3 {
         if let Some(version) = version {
             call = call.text(&action, header::IF_MATCH, &quoted(version))?;
         }
-        let response = self.send(&action, call).await?;
-        if response.status().is_success() {
-            let _ = http::collect(&action, response.into_body(), MAX_ERROR_BYTES).await;
-            return Ok(());
+        match self.succeed(&action, purpose(&Precondition::None, version), call).await {
+            Ok(response) => {
+                let _ = http::collect(&action, response.into_body(), MAX_ERROR_BYTES).await;
+                Ok(())
+            }
+            // What is not there is deleted; a bucket that is not there is another matter.
+            Err(error) if error.kind() == ErrorKind::NotFound && !is_about_the_bucket(&error) => Ok(()),
+            Err(error) => Err(error),
         }
-        let gone = response.status() == StatusCode::NOT_FOUND;
-        let error = self.refused(&action, purpose(&Precondition::None, version), response).await;
-        if gone && version.is_none() && !error.to_string().contains("NoSuchBucket") { Ok(()) } else { Err(error) }
     }
 
     /// Attributes of a version that was just written, as a stat gives them: an answer to a write has no
@@ -109,6 +110,11 @@ impl Call {
         }
         Ok(self)
     }
+}
+
+/// Whether the bucket is missing and not only a key or an upload in it.
+pub(super) fn is_about_the_bucket(error: &Error) -> bool {
+    error.reason().starts_with(super::refusal::NO_BUCKET)
 }
 
 pub(super) fn purpose(precondition: &Precondition, version: Option<&Version>) -> Purpose {
