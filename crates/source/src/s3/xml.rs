@@ -143,7 +143,7 @@ pub(crate) fn parse_error(body: &[u8]) -> Option<ErrorDocument> {
     if root_name(body)? != "Error" {
         return None;
     }
-    quick_xml::de::from_str(std::str::from_utf8(body).ok()?).ok()
+    quick_xml::de::from_str(std::str::from_utf8(body.trim_ascii_start()).ok()?).ok()
 }
 
 /// A key as the document gives it: percent-encoded where it says so, with `+` for a space.
@@ -192,6 +192,14 @@ mod tests {
             let error = parse::<ListBucketResult>("list", "ListBucketResult", &Bytes::from(body)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{body}");
         }
+    }
+
+    #[test]
+    fn spaces_that_keep_a_connection_open_are_passed_over() {
+        let error = parse_error(b"  \n <?xml version=\"1.0\"?><Error><Code>InternalError</Code></Error>").unwrap();
+        assert_eq!(error.code, "InternalError");
+        let body = Bytes::from_static(b"   <?xml version=\"1.0\"?><R><ETag>\"e\"</ETag></R>");
+        assert_eq!(parse::<WrittenResult>("complete", "R", &body).unwrap().etag, "\"e\"");
     }
 
     proptest! {
