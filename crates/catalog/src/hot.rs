@@ -9,7 +9,7 @@ use crate::known::{Answer, Fact};
 /// Memory of one view's hot names, bytes.
 const HOT_BYTES: u64 = 16 << 20;
 /// Names expected, for the first allocation.
-const HOT_NAMES: usize = 50_000;
+const HOT_NAMES: usize = 16_384;
 /// What an entry costs beside its texts, bytes.
 const ENTRY_BYTES: u64 = 256;
 

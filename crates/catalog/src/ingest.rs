@@ -25,7 +25,7 @@ const WIDTH: usize = 16;
 /// Pages of one listing on their way to the store at once.
 const COMMITS: usize = 32;
 /// Entries that a listing may be ahead of its fastest reader.
-const LEAD_ENTRIES: u64 = 256 * 1024;
+const LEAD_ENTRIES: u64 = 64 * 1024;
 /// A listing that is ahead and that nobody reads for so long is given up.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 /// Times that a walk asks for the names of one directory to know where to cut.
