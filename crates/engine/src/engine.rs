@@ -131,6 +131,22 @@ impl Engine {
         self.tree.remove(path).map(drop)
     }
 
+    /// Asks the source at exactly `path` again what an attach asks first, and tells its health as it is now.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing is attached there; what the source refuses with, within the attach deadline.
+    pub async fn probe(&self, path: &TreePath) -> Result<AttachmentStatus> {
+        let known = self.tree.find(path).filter(|(attached, _)| attached.path == *path);
+        let Some((attached, _)) = known else {
+            return Err(Error::new(ErrorKind::NotFound, format!("probe {path}"), "nothing is attached at that path"));
+        };
+        let deadline = self.parts.config.deadlines.attach();
+        let answer =
+            penstock_source::probe(attached.source.as_ref(), &Attached::prefix(&attached.spec), deadline).await;
+        attached.health.note(&answer);
+        Ok(AttachmentStatus { latency_ms: Some(answer?.latency_ms), ..attached.status() })
+    }
+
     /// Every attachment, sorted by path.
     pub fn attachments(&self) -> Vec<AttachmentStatus> {
         self.tree.all().iter().map(|attached| attached.status()).collect()
