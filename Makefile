@@ -14,9 +14,11 @@ VERSITYGW_VERSION := v1.7.0
 
 export PATH := $(VENV)/bin:$(TOOLS)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
-# As maturin sets them, so that cargo and maturin share one build of everything.
-export PYO3_PYTHON := $(VENV)/bin/python
-export PYO3_BUILD_EXTENSION_MODULE := 1
+
+# What maturin sets, for cargo: whenever these change, all that knows Python is built again.
+as-maturin = PYO3_PYTHON=$(VENV)/bin/python PYTHON_SYS_EXECUTABLE=$(VENV)/bin/python PYO3_BUILD_EXTENSION_MODULE=1 \
+	PYO3_ENVIRONMENT_SIGNATURE=$$(python -c 'import sys; print("cpython-%d.%d-64bit" % sys.version_info[:2])') \
+	$(addprefix PYO3_CONFIG_FILE=,$(firstword $(wildcard $(CURDIR)/target/maturin/pyo3-config-*.txt)))
 
 COMMA := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
@@ -37,7 +39,7 @@ test: test-rust test-python ## every test but the soak
 
 test-rust: $(VENV)/.requirements servers
 	$(call say,Rust tests)
-	@cargo test --workspace --locked $(CARGO_TEST_ARGS)
+	@$(as-maturin) cargo test --workspace --locked $(CARGO_TEST_ARGS)
 
 test-python: core-dev servers
 	$(call say,Python tests)
@@ -57,7 +59,7 @@ check: $(VENV)/.requirements $(TOOLS)/.cargo-deny-$(CARGO_DENY_VERSION) ## forma
 	$(call say,cargo-deny)
 	@cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
 	$(call say,clippy)
-	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@$(as-maturin) cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
 format: $(VENV)/.requirements ## rewrite what the formatters would
 	@cargo fmt --all
