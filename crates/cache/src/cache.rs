@@ -19,7 +19,7 @@ use crate::page_map::PageMap;
 use crate::tier::Tier;
 use crate::usage::{CacheEntry, CacheUsage, PinRule, TierUsage};
 
-/// Times that looking an extent up in the index is begun anew because others left meanwhile.
+/// Times that looking an extent up in the index is begun anew because it may have left meanwhile.
 const MAX_LOOKUPS: usize = 8;
 
 /// What a cache is made of.
@@ -169,11 +169,13 @@ impl Cache {
         let extent = Extent::new(number, id.clone(), size, tier, Weak::clone(&self.me));
         self.note_use(&extent);
         let mut live = self.live_mut();
-        let known = live.find(id).filter(|known| !known.is_gone() && known.size() == size).cloned();
-        Ok(known.unwrap_or_else(|| {
-            live.insert(&extent);
-            extent
-        }))
+        if let Some(known) = live.find(id).filter(|known| !known.is_gone() && known.size() == size) {
+            return Ok(Arc::clone(known));
+        }
+        let trimmed = live.insert(&extent);
+        drop(live);
+        drop(trimmed);
+        Ok(extent)
     }
 
     /// Sets which objects are never evicted to make room.
@@ -230,7 +232,7 @@ impl Cache {
     /// The extent of a number, from memory or the index.
     pub(crate) fn extent(&self, number: u64) -> Option<Arc<Extent>> {
         let known = self.live().number(number).cloned();
-        known.or_else(|| self.load(|| Some((number, self.index.record(number)?))))
+        known.or_else(|| self.load(None, || Some((number, self.index.record(number)?))))
     }
 
     pub(crate) fn live(&self) -> RwLockReadGuard<'_, Live> {
@@ -261,33 +263,35 @@ impl Cache {
     }
 
     pub(crate) fn find_stored(&self, id: &ObjectId) -> Option<Arc<Extent>> {
-        let extent = self.load(|| self.index.find(id))?;
+        let extent = self.load(Some(id), || self.index.find(id))?;
         // What came in under its number only was named by another meanwhile.
         (extent.id() == id && !extent.is_gone()).then_some(extent)
     }
 
     /// Takes an extent in that `look` finds in the index, unless somebody else was quicker or it has left.
-    fn load(&self, look: impl Fn() -> Option<(u64, Record)>) -> Option<Arc<Extent>> {
+    fn load(&self, id: Option<&ObjectId>, look: impl Fn() -> Option<(u64, Record)>) -> Option<Arc<Extent>> {
         for _ in 0..MAX_LOOKUPS {
             let departures = self.live().departures();
             let (number, record) = look()?;
             if let Some(known) = self.live().number(number) {
                 return Some(Arc::clone(known));
             }
-            let extent = self.restore(number, &record)?;
+            let extent = self.restore(number, id, &record)?;
             let mut live = self.live_mut();
             if let Some(known) = live.number(number) {
                 return Some(Arc::clone(known));
             }
-            if live.departures() == departures {
-                live.insert(&extent);
+            if !live.may_have_departed(number, departures) {
+                let trimmed = live.insert(&extent);
+                drop(live);
+                drop(trimmed);
                 return Some(extent);
             }
         }
         None
     }
 
-    fn restore(&self, number: u64, record: &Record) -> Option<Arc<Extent>> {
+    fn restore(&self, number: u64, id: Option<&ObjectId>, record: &Record) -> Option<Arc<Extent>> {
         if self.pending().removed.contains_key(&number) {
             return None;
         }
@@ -298,7 +302,8 @@ impl Cache {
         } else {
             PageMap::partial(record.size, &stripes)
         };
-        let id = record.id();
+        // The asker's names are shared with others; those of the record would be copies.
+        let id = id.cloned().unwrap_or_else(|| record.id());
         let uses = tier.policy().adopt(number, object_hash(&id), record.charged, record.uses);
         let place = (Arc::clone(tier), Weak::clone(&self.me));
         Some(Extent::restore((number, id), record, map, place, (uses, self.boot)))

@@ -66,7 +66,7 @@ impl PageMap {
         let map = Self::new(size);
         for stripe in 0..map.stripes.len() {
             if let Some(image) = stored.load(stripe as u64) {
-                let loaded = map.from_image(stripe, &image);
+                let loaded = map.decode(stripe, &image);
                 map.present.fetch_add(loaded.count(), Ordering::AcqRel);
                 map.stripes[stripe].get_or_init(|| Box::new(loaded));
             }
@@ -195,12 +195,12 @@ impl PageMap {
         let Some(stored) = &self.stored else { return Stripe::empty(self.pages_in(index)) };
         let pages = self.pages_in(index);
         let image = stored.load(index as u64);
-        let stripe = image.map_or_else(|| Stripe::empty(pages), |image| self.from_image(index, &image));
+        let stripe = image.map_or_else(|| Stripe::empty(pages), |image| self.decode(index, &image));
         self.present.fetch_sub(pages as u64 - stripe.count(), Ordering::AcqRel);
         stripe
     }
 
-    fn from_image(&self, index: usize, image: &StripeImage) -> Stripe {
+    fn decode(&self, index: usize, image: &StripeImage) -> Stripe {
         let stripe = Stripe::empty(self.pages_in(index));
         for page in 0..stripe.sums.len().min(image.sums.len()) {
             let page = page as u64;
@@ -253,4 +253,149 @@ fn word(page: u64) -> usize {
 
 fn bit(page: u64) -> u64 {
     1 << (page % BITS_PER_WORD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u64, u64),
+        Remove(u64),
+        Store,
+        Reload,
+    }
+
+    fn step(pages: u64) -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => (0..pages, 1u64..40).prop_map(|(first, count)| Step::Insert(first, count)),
+            2 => (0..pages).prop_map(Step::Remove),
+            1 => Just(Step::Store),
+            1 => Just(Step::Reload),
+        ]
+    }
+
+    /// Stripes as an index would keep them.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<BTreeMap<u64, StripeImage>>>);
+
+    impl StoredStripes for Kept {
+        fn load(&self, stripe: u64) -> Option<StripeImage> {
+            self.0.lock().unwrap().get(&stripe).cloned()
+        }
+    }
+
+    fn store(map: &PageMap, kept: &Kept) {
+        kept.0.lock().unwrap().extend(map.take_changed());
+    }
+
+    fn reload(map: &PageMap, size: u64, kept: &Kept) -> PageMap {
+        if map.is_complete() { PageMap::complete(size, Box::new(kept.clone())) } else { PageMap::partial(size, kept) }
+    }
+
+    fn sum_of(page: u64) -> u32 {
+        (page as u32).wrapping_mul(0x9e37_79b9)
+    }
+
+    proptest! {
+        #[test]
+        fn the_map_is_what_was_put_into_it_across_restarts(
+            (size, steps) in (1u64..3 * STRIPE_SIZE).prop_flat_map(|size| {
+                (Just(size), prop::collection::vec(step(size.div_ceil(PAGE_SIZE)), 0..60))
+            }),
+        ) {
+            let (mut map, kept, mut model) = (PageMap::new(size), Kept::default(), BTreeMap::new());
+            let pages = map.pages();
+            for step in steps {
+                match step {
+                    Step::Insert(first, count) => {
+                        let sums: Vec<u32> = (first..(first + count).min(pages)).map(sum_of).collect();
+                        map.insert(first, &sums);
+                        model.extend((first..).zip(sums));
+                    }
+                    Step::Remove(page) => prop_assert_eq!(map.remove(page), model.remove(&page).is_some()),
+                    Step::Store => store(&map, &kept),
+                    Step::Reload => {
+                        store(&map, &kept);
+                        map = reload(&map, size, &kept);
+                    }
+                }
+                prop_assert_eq!(map.present(), model.len() as u64);
+                prop_assert_eq!(map.is_complete(), model.len() as u64 == pages);
+            }
+            for page in 0..pages {
+                prop_assert_eq!(map.contains(page), model.contains_key(&page));
+                prop_assert_eq!(map.sum(page), model.get(&page).copied());
+            }
+            let bytes: u64 = model.keys().map(|page| map.page_range(*page).len()).sum();
+            prop_assert_eq!(map.present_bytes(), bytes);
+            check_runs(&map, &model)?;
+        }
+
+        #[test]
+        fn the_runs_that_are_missing_and_present_cover_everything_once(size in 1u64..2 * STRIPE_SIZE, holes in prop::collection::vec(any::<prop::sample::Index>(), 0..20)) {
+            let map = PageMap::new(size);
+            let all: Vec<u32> = (0..map.pages()).map(sum_of).collect();
+            map.insert(0, &all);
+            for hole in holes {
+                map.remove(hole.index(all.len()) as u64);
+            }
+            let mut page = 0;
+            for run in map.missing(0..map.pages()) {
+                prop_assert_eq!(map.run(page, map.pages()), page..run.start);
+                prop_assert!(map.run(run.start, map.pages()).is_empty());
+                page = run.end;
+            }
+            prop_assert_eq!(map.run(page, map.pages()), page..map.pages());
+        }
+    }
+
+    fn check_runs(map: &PageMap, model: &BTreeMap<u64, u32>) -> Result<(), TestCaseError> {
+        let missing: Vec<u64> = map.missing(0..map.pages()).into_iter().flatten().collect();
+        let expected: Vec<u64> = (0..map.pages()).filter(|page| !model.contains_key(page)).collect();
+        prop_assert_eq!(missing, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_believed_of_a_complete_map_is_absent() {
+        let size = 2 * STRIPE_SIZE;
+        let (map, kept) = (PageMap::new(size), Kept::default());
+        let sums: Vec<u32> = (0..map.pages()).map(sum_of).collect();
+        map.insert(0, &sums);
+        store(&map, &kept);
+        kept.0.lock().unwrap().remove(&1);
+        let map = PageMap::complete(size, Box::new(kept));
+        assert!(map.is_complete(), "nobody has looked yet");
+        assert_eq!(map.sum(PAGES_PER_STRIPE), None);
+        assert!(!map.is_complete());
+        assert_eq!(map.present(), PAGES_PER_STRIPE);
+        let missing: Vec<u64> = map.missing(0..map.pages()).into_iter().flatten().collect();
+        assert!(missing.into_iter().eq(PAGES_PER_STRIPE..2 * PAGES_PER_STRIPE));
+    }
+
+    #[test]
+    fn a_reader_who_sees_a_page_sees_its_checksum() {
+        let map = PageMap::new(64 * PAGE_SIZE);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..2_000u64 {
+                    let page = round % 64;
+                    map.remove(page);
+                    map.insert(page, &[sum_of(page)]);
+                }
+            });
+            scope.spawn(|| {
+                for round in 0..200_000u64 {
+                    if let Some(sum) = map.sum(round % 64) {
+                        assert_eq!(sum, sum_of(round % 64));
+                    }
+                }
+            });
+        });
+    }
 }

@@ -161,7 +161,8 @@ fn short_writes_and_reads_are_continued() {
     let cache = home.open();
     let turn = std::sync::atomic::AtomicU64::new(0);
     home.disk.fail(move |name, _| {
-        let short = matches!(name, "write" | "read") && turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 2 == 0;
+        let short = matches!(name, "write" | "read")
+            && turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst).is_multiple_of(2);
         short.then_some(Fault::Short)
     });
     let extent = cached(&cache, 1, 4 * PAGE + 77).unwrap();

@@ -1,5 +1,7 @@
 //! What the cache promises, tried from outside.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, their support included")]
+
 mod eviction;
 mod faults;
 mod filling;

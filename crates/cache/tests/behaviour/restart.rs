@@ -140,7 +140,8 @@ fn a_tier_directory_that_is_not_the_one_the_index_knows_is_not_believed() {
 
 #[test]
 fn an_index_that_is_garbage_or_cut_short_is_set_aside_and_a_fresh_one_begun() {
-    let damage: [(&str, fn(&Path)); 5] = [
+    type Damage = (&'static str, fn(&Path));
+    let damage: [Damage; 5] = [
         ("garbage", |index| std::fs::write(index, vec![0x5a; 100_000]).unwrap()),
         ("zeros", |index| std::fs::write(index, vec![0; 100_000]).unwrap()),
         ("a few bytes", |index| std::fs::write(index, b"redb").unwrap()),
@@ -240,4 +241,29 @@ fn check_whatever_is_there(cache: &Arc<Cache>) {
             }
         }
     }
+}
+
+#[test]
+fn readers_that_look_up_more_extents_than_memory_keeps_find_every_one() {
+    let mut home = Home::in_memory(256 * MIB);
+    let objects = 27_000;
+    let cache = home.open();
+    (0..objects).for_each(|object| drop(cached(&cache, object, 10).unwrap()));
+    cache.close();
+    drop(cache);
+    let cache = home.reopen();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let cache = &cache;
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(thread);
+                for _ in 0..30_000 {
+                    let object = random.u64(0..objects);
+                    assert!(cache.get(&id(object)).is_some_and(|extent| extent.is_complete()), "{object}");
+                }
+            });
+        }
+    });
+    let fresh = cache.get_or_create(&id(5), 10).unwrap();
+    read_lent(&fresh, 5, ByteRange::new(0, 10)).unwrap();
 }

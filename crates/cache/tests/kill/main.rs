@@ -3,6 +3,8 @@
 //! A test binary of its own: it starts processes, and between fork and exec these hold the locks of every cache that
 //! other tests of the same process close and open again.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, their support included")]
+
 #[allow(dead_code, reason = "this binary uses a part of it")]
 #[path = "../behaviour/support.rs"]
 mod support;
