@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -30,24 +31,27 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import boto3
     import pandas
     from botocore.config import Config
+    from moto.server import ThreadedMotoServer
 
-    from penstock._native import Remote
-
-    directory = tmp_path_factory.mktemp("remote")
-    remote = Remote(str(directory), 1.0, 1 << 30, 1 << 30)
+    # Not our own remote: it takes unsigned requests only, and the pages show credentials.
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
     keys = {"aws_access_key_id": "penstock", "aws_secret_access_key": "penstock-secret", "region_name": "us-east-1"}
     config = Config(s3={"addressing_style": "path"})
-    store = boto3.client("s3", endpoint_url=remote.endpoint, config=config, **keys)
+    store = boto3.client("s3", endpoint_url=endpoint, config=config, **keys)
     store.create_bucket(Bucket="my-bucket")
     for number in range(1, 33):
         store.put_object(Bucket="my-bucket", Key=f"train/images/{number:04}.bin", Body=os.urandom(112 << 10))
-    table = directory.parent / "table.parquet"
+    table = tmp_path_factory.mktemp("table") / "table.parquet"
     pandas.DataFrame({"number": range(10_000), "name": [f"row {row}" for row in range(10_000)]}).to_parquet(table)
     store.put_object(Bucket="my-bucket", Key="train/table.parquet", Body=table.read_bytes())
     store.put_object(Bucket="my-bucket", Key="models/config.json", Body=b'{"layers": 12}')
-    yield remote.endpoint
+    yield endpoint
     store.close()
-    remote.stop()
+    server.stop()
 
 
 @pytest.mark.timeout(PAGE_TIMEOUT_S + 60)
