@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 METRIC = re.compile(r"^\s*/// (?P<help>.*)\n\s*(?P<name>\w+);$", re.MULTILINE)
+CONTRACT_TEST = re.compile(r"^ *(?:async )?(?:fn|def) (?:test_)?contract_(\d)_(\w+)\(", re.MULTILINE)
 # How typer marks what is required; the reference writes it as people do.
 REQUIRED = re.compile(r"\{(\w+)(?:\.\.\.)?\}")
 
@@ -39,6 +40,7 @@ def write_pages(directory: Path) -> None:
         "errors.md": errors_page(),
         "metrics.md": metrics_page(),
         "commands.md": commands_page(),
+        "contract.md": contract_page(),
         "results.md": measured.table(),
     }
     for name, text in pages.items():
@@ -115,6 +117,18 @@ def metrics_page() -> str:
         f"| `penstock_{row['name']}_total` | counter | {cell(row['help'])} |" for row in METRIC.finditer(counters)
     ]
     lines += [f"| `penstock_{row['name']}` | gauge | {cell(row['help'])} |" for row in METRIC.finditer(gauges)]
+    return "\n".join(lines) + "\n"
+
+
+def contract_page() -> str:
+    """The tests that are named after the sentences of the contract."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted([*ROOT.glob("crates/**/*.rs"), *ROOT.glob("tests/**/*.py")]):
+        for number, name in CONTRACT_TEST.findall(path.read_text()):
+            found.setdefault(number, []).append((name.replace("_", " "), str(path.relative_to(ROOT))))
+    lines = []
+    for number, tests in sorted(found.items()):
+        lines += ["", f"Sentence {number}:", "", *(f"- {name} (`{place}`)" for name, place in sorted(tests))]
     return "\n".join(lines) + "\n"
 
 
