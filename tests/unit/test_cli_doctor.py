@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from penstock.cli.checks import Finding, Level, disk, machine, node, sources, worst
-from penstock.errors import NotFoundError, PermissionDeniedError
+from penstock.errors import PermissionDeniedError
 from penstock.home import locate
 
 GIB = 1 << 30
@@ -120,12 +120,6 @@ class Entry:
 class FakeClient:
     """A tree with one cached and one uncached file."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
-        self.failure = failure
-
-    def stat(self, path: str) -> Entry:
-        raise self.failure or NotFoundError(f"stat {path}", "no such file")
-
     def walk(self, path: str) -> Iterator[Entry]:
         yield from [Entry("d", is_directory=True), Entry("small", 5), Entry("cached", 2 << 20), Entry("cold", 2 << 20)]
 
@@ -146,20 +140,28 @@ ATTACHMENT: dict[str, Any] = {
     "source": {"kind": "s3", "credentials": "profile:team"},
     "identity": "AKIA…WXYZ",
     "clock_skew_s": 0.5,
+    "latency_ms": 12.0,
     "weak": False,
 }
 
 
-def findings(client: Any, **changes: Any) -> list[Finding]:
+def findings(failure: Exception | None = None, **changes: Any) -> list[Finding]:
     attachment = {**ATTACHMENT, **changes}
-    return list(sources.check(client, [attachment], lambda: [attachment]))
+
+    def probe(path: str) -> dict[str, Any]:
+        assert path == "/data"
+        if failure is not None:
+            raise failure
+        return attachment
+
+    return list(sources.check(FakeClient(), [attachment], probe))  # type: ignore[arg-type]
 
 
 def test_a_source_that_answers_tells_identity_clock_and_throughput() -> None:
-    found = findings(FakeClient())
+    found = findings()
     assert worst(found) is Level.OK
     text = "\n".join(each.text for each in found)
-    for needle in ("s3://bucket answers in", "profile:team: AKIA…WXYZ", "agree", "/data/cold"):
+    for needle in ("s3://bucket answers in 12 ms", "profile:team: AKIA…WXYZ", "agree", "/data/cold"):
         assert needle in text
 
 
@@ -169,16 +171,20 @@ def test_a_clock_that_is_off_is_told_before_signatures_are_refused(skew: float, 
 
 
 def test_a_source_that_refuses_is_a_failure_with_its_words_and_is_not_measured() -> None:
-    found = findings(FakeClient(PermissionDeniedError("stat", "the key is unknown", "check the profile")))
+    found = findings(PermissionDeniedError("stat", "the key is unknown", "check the profile"))
     assert found[0].level is Level.FAILURE
     assert "the key is unknown" in found[0].text
     assert not any("throughput" in each.text or "/s over" in each.text for each in found)
 
 
+def test_a_slow_answer_is_a_warning() -> None:
+    assert worst(findings(latency_ms=900.0)) is Level.WARNING
+
+
 def test_weak_versions_are_a_warning() -> None:
-    assert worst(findings(FakeClient(), weak=True)) is Level.WARNING
+    assert worst(findings(weak=True)) is Level.WARNING
 
 
 def test_nothing_attached_is_no_fault() -> None:
-    [found] = sources.check(FakeClient(), [], list)  # type: ignore[arg-type]
+    [found] = sources.check(FakeClient(), [], dict)  # type: ignore[arg-type]
     assert (found.level, found.next) == (Level.OK, "penstock attach s3://bucket/prefix /data")

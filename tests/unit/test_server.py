@@ -56,6 +56,13 @@ class FakeCore:
             raise NotFoundError(f"detach {path}", "nothing is attached there")
         del self.specs[path]
 
+    def probe(self, path: str) -> str:
+        if path not in self.specs:
+            raise NotFoundError(f"probe {path}", "nothing is attached at that path")
+        if self.refuse is not None:
+            raise self.refuse
+        return json.dumps({**self._status(self.specs[path]), "latency_ms": 3.0})
+
     def attachments(self) -> str:
         return json.dumps([self._status(spec) for spec in self.specs.values()])
 
@@ -180,6 +187,14 @@ def test_a_damaged_document_is_a_problem_and_not_the_end(bench: Bench, home: Hom
     problems = again.http.get("/v1/status").json()["problems"]
     assert len(problems) == 2
     assert len(again.http.get("/v1/attachments").json()) == 1
+
+
+def test_a_source_is_asked_again_on_request(bench: Bench) -> None:
+    bench.http.post("/v1/attachments", json=request("memory://m", "/m"))
+    assert bench.http.get("/v1/attachments/probe", params={"path": "/m/"}).json()["latency_ms"] == 3
+    assert bench.http.get("/v1/attachments/probe", params={"path": "/n"}).json()["code"] == "not-found"
+    bench.core.refuse = UnavailableError("probe /m", "no answer")
+    assert bench.http.get("/v1/attachments/probe", params={"path": "/m"}).json()["code"] == "unavailable"
 
 
 def test_detach_forgets_the_document(bench: Bench, home: Home) -> None:

@@ -60,7 +60,7 @@ def _findings() -> Iterator["Finding"]:
     try:
         control = connection.control(start=False)
         yield from node.check(control.status(), connection.version())
-        yield from sources.check(connection.client(start=False), control.attachments(), control.attachments)
+        yield from sources.check(connection.client(start=False), control.attachments(), control.probe)
     except PenstockError as error:
         yield Finding("node", Level.FAILURE, str(error), "penstock down && penstock up")
 

@@ -47,6 +47,10 @@ class Control:
         """Attaches what :func:`penstock.policies.attachments.request` made."""
         return dict(self._ask("POST", "/v1/attachments", request))
 
+    def probe(self, path: str) -> dict[str, Any]:
+        """Asks the source of the attachment at exactly that path whether it answers."""
+        return dict(self._ask("GET", "/v1/attachments/probe?" + urlencode({"path": path})))
+
     def detach(self, path: str) -> None:
         """Takes the attachment at exactly that path out of the tree."""
         self._ask("DELETE", "/v1/attachments?" + urlencode({"path": path}))

@@ -171,6 +171,10 @@ def _add_attachments(app: FastAPI, service: NodeService) -> None:
     def attach(body: AttachBody) -> dict[str, Any]:
         return service.attach(body.model_dump())
 
+    @app.get("/v1/attachments/probe")
+    def probe(path: str) -> dict[str, Any]:
+        return service.attachments.probe(path)
+
     @app.delete("/v1/attachments", status_code=HTTPStatus.NO_CONTENT)
     def detach(path: str) -> None:
         service.detach(path)

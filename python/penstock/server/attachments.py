@@ -32,6 +32,9 @@ class Attacher(Protocol):
     def detach(self, path: str) -> None:
         """Takes it out again."""
 
+    def probe(self, path: str) -> str:
+        """Asks the source at exactly that path whether it answers; its status as JSON."""
+
     def attachments(self) -> str:
         """Every attachment with its health, as a JSON list."""
 
@@ -126,6 +129,19 @@ class AttachmentBook:
             del self._documents[path]
             self._problems.pop(path, None)
         _log.info("detached %s", path)
+
+    def probe(self, path: str) -> dict[str, Any]:
+        """Asks the source of one attachment again what an attach asks first.
+
+        Raises:
+            NotFoundError: nothing is attached at exactly that path.
+            PenstockError: what the source refuses with.
+        """
+        path = check_tree_path(path)
+        status = json.loads(self._core.probe(path))
+        with self._lock:
+            document = self._documents[path]
+        return _view(document, status, None)
 
     def all(self) -> list[dict[str, Any]]:
         """Every document with what the core knows of its health, sorted by path."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli.checks.finding import Finding, Level
-from penstock.errors import NotFoundError, PenstockError
+from penstock.errors import PenstockError
 from penstock.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from penstock.client import Client
+
+    Probe = Callable[[str], dict[str, Any]]
 
 __all__ = ["check"]
 
@@ -22,54 +23,45 @@ NOTABLE_SKEW_S = 60.0
 REFUSED_SKEW_S = 900.0
 """S3 refuses signatures that are 15 minutes off."""
 
-SLOW_LATENCY_S = 0.5
+SLOW_LATENCY_MS = 500.0
 SAMPLE_BYTES = 16 << 20
 SAMPLE_MIN_BYTES = 1 << 20
 ENTRIES_LOOKED_AT = 2000
 
 
-def check(client: Client, attachments: list[dict[str, Any]], ask: Any) -> Iterator[Finding]:
+def check(client: Client, attachments: list[dict[str, Any]], probe: Probe) -> Iterator[Finding]:
     """Everything about every attachment.
 
     Args:
         client: reads through the node.
         attachments: as the control API shows them.
-        ask: returns the attachments again, with what the node noticed meanwhile.
+        probe: asks the source at a path, and returns the attachment with what the node noticed.
     """
     if not attachments:
         yield Finding("sources", Level.OK, "nothing is attached", "penstock attach s3://bucket/prefix /data")
     for attachment in attachments:
         subject = f"source {attachment['path']}"
-        answered = latency(client, attachment)
-        yield answered
-        known = next((each for each in ask() if each["id"] == attachment["id"]), attachment)
+        try:
+            known = probe(attachment["path"])
+        except PenstockError as error:
+            yield Finding(subject, Level.FAILURE, str(error), f"penstock detach {attachment['path']}, then attach anew")
+            continue
+        yield latency(subject, known)
         yield identity(known)
         if known["clock_skew_s"] is not None:
             yield clock(subject, known["clock_skew_s"])
         if known["weak"]:
             text = "tells versions apart by size and time only: a change within its time step may go unseen"
             yield Finding(subject, Level.WARNING, text, "penstock attachments --json")
-        if answered.level is not Level.FAILURE:
-            yield throughput(client, attachment)
+        yield throughput(client, attachment)
 
 
-def latency(client: Client, attachment: dict[str, Any]) -> Finding:
-    """Asks for a name that is not there: one request that nothing can answer but the source."""
-    subject = f"source {attachment['path']}"
-    path = attachment["path"].rstrip("/") + f"/.penstock-doctor-{secrets.token_hex(6)}"
-    begun = time.perf_counter()
-    try:
-        client.stat(path)
-    except NotFoundError:
-        pass
-    except PenstockError as error:
-        url = attachment["url"]
-        next_step = f"penstock detach {attachment['path']} && penstock attach {url} {attachment['path']} …"
-        return Finding(subject, Level.FAILURE, str(error), next_step)
-    elapsed = time.perf_counter() - begun
-    text = f"{attachment['url']} answers in {elapsed * 1000:.0f} ms"
-    level = Level.WARNING if elapsed > SLOW_LATENCY_S else Level.OK
-    return Finding(subject, level, text, "use an endpoint or region nearer to you" if level is Level.WARNING else None)
+def latency(subject: str, attachment: dict[str, Any]) -> Finding:
+    """How long the source takes for one small answer."""
+    text = f"{attachment['url']} answers in {attachment['latency_ms']:.0f} ms"
+    if attachment["latency_ms"] > SLOW_LATENCY_MS:
+        return Finding(subject, Level.WARNING, text, "use an endpoint or region nearer to you")
+    return Finding(subject, Level.OK, text)
 
 
 def identity(attachment: dict[str, Any]) -> Finding:
