@@ -65,8 +65,6 @@ def test_every_code_block_of_a_page_runs(page: Path, bucket: str, tmp_path: Path
         "AWS_EC2_METADATA_DISABLED": "true",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
-    if "PENSTOCK_CI_RUN" in os.environ:
-        environment["PENSTOCK_CI_RUN"] = os.environ["PENSTOCK_CI_RUN"]
     work = tmp_path / "work"
     work.mkdir()
     command = [sys.executable, str(SESSION), str(page), f"{ENDPOINT_IN_DOCS}={bucket}"]
