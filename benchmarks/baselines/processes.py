@@ -6,9 +6,12 @@ Library: the interpreter that runs this; ``import typer`` is what every command 
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 HOW_TYPER = "python -c 'import typer'"
 HOW_BARE = "python -c pass"
+PENSTOCK = str(Path(sys.executable).with_name("penstock"))
+"""The console script beside the interpreter that runs this."""
 
 
 def run(arguments: list[str]) -> float:

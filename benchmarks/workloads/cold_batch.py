@@ -30,7 +30,9 @@ def run(lab: Lab) -> list[Verdict]:
         ours = Side("penstock", "client.read_many(1,000 paths), nothing of them cached, cached with CRC32C")
         raw = Side("raw GETs", raw_gets.how(CONNECTIONS))
         steps = [
-            Step(ours, lambda: client.read_many(paths), prepare=lambda: client.evict("/data/small"), check=check),
+            Step(
+                ours, lambda: client.read_many(paths), prepare=lambda: client.evict("/data/small").wait(), check=check
+            ),
             Step(raw, lambda: raw_gets.run(plain, keys, CONNECTIONS), check=check),
         ]
         take_turns(steps, lab.repeats, {"node": node_pid(client), "remote": store.pid})

@@ -34,7 +34,7 @@ def run(lab: Lab) -> list[Verdict]:
         ours = Side("penstock", "client.list, then open-read-close one after another, one thread")
         raw = Side("raw GETs", raw_gets.how(1))
         steps = [
-            Step(ours, read, prepare=lambda: client.evict("/data/small"), check=check),
+            Step(ours, read, prepare=lambda: client.evict("/data/small").wait(), check=check),
             Step(raw, lambda: raw_gets.run(plain, keys, 1), check=check),
         ]
         take_turns(steps, min(lab.repeats, 3), {"node": node_pid(client), "remote": store.pid})

@@ -57,7 +57,7 @@ def _measure(lab: Lab, shape: tuple[float, int, int]) -> tuple[Side, Side]:
         ours = Side("penstock", "client.open().readinto in a loop, one thread, 1 MiB buffer, cached with CRC32C")
         raw = Side("raw streams", raw_streams.HOW)
         steps = [
-            Step(ours, read, prepare=lambda: client.evict("/data/large.bin"), check=check),
+            Step(ours, read, prepare=lambda: client.evict("/data/large.bin").wait(), check=check),
             Step(raw, lambda: raw_streams.run(plain, "large.bin", SIZE, target)),
         ]
         take_turns(steps, lab.repeats, {"node": node_pid(client), "remote": store.pid})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from benchmarks.baselines import processes
 from benchmarks.lab import BUCKET, Lab, attach, node_at, node_pid
 from benchmarks.measure import Side, Verdict
 from benchmarks.store import FREE
@@ -57,7 +57,7 @@ def _fill(client) -> None:  # type: ignore[no-untyped-def]
 
 
 def _up(home: Path) -> float:
-    command = [sys.executable, "-m", "penstock", "up"]
+    command = [processes.PENSTOCK, "up"]
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PENSTOCK_HOME": str(home)})
     return time.perf_counter() - start

@@ -16,13 +16,13 @@ WHAT = "start"
 
 def run(lab: Lab) -> list[Verdict]:
     sides = {
-        "help": Side("penstock --help", "python -m penstock --help"),
+        "help": Side("penstock --help", "the console script"),
         "typer": Side("import typer", processes.HOW_TYPER),
         "import": Side("import penstock", "python -c 'import penstock'"),
         "bare": Side("bare Python", processes.HOW_BARE),
     }
     for _ in range(lab.repeats * 3):
-        sides["help"].seconds.append(processes.run([sys.executable, "-m", "penstock", "--help"]))
+        sides["help"].seconds.append(processes.run([processes.PENSTOCK, "--help"]))
         sides["typer"].seconds.append(processes.typer())
         sides["import"].seconds.append(processes.run([sys.executable, "-c", "import penstock"]))
         sides["bare"].seconds.append(processes.bare())

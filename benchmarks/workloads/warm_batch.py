@@ -52,6 +52,6 @@ def toucher() -> tuple[Callable[[Sequence[object]], int], str]:
         return lambda contents: sum(zlib.crc32(part) for part in contents), "zlib.crc32 of each"  # type: ignore[arg-type]
 
     def touch(contents: Sequence[object]) -> int:
-        return int(sum(numpy.frombuffer(part, dtype=numpy.uint64).max() for part in contents))  # type: ignore[call-overload]
+        return sum(int(numpy.frombuffer(part, dtype=numpy.uint64).max()) for part in contents)  # type: ignore[call-overload]
 
     return touch, "numpy maximum over each"

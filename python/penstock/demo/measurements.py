@@ -105,7 +105,7 @@ def _small(scene: Scene) -> Iterator[Plan]:
     work = lambda: client.read_many(paths)  # noqa: E731
     how = f"one call for all {len(paths)} files"
     yield Plan(name="read_many", title="read_many, cached", how=how, work=work, check=check, **facts)
-    client.evict(f"{stage.MOUNT}/train")
+    client.evict(f"{stage.MOUNT}/train").wait()
     yield Plan(name="read_many_cold", title="read_many, cold", how=how, work=work, check=check, **facts)
 
 
