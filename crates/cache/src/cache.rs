@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 
 use penstock_types::{CacheConfig, Clock, Error, ErrorKind, Metrics, ObjectId, Result};
 
+use crate::accounts::BLOCK;
 use crate::care::{Care, Loading};
 use crate::descriptors::Descriptors;
 use crate::disk::Disk;
-use crate::extent::{BLOCK, Extent};
+use crate::extent::Extent;
 use crate::flush::Stored;
 use crate::index::{Index, IndexedStripes, Record, ScrubRow, object_hash};
 use crate::live::Live;
@@ -60,6 +61,8 @@ pub struct Cache {
     pub(crate) next_number: AtomicU64,
     /// Numbers below it are stored as used.
     pub(crate) number_limit: AtomicU64,
+    /// Set by `close`: from then on no file is made, opened or unlinked, for they may be another process's.
+    pub(crate) closed: AtomicBool,
     /// Whether the files that an earlier process left were dealt with.
     pub(crate) clean: AtomicBool,
     /// Held while the cache is open, so that no other process uses its directories.
@@ -127,6 +130,7 @@ impl Cache {
             number_limit: AtomicU64::new(opened.stored.facts.number_limit),
             pending: Mutex::new(Pending { scrub: opened.stored.facts.scrub, ..Pending::default() }),
             stored: Mutex::new(opened.stored),
+            closed: AtomicBool::new(false),
             clean: AtomicBool::new(opened.care.is_clean()),
             care: Mutex::new(opened.care),
             locks: Mutex::new(opened.locks),
@@ -164,6 +168,7 @@ impl Cache {
             // A version names one content; whatever has another size is not it.
             self.retire(&known);
         }
+        self.check_open()?;
         let tier = self.choose_tier(id, size)?;
         let number = self.take_number();
         let extent = Extent::new(number, id.clone(), size, tier, Weak::clone(&self.me));
@@ -296,7 +301,7 @@ impl Cache {
             return None;
         }
         let tier = self.tiers.iter().find(|tier| tier.slot == record.tier && tier.offline.is_none())?;
-        let stripes = IndexedStripes { index: Arc::clone(&self.index), number };
+        let stripes = IndexedStripes { index: Arc::downgrade(&self.index), number };
         let map = if record.complete {
             PageMap::complete(record.size, Box::new(stripes))
         } else {
@@ -307,6 +312,14 @@ impl Cache {
         let uses = tier.policy().adopt(number, object_hash(&id), record.charged, record.uses);
         let place = (Arc::clone(tier), Weak::clone(&self.me));
         Some(Extent::restore((number, id), record, map, place, (uses, self.boot)))
+    }
+
+    /// `NoSpace` once the cache is closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::NoSpace, "use the cache", "it is closed"));
+        }
+        Ok(())
     }
 
     fn take_number(&self) -> u64 {

@@ -13,7 +13,7 @@ use penstock_types::ErrorKind;
 
 use crate::cache::{Cache, DeadRow};
 use crate::disk::Disk;
-use crate::extent::Undurable;
+use crate::image::Undurable;
 use crate::index::object_hash;
 use crate::live::MAX_IDLE;
 use crate::tier::directory_index;
@@ -72,6 +72,9 @@ impl Cache {
     /// One step of everything that is due. Does nothing when another thread does it.
     pub(crate) fn keep_house(&self) {
         let Ok(mut care) = self.care.try_lock() else { return };
+        if self.check_open().is_err() {
+            return;
+        }
         self.load_rows();
         self.recount_when_damaged();
         self.remove_leftovers(&mut care);
@@ -91,6 +94,9 @@ impl Cache {
     /// Makes some complete, quiet extents durable: their data is synced, then they are marked. After a crash of the
     /// machine they need no verification.
     pub fn make_durable_step(&self) {
+        if self.check_open().is_err() {
+            return;
+        }
         let started = self.parts.clock.monotonic();
         let waiting = self.pending().undurable.len();
         let mut syncs = 0;
@@ -105,7 +111,8 @@ impl Cache {
                     syncs += 1;
                     self.make_durable(&extent, generation);
                 }
-                Err(Undurable::NotYet) => self.pending().undurable.push_back(number),
+                // The others became complete later still.
+                Err(Undurable::NotYet) => return self.pending().undurable.push_front(number),
                 Err(Undurable::Never) => {}
             }
         }

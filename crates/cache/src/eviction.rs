@@ -45,6 +45,7 @@ impl Cache {
 
     /// Takes `bytes` of a tier's budget for `wanted`, evicting others where it must.
     pub(crate) fn reserve(&self, tier: &Arc<Tier>, bytes: u64, wanted: &Extent) -> Result<()> {
+        self.check_open()?;
         if let Some(reason) = tier.refusal() {
             return Err(wanted.error(ErrorKind::NoSpace, &reason));
         }
@@ -128,6 +129,7 @@ impl Cache {
         if !extent.has_file() {
             return Ok(());
         }
+        self.check_open()?;
         let path = extent.tier.path_of(extent.number);
         match self.parts.disk.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(extent.tier.fail("unlink", &path, &error)),

@@ -249,9 +249,12 @@ impl Extent {
             }
             state.opening = true;
         }
-        let opened = open().map(Arc::new);
-        let kept = opened.as_ref().ok().zip(self.owner.upgrade());
-        let kept = kept.map(|(file, owner)| owner.descriptors.keep(&self.me, Arc::clone(file)));
+        let opened = self.owner().and_then(|owner| {
+            owner.check_open()?;
+            let file = Arc::new(open()?);
+            Ok((owner.descriptors.keep(&self.me, Arc::clone(&file)), file))
+        });
+        let (kept, opened) = opened.map_or_else(|error| (None, Err(error)), |(kept, file)| (Some(kept), Ok(file)));
         {
             let mut state = self.state();
             state.opening = false;
@@ -344,10 +347,15 @@ impl Extent {
             return Err(self.retire("the cache file has another size"));
         }
         let mut state = self.state();
-        if facts.inode != state.inode {
-            state.doubtful = true;
-            state.inode = facts.inode;
+        if facts.inode == state.inode {
+            return Ok(file);
         }
+        if mode == OpenMode::Write {
+            drop(state);
+            return Err(self.retire("the cache file was replaced"));
+        }
+        state.doubtful = true;
+        state.inode = facts.inode;
         Ok(file)
     }
 
@@ -389,9 +397,8 @@ impl Extent {
             (state.write.take(), std::mem::replace(&mut state.sealed, true))
         };
         drop(unused);
-        if let Some(owner) = self.owner.upgrade() {
-            owner.note_undurable(self.number);
-        }
+        let Some(owner) = self.owner.upgrade().filter(|owner| owner.check_open().is_ok()) else { return };
+        owner.note_undurable(self.number);
         let path = self.tier.path_of(self.number);
         if !sealed && let Err(error) = self.tier.disk.set_permissions(&path, SEALED) {
             tracing::debug!(%error, path = %path.display(), "a complete cache file stays writable");

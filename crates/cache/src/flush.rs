@@ -31,8 +31,10 @@ impl Cache {
         stored
     }
 
-    /// Flushes for the last time and closes the index. What is lent stays readable; nothing new is remembered.
+    /// Flushes for the last time and gives index and directories free for the next process. What is lent stays
+    /// readable, and what is open; nothing is cached any more.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         if let Err(error) = self.store_up_to(0) {
             tracing::warn!(code = "cache-index-unhealthy", %error, "the last changes are forgotten by a restart");
         }

@@ -2,6 +2,7 @@
 //! a byte budget and an index that outlives the process. It knows nothing of sources or trees, and never returns a
 //! byte that it did not take.
 
+mod accounts;
 mod cache;
 mod care;
 mod descriptors;
@@ -10,6 +11,7 @@ mod eviction;
 mod extent;
 mod extent_file;
 mod flush;
+mod image;
 mod index;
 mod live;
 mod open;

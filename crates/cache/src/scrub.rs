@@ -26,7 +26,7 @@ impl Cache {
         let (Ok(_care), Ok(period)) = (self.care.try_lock(), Duration::try_from_secs_f64(interval)) else {
             return report;
         };
-        if period.is_zero() {
+        if period.is_zero() || self.check_open().is_err() {
             return report;
         }
         let mut row = self.pending().scrub;

@@ -10,7 +10,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use penstock_types::ObjectId;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
@@ -288,13 +288,14 @@ const FAILURE: &str = "no panic while the failure is held";
 
 /// The stripes of one extent in the index.
 pub struct IndexedStripes {
-    pub index: Arc<Index>,
+    /// Not held: who holds an extent must not keep the index open.
+    pub index: Weak<Index>,
     pub number: u64,
 }
 
 impl StoredStripes for IndexedStripes {
     fn load(&self, stripe: u64) -> Option<StripeImage> {
-        self.index.stripe(self.number, stripe)
+        self.index.upgrade()?.stripe(self.number, stripe)
     }
 }
 

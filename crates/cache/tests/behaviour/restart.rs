@@ -267,3 +267,28 @@ fn readers_that_look_up_more_extents_than_memory_keeps_find_every_one() {
     let fresh = cache.get_or_create(&id(5), 10).unwrap();
     read_lent(&fresh, 5, ByteRange::new(0, 10)).unwrap();
 }
+
+#[test]
+fn a_closed_cache_touches_no_file_of_the_next_one() {
+    let mut home = Home::new(16 * MIB);
+    let old = home.open();
+    let (complete, partial) = (cached(&old, 1, PAGE).unwrap(), old.get_or_create(&id(2), 4 * PAGE).unwrap());
+    fill(&partial, 2, ByteRange::new(0, PAGE)).unwrap();
+    let lease = partial.lend().unwrap();
+    old.close();
+    let new = home.reopen();
+    (10..14).for_each(|object| drop(cached(&new, object, PAGE).unwrap()));
+    let calls = home.disk.calls.load(Ordering::SeqCst);
+    assert_eq!(old.get_or_create(&id(3), PAGE).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(fill(&partial, 2, ByteRange::new(PAGE, 4 * PAGE)).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert!(complete.lend().is_err() && old.evict(&id(1)).is_err());
+    old.retire(&complete);
+    old.make_durable_step();
+    let _ = old.flush();
+    assert_eq!(home.disk.calls.load(Ordering::SeqCst), calls);
+    let mut out = vec![0; PAGE as usize];
+    rustix::io::pread(lease.descriptor(), &mut out[..], 0).unwrap();
+    penstock_testkit::oracle::check(2, 1, 0, &out).unwrap();
+    drop((old, complete, partial, lease));
+    assert_eq!(right_objects(&new, 0..20), [1, 10, 11, 12, 13]);
+}
