@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +70,10 @@ def test_a_process_that_is_left_behind_is_found_by_its_mark(report: ModuleType) 
     mark = f"test-{os.getpid()}"
     with subprocess.Popen(["sleep", "60"], env={**os.environ, report.MARK: mark}) as process:
         try:
-            assert list(report.leftover_processes(mark)) == [process.pid]
+            # A process that is just being started has no environment yet.
+            deadline = time.monotonic() + 10
+            while not (found := report.leftover_processes(mark)) and time.monotonic() < deadline:
+                pass
+            assert list(found) == [process.pid]
         finally:
             process.kill()
