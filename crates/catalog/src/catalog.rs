@@ -30,6 +30,10 @@ impl Catalog {
     pub fn open(path: &Path, clock: Arc<dyn Clock>, metrics: Metrics) -> Result<Arc<Self>> {
         let timeline = Arc::new(Timeline::new(clock));
         let store = Store::open(path, timeline.now())?;
+        Self::with(store, timeline, metrics)
+    }
+
+    fn with(store: Store, timeline: Arc<Timeline>, metrics: Metrics) -> Result<Arc<Self>> {
         let writer = Arc::new(Writer::new(store, timeline.clone())?);
         Ok(Arc::new(Self { writer, timeline, metrics, scopes: Mutex::default() }))
     }
@@ -75,3 +79,6 @@ impl Catalog {
         scope
     }
 }
+
+#[cfg(test)]
+mod tests;

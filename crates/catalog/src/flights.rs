@@ -120,7 +120,7 @@ impl View {
         };
         let fact = Fact { answer, sent: now };
         self.doubt_listings(&place, &fact);
-        self.learn(path, fact.clone());
+        self.learn(path, &place, fact.clone());
         Ok(fact)
     }
 
@@ -183,7 +183,7 @@ impl View {
             return None;
         }
         let fact = known::look_up(&ingest.sight(&reached), place, attached).ok()?;
-        self.learn(path, fact.clone());
+        self.learn(path, place, fact.clone());
         Some(fact)
     }
 

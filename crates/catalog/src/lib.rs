@@ -5,11 +5,13 @@ mod ask;
 mod catalog;
 mod chunk;
 mod cursor;
+mod driver;
 mod flights;
 mod hot;
 mod ingest;
 mod keymap;
 mod known;
+mod named;
 mod pages;
 mod present;
 mod ranges;
@@ -58,3 +60,9 @@ pub struct ItemPage {
     /// Where to go on: pass it as `after`. `None` on the last page. Opaque.
     pub next: Option<String>,
 }
+
+#[cfg(test)]
+extern crate self as penstock_catalog;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;

@@ -10,6 +10,7 @@ use crate::ingest::Ingest;
 use crate::known::Covering;
 use crate::present::{self, Directory, Shown};
 use crate::scan::Sight;
+use crate::scope::is_of;
 use crate::store::{Change, Kind};
 use crate::timeline::is_fresh;
 use crate::view::{PAGE_LIMIT, View};
@@ -98,6 +99,20 @@ impl View {
             return Ok(Feed::Stored(found.sight));
         }
         Ok(Feed::Live(self.listing(kind, &listed_prefix(kind, directory))))
+    }
+
+    /// What a listing of the directory that is under way has found behind the cursor so far; it may go on.
+    pub(crate) fn list_under_way(&self, directory: &Directory, cursor: Cursor, limit: usize) -> Result<Shown> {
+        let covers = |ingest: &Ingest| is_of(ingest, Kind::Directory, &listed_prefix(Kind::Directory, directory));
+        let Some(ingest) = self.parts.scope.find(covers) else {
+            return Ok(Shown { items: Vec::new(), cursor, exhausted: true });
+        };
+        let reached = ingest.progress().borrow().clone();
+        let shown = present::list(&ingest.sight(&reached), directory, cursor, limit)?;
+        if shown.exhausted {
+            ingest.took_all(&reached);
+        }
+        Ok(shown)
     }
 
     /// The complete listings that a page of this kind can be read from.

@@ -26,6 +26,8 @@ const SCOPES: TableDefinition<&str, u32> = TableDefinition::new("scopes");
 const LISTINGS: TableDefinition<Bytes, Bytes> = TableDefinition::new("listings");
 /// Generation (8, big-endian), first key → packed chunk.
 const CHUNKS: TableDefinition<Bytes, Bytes> = TableDefinition::new("chunks");
+/// Scope number (4, big-endian), shape (1), full key → what was learnt of that name alone.
+const NAMES: TableDefinition<Bytes, Bytes> = TableDefinition::new("names");
 /// Generations that are being written or are no longer wanted: rubbish when the file is opened.
 const LOOSE: TableDefinition<u64, ()> = TableDefinition::new("loose generations");
 
@@ -35,6 +37,8 @@ const FORMAT: i64 = 1;
 const PAGE_CACHE_BYTES: usize = 32 << 20;
 /// Where tables without a file are.
 const IN_MEMORY: &str = "in memory";
+/// Names that are kept one by one at most; beyond that all are dropped and learnt again as they are needed.
+const NAMES_LIMIT: i64 = 1 << 20;
 /// Rows of a loose generation that one transaction removes.
 const SWEEP_ROWS: usize = 2048;
 
@@ -71,6 +75,8 @@ pub(crate) enum Change {
     Beside { generation: u64, key: Vec<u8> },
     /// The generation is whole and takes the place of the one before.
     Finish { scope: u32, kind: Kind, prefix: Vec<u8>, listing: Listing },
+    /// What was learnt of one name.
+    Name { key: Vec<u8>, row: Vec<u8> },
     /// A listing is no longer believed; `generation` guards against dropping a newer one.
     Forget { scope: u32, kind: Kind, prefix: Vec<u8>, generation: u64 },
     /// Every listing of a scope is forgotten.
@@ -127,6 +133,13 @@ impl Store {
         Self::prepare(database, IN_MEMORY.into(), now)
     }
 
+    /// Tables on a backend of a test.
+    #[cfg(test)]
+    pub(crate) fn on(backend: impl redb::StorageBackend, now: Moment) -> Result<Self> {
+        let database = builder().create_with_backend(backend).map_err(|error| disk("test backend", &error))?;
+        Self::prepare(database, "test backend".into(), now)
+    }
+
     /// Whether nothing of it outlives the process.
     pub(crate) fn is_in_memory(&self) -> bool {
         self.place == IN_MEMORY
@@ -168,6 +181,7 @@ impl Store {
             transaction.open_table(SCOPES)?;
             transaction.open_table(LISTINGS)?;
             transaction.open_table(CHUNKS)?;
+            transaction.open_table(NAMES)?;
             transaction.open_table(LOOSE)?;
             Ok(epoch)
         })()
@@ -224,6 +238,15 @@ impl Store {
         number().map_err(|error| disk(&self.place, &error))
     }
 
+    /// What is kept of one name.
+    pub(crate) fn name(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let read = || -> std::result::Result<Option<Vec<u8>>, redb::Error> {
+            let names = self.database.begin_read()?.open_table(NAMES)?;
+            Ok(names.get(key)?.map(|row| row.value().to_vec()))
+        };
+        read().map_err(|error| disk(&self.place, &error))
+    }
+
     /// The tables as they are now.
     pub(crate) fn reader(&self) -> Result<Reader> {
         let open = || -> std::result::Result<_, redb::Error> {
@@ -240,10 +263,12 @@ impl Store {
         let apply = || -> std::result::Result<Vec<u64>, redb::Error> {
             let transaction = write(&self.database, Durability::None)?;
             let mut loose = Vec::new();
+            drop_names_beyond_limit(&transaction)?;
             {
                 let mut tables = Tables {
                     listings: transaction.open_table(LISTINGS)?,
                     chunks: transaction.open_table(CHUNKS)?,
+                    names: transaction.open_table(NAMES)?,
                     loose: transaction.open_table(LOOSE)?,
                     facts: transaction.open_table(FACTS)?,
                 };
@@ -297,6 +322,7 @@ impl Store {
 struct Tables<'a> {
     listings: redb::Table<'a, Bytes, Bytes>,
     chunks: redb::Table<'a, Bytes, Bytes>,
+    names: redb::Table<'a, Bytes, Bytes>,
     loose: redb::Table<'a, u64, ()>,
     facts: redb::Table<'a, &'static str, i64>,
 }
@@ -324,6 +350,11 @@ impl Tables<'_> {
                 self.loose.remove(listing.generation)?;
                 self.loosen(before, loose)?;
             }
+            Change::Name { key, row } => {
+                let new = self.names.insert(key.as_slice(), row.as_slice())?.is_none();
+                let count = self.facts.get("names")?.map_or(0, |count| count.value()) + i64::from(new);
+                self.facts.insert("names", count)?;
+            }
             Change::Forget { scope, kind, prefix, generation } => {
                 let key = listing_key(scope, kind, &prefix);
                 let known = self.listings.get(key.as_slice())?.and_then(|row| decode_listing(row.value()));
@@ -341,6 +372,7 @@ impl Tables<'_> {
                 for listing in forgotten {
                     self.loosen(listing, loose)?;
                 }
+                self.names.retain_in(low.as_slice()..high.as_slice(), |_, _| false)?;
             }
         }
         Ok(())
@@ -447,6 +479,15 @@ fn check_format(database: &Database) -> Result<(), Failure> {
     }
 }
 
+fn drop_names_beyond_limit(transaction: &WriteTransaction) -> std::result::Result<(), redb::Error> {
+    let mut facts = transaction.open_table(FACTS)?;
+    if facts.get("names")?.is_some_and(|count| count.value() > NAMES_LIMIT) {
+        transaction.delete_table(NAMES)?;
+        facts.insert("names", 0)?;
+    }
+    Ok(())
+}
+
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(PAGE_CACHE_BYTES);
@@ -490,106 +531,4 @@ fn disk(place: &str, reason: &dyn std::fmt::Display) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn listing(generation: u64, sent: Moment) -> Listing {
-        Listing { generation, sent, epoch: 0, entries: 1 }
-    }
-
-    fn finish(store: &Store, generation: u64) -> Vec<u64> {
-        let changes = vec![
-            Change::Begin { generation },
-            Change::Chunk { generation, first: b"a".to_vec(), row: vec![1] },
-            Change::Finish { scope: 1, kind: Kind::Tree, prefix: Vec::new(), listing: listing(generation, 9) },
-        ];
-        store.apply(changes).unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_as_a_listing_row_are_refused_or_read(row in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let _ = decode_listing(&row);
-        }
-
-        #[test]
-        fn a_listing_comes_back_from_its_row(generation in any::<u64>(), sent in any::<i64>()) {
-            let row = postcard::to_stdvec(&listing(generation, sent)).unwrap();
-            prop_assert_eq!(decode_listing(&row), Some(listing(generation, sent)));
-        }
-    }
-
-    #[test]
-    fn a_new_listing_takes_the_place_of_the_old_one_whose_chunks_are_swept() {
-        let store = Store::in_memory(0).unwrap();
-        assert!(finish(&store, 1).is_empty());
-        assert_eq!(finish(&store, 2), [1]);
-        assert_eq!(store.loose_generations().unwrap(), [1]);
-        assert!(store.sweep(1).unwrap());
-        assert!(store.loose_generations().unwrap().is_empty());
-        let reader = store.reader().unwrap();
-        assert!(reader.chunk_around(1, b"z").unwrap().is_none());
-        assert!(reader.chunk_around(2, b"z").unwrap().is_some());
-        assert_eq!(reader.listing(1, Kind::Tree, b"").unwrap().unwrap().generation, 2);
-        assert_eq!(store.next_generation().unwrap(), 3);
-    }
-
-    #[test]
-    fn forgetting_a_scope_leaves_the_others() {
-        let store = Store::in_memory(0).unwrap();
-        assert_eq!((store.scope("a").unwrap(), store.scope("b").unwrap(), store.scope("a").unwrap()), (0, 1, 0));
-        finish(&store, 1);
-        assert!(store.apply(vec![Change::ForgetScope { scope: 0 }]).unwrap().is_empty());
-        assert_eq!(store.apply(vec![Change::ForgetScope { scope: 1 }]).unwrap(), [1]);
-        assert_eq!(store.reader().unwrap().listing(1, Kind::Tree, b"").unwrap(), None);
-    }
-
-    #[test]
-    fn a_clock_that_was_turned_back_between_runs_begins_a_new_epoch() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("catalog.redb");
-        let epoch_at = |now| {
-            let store = Store::open(&path, now).unwrap();
-            store.flush(now + 10).unwrap();
-            store.epoch()
-        };
-        assert_eq!([epoch_at(100), epoch_at(200), epoch_at(150), epoch_at(170)], [0, 0, 1, 1]);
-    }
-
-    #[test]
-    fn a_damaged_file_is_set_aside_and_begun_anew() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("catalog.redb");
-        let damages: [fn(&mut Vec<u8>); 4] = [
-            |bytes| bytes.fill(0xa5),
-            |bytes| bytes.truncate(5000),
-            |bytes| bytes[..64].fill(0),
-            |bytes| {
-                let half = bytes.len() / 2;
-                bytes[4096..half].fill(0x5a);
-            },
-        ];
-        for damage in damages {
-            finish(&Store::open(&path, 0).unwrap(), 1);
-            let mut bytes = std::fs::read(&path).unwrap();
-            damage(&mut bytes);
-            std::fs::write(&path, bytes).unwrap();
-            let store = Store::open(&path, 0).unwrap();
-            finish(&store, 2);
-            assert_eq!(store.reader().unwrap().listing(1, Kind::Tree, b"").unwrap().unwrap().generation, 2);
-            assert!(directory.path().join("catalog.redb.damaged").exists());
-            std::fs::remove_file(directory.path().join("catalog.redb.damaged")).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_file_that_another_process_has_open_is_refused_and_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("catalog.redb");
-        let _held = Store::open(&path, 0).unwrap();
-        assert_eq!(Store::open(&path, 0).map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
-        assert!(!directory.path().join("catalog.redb.damaged").exists());
-    }
-}
+mod tests;

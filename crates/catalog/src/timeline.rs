@@ -6,6 +6,18 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use penstock_types::{Clock, Freshness};
 
+/// Facts about single names are kept on disk where they are believed at least so long, s: otherwise they are stale
+/// before anybody comes back for them.
+const KEEP_FROM_SECONDS: f64 = 300.0;
+
+/// Whether single names are worth a row.
+pub(crate) fn keeps_names(freshness: Freshness) -> bool {
+    match freshness {
+        Freshness::Immutable => true,
+        Freshness::Seconds(seconds) => seconds >= KEEP_FROM_SECONDS,
+    }
+}
+
 /// A moment, microseconds since the Unix epoch as this time line counts.
 pub(crate) type Moment = i64;
 

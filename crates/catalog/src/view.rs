@@ -9,10 +9,11 @@ use crate::flights::{Flights, Stale};
 use crate::hot::{Hot, HotFact, hot};
 use crate::keymap::{self, Place};
 use crate::known::{self, Answer, Fact};
+use crate::named;
 use crate::present::{self, Directory};
 use crate::scope::Scope;
 use crate::store::Kind;
-use crate::timeline::{is_fresh, is_fresh_absence};
+use crate::timeline::{is_fresh, is_fresh_absence, keeps_names};
 use crate::{Catalog, Item, ItemPage, NamedItem};
 
 /// Entries of one page at most, whatever is asked for.
@@ -133,13 +134,15 @@ impl View {
         let found = || -> Result<Vec<NamedItem>> {
             let (Place::Name(key) | Place::Beside(key)) = self.place(path)? else { return Ok(Vec::new()) };
             let directory = self.directory(path.rsplit_once('/').map_or("", |(parent, _)| parent))?;
-            let covering = self.covering(&directory.prefix)?;
-            let newest = covering.into_iter().max_by_key(|covering| covering.sight.sent);
-            let Some(newest) = newest else { return Ok(Vec::new()) };
             let key = self.parts.prefix.join(&key).as_bytes().to_vec();
             let cursor = Cursor { generation: 0, key, inclusive: false, shown: Vec::new() };
             // A few more than asked for: directories lie between files.
-            let shown = present::list(&newest.sight, &directory, cursor, count.saturating_mul(2).min(PAGE_LIMIT))?;
+            let wanted = count.saturating_mul(2).min(PAGE_LIMIT);
+            let newest = self.covering(&directory.prefix)?.into_iter().max_by_key(|covering| covering.sight.sent);
+            let shown = match newest {
+                Some(newest) => present::list(&newest.sight, &directory, cursor, wanted)?,
+                None => self.list_under_way(&directory, cursor, wanted)?,
+            };
             let files = shown.items.into_iter().filter(|item| matches!(item.item, Item::File { .. }));
             Ok(files.take(count).collect())
         };
@@ -189,7 +192,7 @@ impl View {
             return None;
         }
         let now = self.parts.catalog.timeline.now();
-        let mut best: Option<Fact> = None;
+        let mut best = self.kept(&place).filter(|fact| self.believes(fact));
         for covering in self.covering(&directory).ok()? {
             // An empty listing of a directory may be the listing of a file.
             if !is_fresh(self.parts.freshness, covering.sight.sent, now) || covering.listing.entries == 0 {
@@ -202,6 +205,17 @@ impl View {
         }
         best.filter(|fact| self.believes_listing(fact))
             .filter(|fact| doubted.is_none_or(|key| !self.parts.scope.doubts(&key, fact.sent)))
+    }
+
+    /// What is kept on disk of this name alone.
+    fn kept(&self, place: &Place) -> Option<Fact> {
+        if !keeps_names(self.parts.freshness) {
+            return None;
+        }
+        let store = self.parts.catalog.writer.store();
+        let row_key = named::row_key(self.parts.scope.number, self.parts.prefix.as_bytes(), place)?;
+        let row = store.name(&row_key).ok()??;
+        named::from_row(&row, &row_key[named::KEY_AT..], store.epoch())
     }
 
     /// Whether what was learnt of a name may still be believed.
@@ -229,7 +243,15 @@ impl View {
     }
 
     /// Remembers what was just learnt of a path.
-    pub(crate) fn learn(&self, path: &str, fact: Fact) {
+    pub(crate) fn learn(&self, path: &str, place: &Place, fact: Fact) {
+        if keeps_names(self.parts.freshness) {
+            let writer = &self.parts.catalog.writer;
+            let store = writer.store();
+            let row_key = named::row_key(self.parts.scope.number, self.parts.prefix.as_bytes(), place);
+            if let (Some(key), Some(row)) = (row_key, named::to_row(&fact, store.epoch())) {
+                writer.keep_name(&store, key, row);
+            }
+        }
         let listings = self.parts.scope.listings();
         self.hot.insert(path.into(), HotFact { fact, listings });
     }

@@ -16,6 +16,9 @@ const FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// Row bytes that are committed at most before they are made durable: what is not durable keeps pages in the file.
 const FLUSH_BYTES: usize = 32 << 20;
 
+/// Batches in the queue beyond which single names are not kept: they can be asked for again.
+const NAMES_QUEUED: usize = 4096;
+
 /// The queue of changes, and the store they go to.
 pub(crate) struct Writer {
     store: RwLock<Arc<Store>>,
@@ -106,6 +109,13 @@ impl Writer {
         let mut queue = self.queue();
         queue.loose.push((store.clone(), generation));
         self.start(queue);
+    }
+
+    /// Keeps what was learnt of a name, without waiting; a queue that is full loses it. Needs a tokio runtime.
+    pub(crate) fn keep_name(self: &Arc<Self>, store: &Arc<Store>, key: Vec<u8>, row: Vec<u8>) {
+        if self.queue().batches.len() < NAMES_QUEUED {
+            drop(self.submit(store, vec![Change::Name { key, row }]));
+        }
     }
 
     /// Commits and makes durable what is queued, on this thread.

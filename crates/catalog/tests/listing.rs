@@ -1,5 +1,7 @@
 //! Lists and walks: what they show, what they cost, and how they fail.
 
+#![allow(clippy::print_stdout, reason = "what was measured is part of the result")]
+
 mod support;
 
 use std::sync::Arc;
@@ -95,9 +97,10 @@ async fn a_large_directory_is_listed_in_several_ranges_at_once() {
 #[tokio::test(start_paused = true)]
 async fn ranges_converge_whatever_the_names_are() {
     let hex = |n: u64| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let shapes: [(&str, Box<dyn Fn(u64) -> String>); 5] = [
+    type Names = Box<dyn Fn(u64) -> String>;
+    let shapes: [(&str, Names); 5] = [
         ("counter", Box::new(|n| format!("shard-{n:08}.tar"))),
-        ("hash", Box::new(move |n| hex(n))),
+        ("hash", Box::new(hex)),
         ("counter without leading zeros", Box::new(|n| format!("part-{n}"))),
         ("deep tree", Box::new(move |n| format!("data/{}/{}/x.json", &hex(n)[..2], hex(n)))),
         ("one child a level", Box::new(|n| format!("a/b/c/2024/{:02}/{:02}/log-{n:06}", n % 12 + 1, n % 28 + 1))),
@@ -158,6 +161,35 @@ async fn many_readers_share_one_listing() {
     assert!(bench.source.requests() <= 3 + 16, "{} requests", bench.source.requests());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_nobody_reads_stops_asking_and_is_given_up() {
+    let mut source = TestSource::with_delay(30).with((0..200_000).map(|n| format!("{n:07}")));
+    source.list_start_after = false;
+    let bench = Bench::new(source, MINUTE);
+    let first = bench.view.list("", None, 10).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let spent = bench.source.requests();
+    assert!(spent < 120, "{spent} requests for a page");
+    assert!(!bench.view.following("0000009", 3).is_empty(), "what was found is used");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.source.requests(), spent);
+    // Whoever comes back while it waits goes on where it was.
+    let mut next = first.next;
+    let mut count = 10;
+    while let Some(after) = next {
+        let page = bench.view.list("", Some(&after), 4096).await.unwrap();
+        count += page.items.len();
+        next = page.next;
+    }
+    assert_eq!((count, bench.source.requests()), (200_000, 200));
+    bench.advance(60.0);
+    bench.view.list("", None, 10).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let spent = bench.source.requests();
+    assert_eq!(list(&bench.view, "", 4096).await.unwrap().len(), 200_000);
+    assert_eq!(bench.source.requests() - spent, 200, "a listing given up is begun anew");
+}
+
 #[tokio::test]
 async fn with_freshness_zero_every_list_asks_and_a_listing_begun_is_read_to_its_end() {
     let bench = Bench::new(TestSource::default().with(["a", "b", "c"]), Freshness::Seconds(0.0));
@@ -207,25 +239,10 @@ async fn what_is_not_a_directory_is_not_listed() {
 async fn facts_are_kept_across_a_restart_and_not_believed_when_the_clock_went_back() {
     let bench = Bench::new(TestSource::default().with(dataset(2, 5)), MINUTE);
     let items = walk(&bench.view, "", 100).await.unwrap();
-    let (source, clock, directory) = (bench.source.clone(), bench.clock.clone(), bench.directory);
-    bench.catalog.close();
-    drop((bench.view, bench.catalog));
+    let (source, clock) = (bench.source.clone(), bench.clock.clone());
     let spent = source.requests();
-    let reopen = || {
-        let path = directory.path().join("catalog.redb");
-        // The writer's thread may be about to let go of the file.
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
-        loop {
-            match penstock_catalog::Catalog::open(&path, clock.clone(), penstock_types::Metrics::default()) {
-                Err(error) if error.kind() == ErrorKind::Busy && std::time::Instant::now() < deadline => {
-                    std::thread::yield_now()
-                }
-                opened => return opened.unwrap(),
-            }
-        }
-    };
     clock.advance(Duration::from_secs(30));
-    let catalog = reopen();
+    let (catalog, directory) = bench.restart().await;
     let view = catalog.view("scope", source.clone(), "".into(), MINUTE);
     assert_eq!(walk(&view, "", 100).await.unwrap(), items);
     assert_eq!(source.requests(), spent);
@@ -236,7 +253,7 @@ async fn facts_are_kept_across_a_restart_and_not_believed_when_the_clock_went_ba
     drop((view, other, catalog));
     clock.jump_wall(-3_600_000);
     let spent = source.requests();
-    let catalog = reopen();
+    let catalog = reopen(&directory.path().join("catalog.redb"), &clock).await;
     let view = catalog.view("scope", source.clone(), "".into(), MINUTE);
     assert_eq!(walk(&view, "", 100).await.unwrap(), items);
     assert!(source.requests() > spent, "facts of unknown age were believed");

@@ -1,5 +1,8 @@
 //! A million entries: speed and memory. Alone in its process, so that its memory is its own.
 
+#![allow(clippy::print_stdout, reason = "what was measured is part of the result")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::time::Instant;

@@ -69,6 +69,27 @@ async fn contract_3_immutable_is_never_asked_again_but_what_is_unknown_is() {
     assert!(bench.view.stat("d/c").await.is_ok(), "an absence is not for ever");
 }
 
+#[tokio::test]
+async fn names_that_are_believed_for_long_are_kept_across_a_restart() {
+    let bench = Bench::new(TestSource::default().with(["d/a", "d/b", "d"]), Freshness::Immutable);
+    let (file, directory) = (bench.view.stat("d/a").await, bench.view.stat("d").await);
+    let beside = bench.view.stat("@%d%").await;
+    bench.view_below("", MINUTE).stat("d/b").await.unwrap();
+    let (source, clock) = (bench.source.clone(), bench.clock.clone());
+    let (catalog, _directory) = bench.restart().await;
+    let view = catalog.view("scope", source.clone(), "".into(), Freshness::Immutable);
+    let spent = source.requests();
+    assert_eq!((view.stat("d/a").await, view.stat("d").await), (file, directory));
+    assert_eq!(view.stat("@%d%").await, beside);
+    assert_eq!(source.requests(), spent);
+    assert!(view.stat("d/b").await.is_ok());
+    assert!(source.requests() > spent, "what is believed for a minute is not worth a row");
+    catalog.forget_scope("scope");
+    clock.advance(Duration::from_secs(1));
+    let view = catalog.view("scope", source.clone(), "".into(), Freshness::Immutable);
+    assert_eq!(view.stat_cached("d/a"), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_as_old_as_the_moment_its_request_was_sent() {
     let bench = Bench::new(TestSource::with_delay(100).with(["a"]), Freshness::Seconds(1.0));

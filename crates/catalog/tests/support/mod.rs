@@ -1,5 +1,6 @@
 //! A source in memory that counts what it is asked, takes its time, and fails when told to.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -158,7 +159,7 @@ impl Source for TestSource {
         self.call(&self.lists).await?;
         let prefix = request.prefix.as_bytes();
         let token = request.continuation.map(|token| Bytes::from(token.into_bytes()));
-        let token = token.map(|token| token.chunks(2).map(|pair| hex(pair)).collect::<Vec<u8>>());
+        let token = token.map(|token| token.chunks(2).map(hex).collect::<Vec<u8>>());
         let mut after = token.or(request.start_after.as_ref().map(|key| key.as_bytes().to_vec()));
         let objects = self.objects();
         let mut page = ListPage::default();
@@ -264,8 +265,28 @@ impl Bench {
         self.catalog.view("scope", self.source.clone(), ObjectKey::from(prefix), freshness)
     }
 
+    /// Closes the catalog and opens it again, as another process would. Other views must be gone.
+    pub async fn restart(self) -> (Arc<Catalog>, tempfile::TempDir) {
+        self.catalog.close();
+        drop((self.view, self.catalog));
+        (reopen(&self.directory.path().join("catalog.redb"), &self.clock).await, self.directory)
+    }
+
     pub fn advance(&self, seconds: f64) {
         self.clock.advance(Duration::from_secs_f64(seconds));
+    }
+}
+
+/// Opens a catalog as soon as the one before has let go of the file: a thread of it may be at its last step.
+pub async fn reopen(path: &std::path::Path, clock: &Arc<ManualClock>) -> Arc<Catalog> {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        match Catalog::open(path, clock.clone(), Metrics::default()) {
+            Err(error) if error.kind() == ErrorKind::Busy && std::time::Instant::now() < deadline => {
+                tokio::task::yield_now().await;
+            }
+            opened => return opened.unwrap(),
+        }
     }
 }
 

@@ -1,0 +1,82 @@
+//! A disk that fails under the catalog, one call after the other.
+
+use std::io;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use penstock_testkit::ManualClock;
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
+
+use super::*;
+use crate::Item;
+use crate::support::{TestSource, walk};
+
+/// Fails every call from the `n`-th on, as a disk that is full or gone.
+#[derive(Debug)]
+struct FailingDisk {
+    disk: InMemoryBackend,
+    calls_left: Arc<AtomicI64>,
+    failed: Arc<AtomicU64>,
+}
+
+impl FailingDisk {
+    fn call(&self) -> io::Result<()> {
+        if self.calls_left.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Ok(());
+        }
+        self.failed.fetch_add(1, Ordering::SeqCst);
+        Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"))
+    }
+}
+
+impl StorageBackend for FailingDisk {
+    fn len(&self) -> io::Result<u64> {
+        self.call()?;
+        self.disk.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.call()?;
+        self.disk.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.call()?;
+        self.disk.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.call()?;
+        self.disk.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.call()?;
+        self.disk.write(offset, data)
+    }
+}
+
+#[tokio::test]
+async fn reading_goes_on_whenever_the_disk_of_the_catalog_fails() {
+    let keys: Vec<String> = (0..3000).map(|n| format!("d{}/{n:05}", n % 3)).collect();
+    let (mut calls, mut failures) = (0, 0);
+    loop {
+        let (calls_left, failed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::new(AtomicU64::new(0)));
+        let backend =
+            FailingDisk { disk: InMemoryBackend::new(), calls_left: calls_left.clone(), failed: failed.clone() };
+        let timeline = Arc::new(Timeline::new(Arc::new(ManualClock::default())));
+        let store = Store::on(backend, timeline.now()).unwrap();
+        let catalog = Catalog::with(store, timeline, Metrics::default()).unwrap();
+        let source = Arc::new(TestSource::default().with(&keys));
+        calls_left.store(calls, Ordering::SeqCst);
+        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        for _ in 0..2 {
+            assert_eq!(walk(&view, "", 1000).await.unwrap().len(), 3003, "after {calls} calls");
+            assert!(matches!(view.stat("d1/00001").await, Ok(Item::File { .. })), "after {calls} calls");
+            assert!(matches!(view.revalidate("d2/00002").await, Ok(Item::File { .. })), "after {calls} calls");
+        }
+        catalog.close();
+        if failed.load(Ordering::SeqCst) == 0 {
+            break;
+        }
+        failures += 1;
+        calls += 1;
+    }
+    assert!(failures > 20, "only {failures} calls failed");
+}
