@@ -212,6 +212,7 @@ impl Extent {
         if let (Some(owner), Some(extent)) = (self.owner.upgrade(), self.me.upgrade()) {
             owner.retire(&extent);
         }
+        self.map.clear();
         self.error(ErrorKind::Corrupt, reason).advise("open the file again")
     }
 

@@ -169,6 +169,16 @@ impl PageMap {
         was_there
     }
 
+    /// Drops every page: the file as a whole is not what it was.
+    pub fn clear(&self) {
+        for (index, slot) in self.stripes.iter().enumerate() {
+            let stripe = slot.get_or_init(|| Box::new(Stripe::empty(self.pages_in(index))));
+            stripe.bits.iter().for_each(|word| word.store(0, Ordering::Release));
+            stripe.changed.store(true, Ordering::Release);
+        }
+        self.present.store(0, Ordering::Release);
+    }
+
     /// The stripes that changed since the last call, as they are now.
     pub fn take_changed(&self) -> Vec<(u64, StripeImage)> {
         let loaded = self.stripes.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.get()?)));
@@ -376,6 +386,15 @@ mod tests {
         assert_eq!(map.present(), PAGES_PER_STRIPE);
         let missing: Vec<u64> = map.missing(0..map.pages()).into_iter().flatten().collect();
         assert!(missing.into_iter().eq(PAGES_PER_STRIPE..2 * PAGES_PER_STRIPE));
+    }
+
+    #[test]
+    fn a_cleared_map_is_empty_whether_it_was_loaded_or_not() {
+        let kept = Kept::default();
+        let map = PageMap::complete(2 * STRIPE_SIZE, Box::new(kept));
+        map.clear();
+        assert_eq!((map.present(), map.present_bytes(), map.is_complete()), (0, 0, false));
+        assert!(map.run(0, map.pages()).is_empty() && map.sum(300).is_none());
     }
 
     #[test]

@@ -337,3 +337,28 @@ fn a_memory_tier_on_tmpfs_is_a_tier_like_any_other() {
     assert_eq!(found, 12);
     assert_eq!(cache.usage().tiers[0].used_bytes, 0);
 }
+
+#[test]
+fn accounts_hold_while_extents_of_an_earlier_process_are_looked_up_and_evicted_at_once() {
+    let mut home = Home::in_memory(3 * MIB);
+    for round in 0..25u64 {
+        let cache = home.reopen();
+        let filled = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (cache, filled) = (&cache, &filled);
+                scope.spawn(move || busy_worker(cache, round * 4 + thread, filled));
+            }
+        });
+        cache.flush().unwrap();
+        let used = cache.usage().tiers[0].used_bytes;
+        let entries = cache.entries(None, 10_000);
+        let charged: u64 = entries.iter().map(|entry| entry.present_bytes.next_multiple_of(4096).max(4096)).sum();
+        assert_eq!(used, charged, "round {round}");
+        assert_eq!(cache.usage().extents, entries.len() as u64, "round {round}");
+        assert_eq!(home.files().len(), entries.len(), "round {round}");
+        let names: std::collections::HashSet<_> = entries.iter().map(|entry| entry.key.clone()).collect();
+        assert_eq!(names.len(), entries.len(), "no object is cached twice");
+        cache.close();
+    }
+}

@@ -82,6 +82,7 @@ fn a_file_that_was_cut_short_is_found_by_reading_and_by_opening_and_never_lent()
     damage(&home.files()[0], |file| file.set_len(PAGE + 5).unwrap());
     assert_eq!(read(&extent, 1, ByteRange::new(0, 4 * PAGE)).unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(extent.is_gone() && cache.get(&id(1)).is_none());
+    assert!(!extent.is_complete() && extent.present_run(0).is_empty(), "nothing of it is believed any more");
     read_lent(&cached(&cache, 1, 4 * PAGE).unwrap(), 1, ByteRange::new(0, 4 * PAGE)).unwrap();
 
     cache.close();
