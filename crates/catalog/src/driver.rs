@@ -120,7 +120,8 @@ impl Driver {
     }
 
     async fn list(&mut self) -> Result<()> {
-        let known = self.cut_as_before()?;
+        let writer = self.writer.clone();
+        let known = writer.guard(|| self.cut_as_before())?;
         self.ask();
         if !known && self.is_divisible_tree() {
             self.ask_for_names(None, self.ingest.order.prefix.clone());
@@ -342,7 +343,7 @@ impl Driver {
             if self.marking.contains(&object) {
                 continue;
             }
-            match self.lies_beside(&object, committed.as_deref())? {
+            match self.writer.guard(|| self.lies_beside(&object, committed.as_deref()))? {
                 Some(true) => self.mark_beside(object),
                 Some(false) => self.ranges.settle(&object),
                 None => {}

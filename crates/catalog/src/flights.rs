@@ -152,7 +152,7 @@ impl View {
         for covering in self.covering(&holder(attached, key)).unwrap_or_default() {
             let fresh = is_fresh(self.parts.freshness, covering.sight.sent, fact.sent);
             let stored = known::look_up(&covering.sight, place, attached);
-            if fresh && stored.is_ok_and(|stored| stored.sent < fact.sent && stored.answer != fact.answer) {
+            if fresh && stored.is_ok_and(|stored| stored.sent < fact.sent && !stored.answer.agrees(&fact.answer)) {
                 self.parts.scope.doubt([attached, key].concat(), fact.sent - 1);
             }
         }

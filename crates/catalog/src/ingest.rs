@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use penstock_types::{Priority, Result, Source};
+use penstock_types::{Error, ErrorKind, Priority, Result, Source};
 use tokio::sync::{Notify, watch};
 
 use crate::driver::Driver;
@@ -77,7 +77,10 @@ impl Ingest {
         let driver = Driver::new(&ingest, writer, timeline);
         let spawned = ingest.clone();
         tokio::spawn(async move {
-            let outcome = driver.run().await;
+            // A task of its own, so that readers hear of its end even if it breaks.
+            let outcome = tokio::spawn(driver.run()).await.unwrap_or_else(|error| {
+                Err(Error::new(ErrorKind::Internal, "list", format!("the listing broke off: {error}")))
+            });
             spawned.progress.send_modify(|progress| progress.outcome = Some(outcome));
             ended(&spawned);
         });

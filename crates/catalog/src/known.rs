@@ -31,6 +31,19 @@ pub(crate) enum Answer {
     BelowFile,
 }
 
+impl Answer {
+    /// Whether both say the same; of one version the attributes are the same however they were learnt.
+    pub(crate) fn agrees(&self, other: &Answer) -> bool {
+        match (self, other) {
+            (
+                Answer::Found(Item::File { attributes: one, .. }),
+                Answer::Found(Item::File { attributes: other, .. }),
+            ) => one.version == other.version,
+            (one, other) => one == other,
+        }
+    }
+}
+
 /// A complete listing that covers a directory.
 pub(crate) struct Covering {
     pub(crate) kind: Kind,

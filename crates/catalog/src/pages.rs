@@ -19,6 +19,14 @@ use crate::{Item, ItemPage};
 /// A page is tried so often when the catalog itself, not the source, fails.
 const ATTEMPTS: usize = 3;
 
+/// What a page is of.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    kind: Kind,
+    directory: &'a Directory,
+    limit: usize,
+}
+
 /// Where a page comes from.
 enum Feed {
     Stored(Sight),
@@ -36,10 +44,10 @@ impl View {
     ) -> Result<ItemPage> {
         let directory = self.directory(path)?;
         let cursor = after.map(Cursor::parse).transpose()?;
-        let limit = limit.clamp(1, PAGE_LIMIT);
+        let wanted = Wanted { kind, directory: &directory, limit: limit.clamp(1, PAGE_LIMIT) };
         let mut attempt = 1;
         loop {
-            let page = self.try_page(&directory, kind, cursor.clone(), limit).await;
+            let page = self.try_page(wanted, cursor.clone()).await;
             match page {
                 // The catalog's own trouble: a damaged listing was dropped, a failing disk was left. Begin again.
                 Err(error) if attempt < ATTEMPTS && matches!(error.kind(), ErrorKind::Disk | ErrorKind::Cancelled) => {
@@ -53,26 +61,22 @@ impl View {
         }
     }
 
-    async fn try_page(
-        self: &Arc<Self>,
-        directory: &Directory,
-        kind: Kind,
-        cursor: Option<Cursor>,
-        limit: usize,
-    ) -> Result<ItemPage> {
+    async fn try_page(self: &Arc<Self>, wanted: Wanted<'_>, cursor: Option<Cursor>) -> Result<ItemPage> {
+        let directory = wanted.directory;
         let metrics = &self.parts.catalog.metrics;
-        let feed = self.feed(kind, directory, cursor.as_ref().map(|cursor| cursor.generation))?;
+        let feed = self.feed(wanted.kind, directory, cursor.as_ref().map(|cursor| cursor.generation))?;
         let cursor = cursor.unwrap_or_else(|| Cursor::start(0, &directory.prefix));
         match feed {
             Feed::Stored(sight) => {
                 metrics.catalog_hits.inc();
-                let shown = show(kind, &sight, directory, cursor, limit);
+                let writer = &self.parts.catalog.writer;
+                let shown = writer.guard(|| show(wanted, &sight, cursor));
                 let shown = shown.inspect_err(|error| self.drop_generation(directory, sight.generation, error))?;
                 Ok(page_of(shown, true))
             }
             Feed::Live(ingest) => {
                 metrics.catalog_misses.inc();
-                follow(&ingest, kind, directory, cursor, limit).await
+                self.follow(&ingest, wanted, cursor).await
             }
         }
     }
@@ -120,6 +124,29 @@ impl View {
         let mut covering = self.covering(&listed_prefix(kind, directory))?;
         covering.retain(|covering| kind == Kind::Directory || covering.kind == Kind::Tree);
         Ok(covering)
+    }
+
+    /// Reads what a listing under way has found; waits when there is nothing new.
+    async fn follow(&self, ingest: &Ingest, wanted: Wanted<'_>, cursor: Cursor) -> Result<ItemPage> {
+        let mut progress = ingest.progress();
+        let mut cursor = cursor;
+        loop {
+            let reached = progress.borrow_and_update().clone();
+            let sight = ingest.sight(&reached);
+            let shown = self.parts.catalog.writer.guard(|| show(wanted, &sight, cursor))?;
+            let complete = match &reached.outcome {
+                Some(Err(error)) if shown.exhausted => return Err(error.clone()),
+                outcome => outcome.is_some(),
+            };
+            if !shown.items.is_empty() || (shown.exhausted && complete) {
+                ingest.took(shown.items.len());
+                return Ok(page_of(shown, complete));
+            }
+            cursor = shown.cursor;
+            ingest.took_all(&reached);
+            // The sender lives as long as the listing that `ingest` holds.
+            let _ = progress.changed().await;
+        }
     }
 
     /// A directory without names: it exists if it is the root or has a marker.
@@ -174,8 +201,9 @@ fn listed_prefix(kind: Kind, directory: &Directory) -> Vec<u8> {
     }
 }
 
-fn show(kind: Kind, sight: &Sight, directory: &Directory, cursor: Cursor, limit: usize) -> Result<Shown> {
-    let shown = match kind {
+fn show(wanted: Wanted<'_>, sight: &Sight, cursor: Cursor) -> Result<Shown> {
+    let Wanted { directory, limit, .. } = wanted;
+    let shown = match wanted.kind {
         Kind::Directory => present::list(sight, directory, cursor, limit),
         Kind::Tree => present::walk(sight, directory, cursor, limit),
     };
@@ -186,26 +214,4 @@ fn show(kind: Kind, sight: &Sight, directory: &Directory, cursor: Cursor, limit:
 fn page_of(shown: Shown, complete: bool) -> ItemPage {
     let ended = shown.exhausted && complete;
     ItemPage { items: shown.items, next: (!ended).then(|| shown.cursor.text()) }
-}
-
-/// Reads what a listing under way has found; waits when there is nothing new.
-async fn follow(ingest: &Ingest, kind: Kind, directory: &Directory, cursor: Cursor, limit: usize) -> Result<ItemPage> {
-    let mut progress = ingest.progress();
-    let mut cursor = cursor;
-    loop {
-        let reached = progress.borrow_and_update().clone();
-        let shown = show(kind, &ingest.sight(&reached), directory, cursor, limit)?;
-        let complete = match &reached.outcome {
-            Some(Err(error)) if shown.exhausted => return Err(error.clone()),
-            outcome => outcome.is_some(),
-        };
-        if !shown.items.is_empty() || (shown.exhausted && complete) {
-            ingest.took(shown.items.len());
-            return Ok(page_of(shown, complete));
-        }
-        cursor = shown.cursor;
-        ingest.took_all(&reached);
-        // The sender lives as long as the listing that `ingest` holds.
-        let _ = progress.changed().await;
-    }
 }

@@ -146,7 +146,7 @@ impl View {
             let files = shown.items.into_iter().filter(|item| matches!(item.item, Item::File { .. }));
             Ok(files.take(count).collect())
         };
-        found().unwrap_or_default()
+        self.parts.catalog.writer.guard(found).unwrap_or_default()
     }
 
     /// What is known and fresh.
@@ -158,7 +158,7 @@ impl View {
         {
             return Some(hot.fact.clone());
         }
-        let stored = self.stored(path);
+        let stored = self.parts.catalog.writer.guard(|| Ok(self.stored(path))).ok().flatten();
         // Of two fresh facts the younger one counts, so that nobody sees a file go back.
         let fact = match (hot.map(|hot| hot.fact), stored) {
             (Some(hot), Some(stored)) => {
@@ -292,7 +292,9 @@ impl View {
     }
 
     pub(crate) fn covering(&self, directory: &[u8]) -> Result<Vec<known::Covering>> {
-        known::covering(&self.parts.catalog.writer.store(), self.parts.scope.number, directory)
+        let writer = &self.parts.catalog.writer;
+        let covering = writer.guard(|| known::covering(&writer.store(), self.parts.scope.number, directory));
+        covering.inspect_err(|error| writer.fail(error))
     }
 }
 

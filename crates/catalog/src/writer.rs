@@ -1,6 +1,7 @@
 //! One writer for all: changes that arrive together are committed together, off the asynchronous threads. What was
 //! committed is seen at once and made durable about once a second; a kill loses that second and nothing else.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -88,14 +89,14 @@ impl Writer {
 
     /// Applies changes on this thread.
     pub(crate) fn apply(&self, store: &Arc<Store>, changes: Vec<Change>) -> Result<()> {
-        let loose = store.apply(changes).inspect_err(|error| self.fail(error))?;
+        let loose = self.guard(|| store.apply(changes)).inspect_err(|error| self.fail(error))?;
         self.queue().loose.extend(loose.into_iter().map(|generation| (store.clone(), generation)));
         Ok(())
     }
 
     /// The number of a scope. A disk that fails makes a new store, in memory, where every number is free.
     pub(crate) fn scope(&self, name: &str) -> u32 {
-        if let Ok(number) = self.store().scope(name) {
+        if let Ok(number) = self.guard(|| self.store().scope(name)) {
             return number;
         }
         let error = Error::new(ErrorKind::Disk, "name a scope in the catalog", "the disk failed");
@@ -120,8 +121,10 @@ impl Writer {
 
     /// Commits and makes durable what is queued, on this thread.
     pub(crate) fn close(&self) -> Result<()> {
-        while self.commit_some() {}
-        self.store().flush(self.timeline.now())
+        self.guard(|| {
+            while self.commit_some() {}
+            self.store().flush(self.timeline.now())
+        })
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -149,8 +152,21 @@ impl Writer {
     fn run(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
         if !std::mem::replace(&mut queue.running, true) {
             let writer = self.clone();
-            tokio::task::spawn_blocking(move || while writer.step() {});
+            tokio::task::spawn_blocking(move || {
+                // What a broken step held is dropped, so that who waits for it hears of it.
+                while writer.guard(|| Ok(writer.step())).unwrap_or(true) {}
+            });
         }
+    }
+
+    /// Runs something that reads or writes the store. A damaged file can make `redb` panic: that is a failure of the
+    /// disk like any other.
+    pub(crate) fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            let error = Error::new(ErrorKind::Disk, "use the catalog", "its file is damaged");
+            self.fail(&error);
+            Err(error)
+        })
     }
 
     /// One piece of work; `false` when there is none left, and then nobody is working on the queue.
@@ -215,7 +231,7 @@ impl Writer {
 
     /// The disk fails: facts are kept in memory from now on, so that sources can still be read. What was learnt
     /// before is asked for again; listings that were being written fail, for their chunks are lost.
-    fn fail(&self, error: &Error) {
+    pub(crate) fn fail(&self, error: &Error) {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         if store.is_in_memory() {
             return;

@@ -11,15 +11,20 @@ use super::*;
 use crate::Item;
 use crate::support::{TestSource, walk};
 
-/// Fails every call from the `n`-th on, as a disk that is full or gone.
+/// Fails every call from the `n`-th on, as a disk that is full or gone; or reads rubbish from then on.
 #[derive(Debug)]
 struct FailingDisk {
-    disk: InMemoryBackend,
+    disk: Arc<InMemoryBackend>,
+    rubbish: bool,
     calls_left: Arc<AtomicI64>,
     failed: Arc<AtomicU64>,
 }
 
 impl FailingDisk {
+    fn call_but_reads(&self) -> io::Result<()> {
+        if self.rubbish { Ok(()) } else { self.call() }
+    }
+
     fn call(&self) -> io::Result<()> {
         if self.calls_left.fetch_sub(1, Ordering::SeqCst) > 0 {
             return Ok(());
@@ -31,23 +36,29 @@ impl FailingDisk {
 
 impl StorageBackend for FailingDisk {
     fn len(&self) -> io::Result<u64> {
-        self.call()?;
+        self.call_but_reads()?;
         self.disk.len()
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.call()?;
-        self.disk.read(offset, out)
+        match self.call() {
+            Err(_) if self.rubbish => out.fill(0xa5),
+            called => {
+                called?;
+                self.disk.read(offset, out)?;
+            }
+        }
+        Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.call()?;
+        self.call_but_reads()?;
         self.disk.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
-        self.call()?;
+        self.call_but_reads()?;
         self.disk.sync_data()
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.call()?;
+        self.call_but_reads()?;
         self.disk.write(offset, data)
     }
 }
@@ -58,8 +69,12 @@ async fn reading_goes_on_whenever_the_disk_of_the_catalog_fails() {
     let (mut calls, mut failures) = (0, 0);
     loop {
         let (calls_left, failed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::new(AtomicU64::new(0)));
-        let backend =
-            FailingDisk { disk: InMemoryBackend::new(), calls_left: calls_left.clone(), failed: failed.clone() };
+        let backend = FailingDisk {
+            disk: Arc::default(),
+            rubbish: false,
+            calls_left: calls_left.clone(),
+            failed: failed.clone(),
+        };
         let timeline = Arc::new(Timeline::new(Arc::new(ManualClock::default())));
         let store = Store::on(backend, timeline.now()).unwrap();
         let catalog = Catalog::with(store, timeline, Metrics::default()).unwrap();
@@ -79,4 +94,42 @@ async fn reading_goes_on_whenever_the_disk_of_the_catalog_fails() {
         calls += 1;
     }
     assert!(failures > 20, "only {failures} calls failed");
+}
+
+#[tokio::test]
+async fn reading_goes_on_whenever_the_file_of_the_catalog_turns_out_to_be_rubbish() {
+    let keys: Vec<String> = (0..3000).map(|n| format!("d{}/{n:05}", n % 3)).collect();
+    let (mut calls, mut failures) = (0, 0);
+    loop {
+        let disk = Arc::new(InMemoryBackend::new());
+        let open = |calls_left: &Arc<AtomicI64>, failed: &Arc<AtomicU64>| {
+            let (calls_left, failed) = (calls_left.clone(), failed.clone());
+            let backend = FailingDisk { disk: disk.clone(), rubbish: true, calls_left, failed };
+            let timeline = Arc::new(Timeline::new(Arc::new(ManualClock::default())));
+            let store = Store::on(backend, timeline.now()).unwrap();
+            Catalog::with(store, timeline, Metrics::default()).unwrap()
+        };
+        let source = Arc::new(TestSource::default().with(&keys));
+        let (calls_left, failed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::new(AtomicU64::new(0)));
+        let written = open(&calls_left, &failed);
+        let view = written.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        walk(&view, "", 1000).await.unwrap();
+        written.close();
+        drop((view, written));
+        // Nothing of the file is in memory now.
+        let catalog = open(&calls_left, &failed);
+        calls_left.store(calls, Ordering::SeqCst);
+        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        for _ in 0..2 {
+            assert!(matches!(view.stat("d1/00001").await, Ok(Item::File { .. })), "after {calls} calls");
+            assert_eq!(walk(&view, "", 1000).await.unwrap().len(), 3003, "after {calls} calls");
+        }
+        catalog.close();
+        if failed.load(Ordering::SeqCst) == 0 {
+            break;
+        }
+        failures += 1;
+        calls += 1;
+    }
+    assert!(failures > 5, "only {failures} calls failed");
 }
