@@ -150,9 +150,11 @@ impl View {
         let (Place::Name(key) | Place::Beside(key)) = place else { return };
         let attached = self.parts.prefix.as_bytes();
         for covering in self.covering(&holder(attached, key)).unwrap_or_default() {
-            let fresh = is_fresh(self.parts.freshness, covering.sight.sent, fact.sent);
+            if !is_fresh(self.parts.freshness, covering.sight.sent, fact.sent) {
+                continue;
+            }
             let stored = known::look_up(&covering.sight, place, attached);
-            if fresh && stored.is_ok_and(|stored| stored.sent < fact.sent && !stored.answer.agrees(&fact.answer)) {
+            if stored.is_ok_and(|stored| stored.sent < fact.sent && !stored.answer.agrees(&fact.answer)) {
                 self.parts.scope.doubt([attached, key].concat(), fact.sent - 1);
             }
         }

@@ -17,6 +17,8 @@ const FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// Row bytes that are committed at most before they are made durable: what is not durable keeps pages in the file.
 const FLUSH_BYTES: usize = 32 << 20;
 
+/// Row bytes that a catalog in memory takes in before it is begun anew.
+const MEMORY_BYTES: usize = 256 << 20;
 /// Batches in the queue beyond which single names are not kept: they can be asked for again.
 const NAMES_QUEUED: usize = 4096;
 
@@ -36,6 +38,7 @@ struct Queue {
     flush_due: bool,
     flush_planned: bool,
     bytes_since_flush: usize,
+    bytes_in_memory: usize,
 }
 
 struct Batch {
@@ -220,13 +223,29 @@ impl Writer {
         let outcome = applied.map(|loose| {
             let mut queue = self.queue();
             queue.bytes_since_flush += bytes;
+            queue.bytes_in_memory += bytes;
             queue.loose.extend(loose.into_iter().map(|generation| (store.clone(), generation)));
         });
+        self.bound_memory();
         for done in waiting {
             // Whoever asked may have gone.
             let _ = done.send(outcome.clone());
         }
         true
+    }
+
+    /// A catalog in memory that has grown is begun anew; listings under way keep theirs until they end.
+    fn bound_memory(&self) {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue();
+        if !store.is_in_memory() {
+            queue.bytes_in_memory = 0;
+        } else if queue.bytes_in_memory > MEMORY_BYTES
+            && let Ok(memory) = Store::in_memory(self.timeline.now())
+        {
+            queue.bytes_in_memory = 0;
+            *store = Arc::new(memory);
+        }
     }
 
     /// The disk fails: facts are kept in memory from now on, so that sources can still be read. What was learnt
