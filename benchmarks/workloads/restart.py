@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.baselines import processes
-from benchmarks.lab import BUCKET, Lab, attach, node_at, node_pid
+from benchmarks.lab import BUCKET, Lab, attach, metric, node_at, node_pid
 from benchmarks.measure import Side, Verdict
 from benchmarks.store import FREE
 from penstock.demo.node import stop_node
@@ -31,12 +31,16 @@ def run(lab: Lab) -> list[Verdict]:
             attach(client, store, "/data")
             _fill(client)
             pid = node_pid(client)
+            cached = metric(client, "cache_extents")
+            assert cached == CACHED, f"{cached} objects are cached"
             # What the index keeps is written every second; the kill must not come before.
             time.sleep(3)
             os.kill(pid, signal.SIGKILL)
         for _ in range(lab.repeats):
             for side, home in ((ours, full), (bare, empty)):
                 side.seconds.append(_up(home))
+                if home == full:
+                    _check(home)
                 _kill(home)
     stop_node(full)
     stop_node(empty)
@@ -54,6 +58,19 @@ def _fill(client) -> None:  # type: ignore[no-untyped-def]
             if len(batch) == BATCH:
                 client.read_many(batch)
                 batch.clear()
+
+
+def _check(home: Path) -> None:
+    """What was cached before the kill is read from the cache."""
+    import penstock
+
+    client = penstock.connect(home=home, start=False)
+    before = metric(client, "source_read_requests")
+    # The index is written once a second: the last second before the kill may be missing.
+    paths = [f"/data/train/d{at // PER_DIRECTORY:04}/{at % PER_DIRECTORY:08}.bin" for at in range(0, CACHED // 2, 997)]
+    assert all(bytes(view) == b"tiny" for view in client.read_many(paths))
+    assert metric(client, "source_read_requests") == before
+    client.close()
 
 
 def _up(home: Path) -> float:
