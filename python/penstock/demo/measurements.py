@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock.demo import scene as stage
@@ -134,7 +135,7 @@ def _large(scene: Scene) -> Iterator[Plan]:
             name=f"plain_{connections}",
             title=f"plain GET{plural}, {connections} connection{plural}",
             how=f"http.client, {how}, unsigned, into memory",
-            work=lambda connections=connections: plain.fetch_ranges(stage.LARGE_KEY, size, buffer, connections),
+            work=partial(plain.fetch_ranges, stage.LARGE_KEY, size, buffer, connections),
             check=check,
             ours=False,
             **facts,
