@@ -24,7 +24,8 @@ class Entry:
 
 
 class File(io.BytesIO):
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         return len(self.getbuffer())
 
     def pread(self, size: int, offset: int) -> bytes:

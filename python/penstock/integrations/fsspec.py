@@ -166,7 +166,7 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         if start is None and end is None:
             return bytes(self._whole([path])[0])
         with self.client.open(path) as stream:
-            first, last, _step = slice(start, end).indices(len(stream))
+            first, last, _step = slice(start, end).indices(stream.size)
             return bytes(stream.pread(max(0, last - first), first))
 
     def cat_ranges(

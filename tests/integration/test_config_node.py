@@ -1,0 +1,264 @@
+"""Configuration keys in a real node: each one changes what it says it does.
+
+Keys of jobs are in ``test_jobs.py`` and ``test_jobs_node.py``, ``node.idle_timeout`` and the project's file in
+``test_cli_node.py``, ``deadlines.attach`` in ``test_cli_attach.py``, ``log.max_size`` in ``test_logs.py``, a network
+file system under the cache in the core's own tests, for no test machine has one.
+"""
+
+import http.server
+import json
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock import _native, config
+
+MIB = 1 << 20
+
+COVERED_HERE = {
+    *("cache.directory", "cache.size", "cache.tiers", "cache.free_space_floor", "cache.scrub_interval_days"),
+    *("memory.budget", "deadlines.foreground", "source.max_requests", "source.max_attempts", "source.max_rate"),
+    *("source.freshness", "node.max_connections", "node.metrics_port", "node.drain_timeout", "log.level"),
+    *("jobs.keep", "jobs.max_rate"),
+}
+COVERED_ELSEWHERE = {
+    *("cache.allow_network_filesystem", "deadlines.attach", "jobs.max_running", "jobs.workers", "node.idle_timeout"),
+    "log.max_size",
+}
+
+
+def test_every_key_is_tried_somewhere() -> None:
+    assert {key for key, *_ in config.key_documentation()} == COVERED_HERE | COVERED_ELSEWHERE
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers every request with 503, and counts them."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.requests += 1  # type: ignore[attr-defined]
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def refusing() -> Iterator[Any]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    server.requests = 0  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def up(machine: Any, *settings: str) -> None:
+    machine("up", *(part for setting in settings for part in ("--set", setting)))
+
+
+def attach(machine: Any, files: dict[str, bytes] | None = None, path: str = "/data") -> Path:
+    root: Path = machine.files("lake", files or {"a": b"x" * MIB, "b": b"y" * MIB, "c": b"z" * MIB})
+    machine("attach", f"file://{root}", path)
+    return root
+
+
+def cached(machine: Any) -> int:
+    return sum(tier["used_bytes"] for tier in machine.json("status")["cache"]["tiers"])
+
+
+def extents(directory: Path) -> int:
+    return sum(1 for path in directory.rglob("*.x") if path.is_file())
+
+
+def test_cache_directory_is_where_content_goes(machine: Any) -> None:
+    up(machine, f"cache.directory={machine.directory}/elsewhere")
+    attach(machine)
+    machine("preload", "/data", "--wait")
+    assert extents(machine.directory / "elsewhere") == 3
+    assert extents(machine.home.cache) == 0
+
+
+def test_cache_size_is_never_exceeded(machine: Any) -> None:
+    up(machine, "cache.size=2MiB")
+    attach(machine)
+    machine("preload", "/data", "--wait", check=None)
+    assert 0 < cached(machine) <= 2 * MIB
+    assert machine("cat", "/data/a", "/data/b", "/data/c").stdout == "x" * MIB + "y" * MIB + "z" * MIB
+
+
+def test_cache_tiers_are_used_in_order(machine: Any) -> None:
+    tiers = [{"directory": f"{machine.directory}/{name}", "size": 2 * MIB} for name in ("fast", "slow")]
+    up(machine, f"cache.tiers={json.dumps(tiers)}")
+    attach(machine)
+    machine("preload", "/data", "--wait")
+    used = [tier["used_bytes"] for tier in machine.json("status")["cache"]["tiers"]]
+    assert used == [2 * MIB, MIB]
+
+
+def test_a_free_space_floor_above_what_is_free_means_reading_without_caching(machine: Any) -> None:
+    up(machine, "cache.free_space_floor=0.999")
+    attach(machine)
+    assert machine("cat", "/data/a").stdout == "x" * MIB
+    assert cached(machine) == 0
+    assert "below the floor" in machine("doctor", check=None, PENSTOCK_CACHE__FREE_SPACE_FLOOR="0.999").stdout
+
+
+def test_scrub_interval_says_how_soon_every_page_is_checked(machine: Any) -> None:
+    up(machine, "cache.scrub_interval_days=0.00001")
+    attach(machine)
+    machine("preload", "/data", "--wait")
+    machine.until(lambda: machine.control().status()["metrics"]["scrub_pages"] > 0)
+
+
+def test_memory_budget_is_what_status_shows(machine: Any) -> None:
+    up(machine, "memory.budget=64MiB")
+    assert machine.json("status")["memory"]["budget_bytes"] == 64 * MIB
+
+
+def test_foreground_deadline_ends_a_read_that_nobody_answers(machine: Any, silent: int) -> None:
+    up(machine, "deadlines.foreground=1s")
+    options = ("--endpoint", f"http://127.0.0.1:{silent}", "--credentials", "anonymous", "--no-probe")
+    machine("attach", "s3://bucket", "/data", *options)
+    begun = time.monotonic()
+    assert "[timeout]" in machine("cat", "/data/a", check=1).stderr
+    assert time.monotonic() - begun < 8
+
+
+def test_max_attempts_bounds_the_tries_of_one_request(machine: Any, refusing: Any) -> None:
+    counts = []
+    for attempts in (1, 3):
+        up(machine, f"source.max_attempts={attempts}")
+        options = ("--endpoint", f"http://127.0.0.1:{refusing.server_port}", "--credentials", "anonymous")
+        machine("attach", "s3://bucket", "/data", *options, "--no-probe", check=None)
+        refusing.requests = 0
+        failed = machine("stat", "/data/a", check=1)
+        assert "[unavailable]" in failed.stderr or "[rate-limited]" in failed.stderr
+        counts.append(refusing.requests)
+        machine("detach", "/data")
+        machine("down")
+    assert counts[0] < counts[1]
+
+
+def test_max_requests_bounds_what_is_under_way_at_one_source(machine: Any) -> None:
+    remote = machine.remote({f"{number:03}": b"x" * 1000 for number in range(60)}, first_byte_ms=50.0)
+    seconds = []
+    for requests in (1, 60):
+        up(machine, f"source.max_requests={requests}")
+        machine("attach", "s3://bucket", "/data", "--endpoint", remote.endpoint, "--credentials", "anonymous")
+        job = machine.json("job", "show", job_of(machine("preload", "/data", "--wait").stdout))
+        seconds.append(job["finished"] - job["started"])
+        machine("evict", "/data")
+        machine("detach", "/data")
+        machine("down")
+    assert seconds[0] >= 60 * 0.05
+    assert seconds[1] < seconds[0] / 2
+
+
+def job_of(lines: str) -> str:
+    return str(json.loads(lines.splitlines()[-1])["id"])
+
+
+@pytest.mark.parametrize("key", ["source.max_rate", "jobs.max_rate"])
+def test_a_rate_limits_what_comes_from_the_source(machine: Any, key: str) -> None:
+    up(machine, f"{key}=2MiB")
+    attach(machine, {f"{number}": b"x" * (MIB // 2) for number in range(10)})
+    begun = time.monotonic()
+    machine("preload", "/data", "--wait")
+    assert time.monotonic() - begun >= 1.5
+
+
+def test_freshness_of_attachments_that_say_nothing(machine: Any) -> None:
+    up(machine, "source.freshness=0")
+    root = attach(machine, {"a": b"old"})
+    assert machine.json("attachments")[0]["freshness"] == {"seconds": 0.0}
+    assert machine("cat", "/data/a").stdout == "old"
+    (root / "a").write_bytes(b"newer")
+    assert machine("cat", "/data/a").stdout == "newer"
+
+
+def test_max_connections_refuses_one_client_too_many(machine: Any) -> None:
+    up(machine, "node.max_connections=1")
+    attach(machine)
+    first = _native.Core(str(machine.home.data_socket), "first")
+    first.ping()
+    failed = machine("ls", "/data", check=1)
+    assert "[resource-limit]" in failed.stderr or "[unavailable]" in failed.stderr
+    first.close()
+    machine.until(lambda: machine("ls", "/data", check=None).returncode == 0)
+
+
+def test_metrics_port_serves_prometheus_text_or_nothing(machine: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    up(machine, f"node.metrics_port={port}")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert "penstock_source_requests_total" in answer.read().decode()
+    machine("down")
+    up(machine, "node.metrics_port=off")
+    assert machine.json("status")["metrics_port"] is None
+
+
+def test_drain_timeout_bounds_the_wait_for_reads_under_way(machine: Any, silent: int) -> None:
+    up(machine, "node.drain_timeout=500ms", "deadlines.foreground=60s")
+    options = ("--endpoint", f"http://127.0.0.1:{silent}", "--credentials", "anonymous", "--no-probe")
+    machine("attach", "s3://bucket", "/data", *options)
+    reader = machine.spawn(sys.executable, "-m", "penstock.cli", "cat", "/data/a")
+    machine.until(lambda: machine.control().status()["in_flight"] > 0)
+    begun = time.monotonic()
+    machine("down")
+    assert time.monotonic() - begun < 20
+    reader.communicate(timeout=60)
+    assert reader.returncode == 1
+
+
+def test_log_level_says_what_is_kept(machine: Any) -> None:
+    up(machine, "log.level=error")
+    attach(machine)
+    machine("down")
+    assert machine.home.log_file.read_text() == ""
+    up(machine, "log.level=info")
+    machine("down")
+    assert "node started" in machine.home.log_file.read_text()
+
+
+def test_only_so_many_ended_jobs_are_kept(machine: Any) -> None:
+    up(machine, "jobs.keep=2")
+    attach(machine)
+    for _ in range(4):
+        machine("evict", "/data")
+    assert [job["id"] for job in machine.json("job", "ls")] == ["3", "4"]
+
+
+def test_the_default_cache_is_chosen_once_and_stays(machine: Any) -> None:
+    up(machine)
+    size = machine.json("status")["cache"]["tiers"][0]["size_bytes"]
+    assert 0 < size <= 50 << 30
+    machine("down")
+    (machine.home.state / "default-cache-size").write_text(str(5 * MIB))
+    up(machine)
+    assert machine.json("status")["cache"]["tiers"][0]["size_bytes"] == 5 * MIB
