@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from benchmarks.store import Store
+from penstock.client.control import Control
 from penstock.demo.node import stop_node
+from penstock.home import locate
+from penstock.policies.attachments import request
 
 if TYPE_CHECKING:
     from penstock.client import Client
+
+_controls: WeakKeyDictionary[Client, Control] = WeakKeyDictionary()
 
 SMALL_BYTES = 112 * 1024
 BUCKET = "bench"
@@ -63,16 +69,26 @@ class Lab:
 @contextmanager
 def node_at(home: Path, **settings: str) -> Iterator[Client]:
     """A node of ``home``, started if it does not run, stopped at the end."""
-    import penstock
+    from penstock.client import connect
 
     variables = {f"PENSTOCK_{name.upper()}": value for name, value in settings.items()}
     with _environment(variables):
-        client = penstock.connect(home=home)
+        client = connect(home)
+    _controls[client] = Control(locate(home).control_socket)
     try:
         yield client
     finally:
         client.close()
         stop_node(home)
+
+
+def running_at(home: Path) -> Client:
+    """A client of the node that runs at ``home``."""
+    from penstock.client import connect
+
+    client = connect(home, start=False)
+    _controls[client] = Control(locate(home).control_socket)
+    return client
 
 
 @contextmanager
@@ -91,12 +107,13 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 def attach(client: Client, store: Store, path: str, bucket: str = BUCKET) -> None:
     """Attaches a bucket of a remote, without keys; facts are believed for the whole run."""
-    client.attach(f"s3://{bucket}/", path, endpoint=store.endpoint, credentials="anonymous", freshness="1h")
+    wanted = request(f"s3://{bucket}/", path, endpoint=store.endpoint, credentials="anonymous", freshness="1h")
+    _controls[client].attach(wanted)
 
 
 def node_pid(client: Client) -> int:
     """Process of the node behind a client."""
-    return int(client.status()["pid"])
+    return int(_controls[client].status()["pid"])
 
 
 def source_bytes(client: Client) -> int:
@@ -106,4 +123,4 @@ def source_bytes(client: Client) -> int:
 
 def metric(client: Client, name: str) -> int:
     """One metric of the node."""
-    return int(client.status()["metrics"][name])
+    return int(_controls[client].status()["metrics"][name])

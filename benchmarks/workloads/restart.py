@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.baselines import processes
-from benchmarks.lab import BUCKET, Lab, attach, metric, node_at, node_pid
+from benchmarks.lab import BUCKET, Lab, attach, metric, node_at, node_pid, running_at
 from benchmarks.measure import Side, Verdict
 from benchmarks.store import FREE
 from penstock.demo.node import stop_node
@@ -62,9 +62,7 @@ def _fill(client) -> None:  # type: ignore[no-untyped-def]
 
 def _check(home: Path) -> None:
     """What was cached before the kill is read from the cache."""
-    import penstock
-
-    client = penstock.connect(home=home, start=False)
+    client = running_at(home)
     before = metric(client, "source_read_requests")
     # The index is written once a second: the last second before the kill may be missing.
     paths = [f"/data/train/d{at // PER_DIRECTORY:04}/{at % PER_DIRECTORY:08}.bin" for at in range(0, CACHED // 2, 997)]
@@ -81,9 +79,7 @@ def _up(home: Path) -> float:
 
 
 def _kill(home: Path) -> None:
-    import penstock
-
-    client = penstock.connect(home=home, start=False)
+    client = running_at(home)
     pid = node_pid(client)
     client.close()
     os.kill(pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 from penstock.demo.node import stop_node
 from penstock.demo.plain_gets import PlainStore
 from penstock.errors import CorruptError, NoSpaceError
+from penstock.home import locate
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -109,16 +110,19 @@ class Scene:
 
     def start_node(self) -> None:
         """Starts a node in a home of its own and attaches the store, without keys."""
-        import penstock
+        from penstock.client import connect
+        from penstock.client.control import Control
+        from penstock.policies.attachments import request
 
         home = self._directory / "home"
         self._undo.callback(stop_node, home)
         # What configures the user's own node is not for this one; libraries that open URLs find it by the home.
         self._undo.enter_context(_variables({"PENSTOCK_HOME": str(home)}))
         with chdir(self._directory):
-            self.client = penstock.connect(home=home)
+            self.client = connect(home)
         self._undo.callback(self.client.close)
-        self.client.attach(f"s3://{BUCKET}/", MOUNT, endpoint=self._remote.endpoint, credentials="anonymous")
+        wanted = request(f"s3://{BUCKET}/", MOUNT, endpoint=self._remote.endpoint, credentials="anonymous")
+        Control(locate(home).control_socket).attach(wanted)
 
     def counters(self) -> dict[str, int]:
         """What was asked of the store so far."""
