@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.policies.preload import RateLimit, batches
+from penstock.policies.preload import BATCH_MAX_BYTES, RateLimit, batch_max_bytes, batches
 
 FILES = st.lists(st.tuples(st.text(max_size=3), st.integers(min_value=0, max_value=200)), max_size=60)
 
@@ -29,6 +29,18 @@ def test_a_rate_limit_holds_on_average_and_lets_an_idle_job_start_at_once() -> N
     assert limit.wait_s(60.0) == 0
     limit.charge(100, now=60.0)
     assert limit.wait_s(60.0) == pytest.approx(1)
+
+
+def test_what_was_not_moved_is_given_back() -> None:
+    limit = RateLimit(100, now=0.0)
+    limit.charge(500, now=0.0)
+    limit.charge(-500, now=0.0)
+    assert limit.wait_s(0.0) == 0
+
+
+def test_a_batch_under_a_limit_is_a_second_of_it() -> None:
+    assert batch_max_bytes(1000) == 1000
+    assert batch_max_bytes(None) == batch_max_bytes(1 << 40) == BATCH_MAX_BYTES
 
 
 def test_without_a_limit_nothing_waits() -> None:

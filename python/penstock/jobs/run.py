@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.errors import InternalError, PenstockError
 from penstock.jobs.document import Job, JobState
 from penstock.jobs.work import BatchResult, GoneError, InterruptedByStop, persistently, work
-from penstock.policies.preload import RateLimit, batches
+from penstock.policies.preload import RateLimit, batch_max_bytes, batches
 from penstock.policies.progress import RateMeter, eta_s
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Run:
     def _do_page(self, pool: ThreadPoolExecutor, files: Iterable[tuple[str, int]]) -> None:
         page = _Page(self.job.cursor, last=self.job.walked)
         pages = deque([page])
-        for batch in batches(files):
+        for batch in batches(files, max_bytes=batch_max_bytes(self.job.max_bytes_per_s)):
             page.batches.append(self._submit(pool, pages, batch))
         self._settle(pages, leave=0)
 
@@ -197,7 +197,7 @@ class Run:
             entries, cursor = persistently(lambda at=after: tree.walk_page(job.path, at, PAGE_ENTRIES), self._stop)  # type: ignore[misc]
             pages.append(_Page(cursor, last=cursor is None))
             files = ((_join(job.path, entry.name), entry.size) for entry in entries if not entry.is_directory)
-            for batch in batches(files):
+            for batch in batches(files, max_bytes=batch_max_bytes(self.job.max_bytes_per_s)):
                 pages[-1].batches.append(self._submit(pool, pages, batch))
             self._settle(pages, leave=2)
             if cursor is None:
@@ -218,8 +218,10 @@ class Run:
 
     def _do_batch(self, batch: list[tuple[str, int]]) -> BatchResult:
         job = self.job
+        expected = sum(size for _, size in batch)
         with self._lock:
             wait_s = self._limit.wait_s(self._parts.clock())
+            self._limit.charge(expected, self._parts.clock())
         if self._stop.wait(wait_s):
             raise InterruptedByStop
         with self._lock:
@@ -232,7 +234,7 @@ class Run:
                     self._active.pop(path, None)
         with self._lock:
             self._live.add(result.counters)
-            self._limit.charge(result.counters.results.get("fetched_bytes", 0), self._parts.clock())
+            self._limit.charge(result.counters.results.get("fetched_bytes", 0) - expected, self._parts.clock())
             self._meter.note(self._parts.clock(), self._live.bytes, self._live.files)
         self._parts.changed()
         return result

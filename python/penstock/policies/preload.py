@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["BATCH_MAX_BYTES", "BATCH_MAX_FILES", "RateLimit", "batches"]
+__all__ = ["BATCH_MAX_BYTES", "BATCH_MAX_FILES", "RateLimit", "batch_max_bytes", "batches"]
 
 BATCH_MAX_FILES = 64
 """One round trip to the core fetches so many small files in parallel; more would only delay progress and cancel."""
@@ -35,11 +35,16 @@ def batches(
         yield batch
 
 
+def batch_max_bytes(max_bytes_per_s: int | None) -> int:
+    """Bytes of a batch under a rate limit: a second's worth, so that the flow is even; at least one file goes."""
+    return BATCH_MAX_BYTES if not max_bytes_per_s else min(BATCH_MAX_BYTES, max_bytes_per_s)
+
+
 class RateLimit:
     """A token bucket of bytes. It keeps no clock: the caller passes the time in.
 
-    Bytes are charged once they are known, so one batch may overdraw; the next ones wait until it is paid back,
-    and the average holds.
+    What a batch may move is charged before it starts, and what it did not move is given back afterwards. A file
+    larger than a second's worth overdraws; those after it wait until it is paid back, and the average holds.
     """
 
     def __init__(self, max_bytes_per_s: int | None, now: float) -> None:
@@ -47,7 +52,7 @@ class RateLimit:
         self._free_at = now
 
     def charge(self, size_bytes: int, now: float) -> None:
-        """Takes note of bytes that were moved."""
+        """Takes note of bytes that will be moved, or with a negative number were not."""
         if self._rate:
             self._free_at = max(self._free_at, now) + size_bytes / self._rate
 
