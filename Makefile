@@ -39,7 +39,7 @@ test: test-rust test-python ## every test but the soak
 
 test-rust: $(VENV)/.requirements servers
 	$(call say,Rust tests)
-	@$(as-maturin) cargo test --workspace --locked $(CARGO_TEST_ARGS)
+	@$(as-maturin) cargo test --workspace --locked --no-fail-fast $(CARGO_TEST_ARGS)
 
 test-python: core-dev servers
 	$(call say,Python tests)
