@@ -1,0 +1,249 @@
+//! Answers requests: translates between the protocol and the engine, and decides nothing.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use penstock_engine::{Engine, OpenFile, OpenOptions, ReadHint};
+use penstock_types::{ByteRange, Clock, Error, ErrorKind, Metrics, Priority, Result, TreePath, Version};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::arena::ArenaBudget;
+use crate::links::{LinkedFile, Links};
+use crate::protocol::{BATCH_PATHS_MAX, Link, Opened, PAGE_ENTRIES_MAX, Ready, Reply, Request};
+use crate::ring::Returned;
+use crate::session::Session;
+
+/// How often a file is opened again because the cache dropped it between its completion and its link.
+const LINK_ATTEMPTS: usize = 3;
+
+/// Files of one request that are brought, dropped or checked at the same time.
+const FILES_AT_ONCE: usize = 16;
+
+/// What every connection of a node shares.
+pub struct Service {
+    /// Where answers come from.
+    pub engine: Arc<Engine>,
+    /// Where waiting requests run.
+    pub runtime: Handle,
+    /// Where requests and clients are counted.
+    pub metrics: Metrics,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The bound of all arenas.
+    pub arenas: ArenaBudget,
+    /// Local names of files.
+    pub links: Links,
+    /// Files opened for one batch: bounded by the descriptors of the process.
+    pub batch_files_max: usize,
+}
+
+/// A reply, what goes with it, and what the client holds once it has read it.
+pub struct Answer {
+    /// The message.
+    pub reply: Reply,
+    /// The descriptor to send.
+    pub descriptor: Option<Arc<OwnedFd>>,
+    /// To be taken back when the client never reads the reply.
+    pub granted: Option<Returned>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self { reply, descriptor: None, granted: None }
+    }
+}
+
+/// One client's requests.
+pub struct Answerer<'a> {
+    /// Shared by all.
+    pub service: &'a Arc<Service>,
+    /// What the client holds.
+    pub session: &'a Session,
+    /// Rings when the client is gone, so that nothing goes on for it.
+    pub gone: &'a Notify,
+}
+
+impl Answerer<'_> {
+    /// The answer to a request; `None` where none is due.
+    pub fn answer(&self, request: Request) -> Option<Answer> {
+        self.session.read_ring(|| self.service.clock.monotonic());
+        let answer = match request {
+            Request::Release { leases, arenas } => {
+                let returned = leases.into_iter().map(Returned::Lease).chain(arenas.into_iter().map(Returned::Arena));
+                self.session.take_back(returned, self.service.clock.monotonic());
+                return None;
+            }
+            Request::Goodbye => return None,
+            request => self.reply(request),
+        };
+        Some(answer.unwrap_or_else(|error| Reply::Failed(error).into()))
+    }
+
+    fn reply(&self, request: Request) -> Result<Answer> {
+        let engine = &self.service.engine;
+        let reply = match request {
+            Request::Open { path, version, priority } => return self.open(&path, version, priority),
+            Request::Ensure { lease, range, hint } => return self.ensure(lease, range, hint),
+            Request::ReadMany { paths, .. } if paths.len() > BATCH_PATHS_MAX => return Err(too_many(paths.len())),
+            Request::ReadMany { paths, priority } => return self.read_many(&paths, priority),
+            Request::ReadRanges { ranges, .. } if ranges.len() > BATCH_PATHS_MAX => {
+                return Err(too_many(ranges.len()));
+            }
+            Request::ReadRanges { path, version, ranges } => return self.read_ranges(&path, version, &ranges),
+            Request::Link { path } => return self.link(&path),
+            Request::Ping => Reply::Pong(env!("CARGO_PKG_VERSION").into()),
+            Request::Stat { path } => {
+                let path = TreePath::parse(&path)?;
+                match engine.stat_cached(&path) {
+                    Some(known) => Reply::Entry(known?),
+                    None => Reply::Entry(self.wait(engine.stat(&path))?),
+                }
+            }
+            Request::List { path, after, limit } => {
+                let path = TreePath::parse(&path)?;
+                Reply::Entries(self.wait(engine.list(&path, after.as_deref(), page_limit(limit)))?)
+            }
+            Request::Walk { path, after, limit } => {
+                let path = TreePath::parse(&path)?;
+                Reply::Entries(self.wait(engine.walk(&path, after.as_deref(), page_limit(limit)))?)
+            }
+            Request::Prefetch { paths } => {
+                Reply::Prefetched(self.each(&paths, async |path| engine.prefetch(path, Priority::Background).await)?)
+            }
+            Request::Evict { paths } => Reply::Evicted(self.each(&paths, async |path| engine.evict(path).await)?),
+            Request::Verify { paths } => Reply::Verified(self.each(&paths, async |path| engine.verify(path).await)?),
+            Request::Why { path } => {
+                let path = TreePath::parse(&path)?;
+                Reply::Json(json(&self.wait(engine.why(&path))?)?)
+            }
+            Request::CacheEntries { after, limit } => {
+                Reply::Json(json(&engine.cache_entries(after, page_limit(limit)))?)
+            }
+            Request::Hello { .. } | Request::Release { .. } | Request::Goodbye => {
+                return Err(Error::new(ErrorKind::Internal, "answer a client", "the request is out of order"));
+            }
+        };
+        Ok(reply.into())
+    }
+
+    /// Runs a question that may take long; it is dropped when the client goes.
+    pub fn wait<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
+        self.service.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                answer = question => answer,
+                () = self.gone.notified() => {
+                    Err(Error::new(ErrorKind::Cancelled, "answer a client", "it closed the connection"))
+                }
+            }
+        })
+    }
+
+    fn each<T>(&self, paths: &[String], question: impl AsyncFn(&TreePath) -> Result<T>) -> Result<Vec<Result<T>>> {
+        if paths.len() > BATCH_PATHS_MAX {
+            return Err(too_many(paths.len()));
+        }
+        let answer = async |path: &String| match TreePath::parse(path) {
+            Ok(path) => question(&path).await,
+            Err(error) => Err(error),
+        };
+        let answers = stream::iter(paths).map(answer).buffered(FILES_AT_ONCE);
+        self.wait(async { Ok(answers.collect().await) })
+    }
+
+    fn open(&self, path: &str, version: Option<Version>, priority: Priority) -> Result<Answer> {
+        let path = TreePath::parse(path)?;
+        let file = self.opened(&path, version, priority)?;
+        let attributes = file.attributes().clone();
+        let (descriptor, complete) = (file.descriptor(), file.is_complete());
+        let lease = self.session.lend(Arc::new(file), None)?;
+        Ok(Answer {
+            reply: Reply::Opened(Opened {
+                lease,
+                size: attributes.size,
+                modified_ms: attributes.modified_ms,
+                version: attributes.version,
+                complete,
+            }),
+            descriptor: Some(descriptor),
+            granted: Some(Returned::Lease(lease)),
+        })
+    }
+
+    /// The file, from the cache alone where that is possible.
+    pub fn opened(&self, path: &TreePath, version: Option<Version>, priority: Priority) -> Result<OpenFile> {
+        let engine = &self.service.engine;
+        if version.is_none()
+            && let Some(file) = engine.open_cached(path)
+        {
+            return Ok(file);
+        }
+        self.wait(engine.open(path, OpenOptions { priority, version }))
+    }
+
+    fn ensure(&self, lease: u64, range: ByteRange, hint: ReadHint) -> Result<Answer> {
+        check_range(range)?;
+        let Some(file) = self.session.leased(lease) else { return Ok(Reply::NotLeased.into()) };
+        let ready = self.wait(file.ensure(range, hint))?;
+        let reply = Reply::Ready(Ready { range: ready.range, complete: ready.complete });
+        Ok(Answer { reply, descriptor: ready.descriptor, granted: None })
+    }
+
+    fn link(&self, path: &str) -> Result<Answer> {
+        let path = TreePath::parse(path)?;
+        for _ in 0..LINK_ATTEMPTS {
+            let file = self.opened(&path, None, Priority::Foreground)?;
+            self.complete(&file)?;
+            let Some(link) = self.service.links.link(file.descriptor().as_fd(), path.name())? else { continue };
+            return self.lend_link(file, link);
+        }
+        Err(Error::new(ErrorKind::NoSpace, format!("name {path} locally"), "the cache drops it before it can be used")
+            .advise("make the cache larger, or pin the file"))
+    }
+
+    fn complete(&self, file: &OpenFile) -> Result<()> {
+        let mut at = 0;
+        while !file.is_complete() && at < file.size() {
+            let ready = self.wait(file.ensure(ByteRange::new(at, file.size()), ReadHint::Whole))?;
+            // What was dropped behind the reader of an uncached file never becomes complete; linking it fails.
+            at = ready.range.end.max(at);
+        }
+        Ok(())
+    }
+
+    fn lend_link(&self, file: OpenFile, link: LinkedFile) -> Result<Answer> {
+        let Some(local) = link.path().to_str().map(str::to_string) else {
+            return Err(Error::new(ErrorKind::Unsupported, "name a file locally", "the cache directory is not UTF-8"));
+        };
+        let (size, version) = (file.size(), file.attributes().version.clone());
+        let lease = self.session.lend(Arc::new(file), Some(link))?;
+        let reply = Reply::Linked(Link { lease, path: local, size, version });
+        Ok(Answer { reply, descriptor: None, granted: Some(Returned::Lease(lease)) })
+    }
+}
+
+/// Ranges from outside are not trusted to be ranges.
+pub fn check_range(range: ByteRange) -> Result<()> {
+    if range.start <= range.end {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidInput, "read a range", "it ends before it starts")
+        .fact("start", range.start)
+        .fact("end", range.end))
+}
+
+fn page_limit(limit: u32) -> usize {
+    (limit as usize).clamp(1, PAGE_ENTRIES_MAX)
+}
+
+fn too_many(count: usize) -> Error {
+    Error::new(ErrorKind::InvalidInput, "answer a batch", "it names too many things at once")
+        .fact("count", count)
+        .fact("limit", BATCH_PATHS_MAX)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::new(ErrorKind::Internal, "write JSON", error.to_string()))
+}

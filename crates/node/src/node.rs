@@ -1,0 +1,222 @@
+//! The node: parts put together, started, drained, stopped.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned};
+use penstock_types::{AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, SystemClock, TreePath};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use crate::answer::Service;
+use crate::arena::ArenaBudget;
+use crate::links::Links;
+use crate::listener::DataSocket;
+use crate::metrics_http;
+use crate::protocol::BATCH_PATHS_MAX;
+use crate::session::ClientStatus;
+
+/// Time between two rounds of housekeeping.
+const TICK: Duration = Duration::from_secs(1);
+/// Threads that run transfers: they wait more than they compute.
+const WORKERS_MAX: usize = 8;
+/// Threads for blocking file calls.
+const BLOCKING_THREADS_MAX: usize = 64;
+/// Files opened for one batch, where the limit of open files admits it.
+const BATCH_FILES_MAX: usize = 1024;
+/// What a drain leaves for the runtime to end its tasks.
+const RUNTIME_GRACE: Duration = Duration::from_millis(500);
+
+/// A running node.
+pub struct Node {
+    engine: Arc<Engine>,
+    socket: Arc<DataSocket>,
+    metrics_address: Option<SocketAddr>,
+    clock: Arc<dyn Clock>,
+    started: Duration,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeStatus {
+    /// Process id.
+    pub pid: u32,
+    /// Version of the core.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: f64,
+    /// Loopback port of Prometheus text.
+    pub metrics_port: Option<u16>,
+    /// Who is connected.
+    pub clients: Vec<ClientStatus>,
+    /// Attachments, cache, metrics.
+    #[serde(flatten)]
+    pub engine: EngineStatus,
+}
+
+impl Node {
+    /// Starts a node: runtime, engine, housekeeping, `data.sock`, metrics. The caller holds the home's lock, so
+    /// whatever is at the socket's path was left by a dead node.
+    ///
+    /// # Errors
+    /// What keeps one of the parts from starting; nothing is left running.
+    pub fn start(config: NodeConfig) -> Result<Self> {
+        let files = raise_file_limit();
+        let runtime = runtime()?;
+        let metrics = Metrics::default();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let tiers: Vec<PathBuf> = config.cache.tiers.iter().map(|tier| tier.directory.clone()).collect();
+        let engine = Engine::new(EngineParts {
+            config: config.clone(),
+            clock: Arc::clone(&clock),
+            metrics: metrics.clone(),
+            runtime: runtime.handle().clone(),
+            seed: random_seed()?,
+        })?;
+        let metrics_address = match config.metrics_port {
+            None => None,
+            Some(port) => {
+                let (serving, address) = runtime.block_on(metrics_http::serve(port, &metrics))?;
+                runtime.spawn(serving);
+                Some(address)
+            }
+        };
+        let service = Arc::new(Service {
+            engine: Arc::clone(&engine),
+            runtime: runtime.handle().clone(),
+            clock: Arc::clone(&clock),
+            metrics: metrics.clone(),
+            arenas: ArenaBudget::new(config.memory_budget_bytes, metrics),
+            links: Links::new(tiers),
+            batch_files_max: BATCH_FILES_MAX.min(files / 4).clamp(1, BATCH_PATHS_MAX),
+        });
+        let socket = DataSocket::bind(&config.data_socket, service, config.max_connections)?;
+        let accepting = Arc::clone(&socket);
+        std::thread::Builder::new().name("accept".into()).spawn(move || accepting.accept()).map_err(|error| {
+            Error::new(ErrorKind::ResourceLimit, "start the node", error.to_string()).advise("raise the thread limit")
+        })?;
+        runtime.spawn(keep_house(Arc::clone(&engine), Arc::clone(&socket)));
+        let started = clock.monotonic();
+        tracing::info!(socket = %config.data_socket.display(), open_files = files, "node started");
+        Ok(Self { engine, socket, metrics_address, clock, started, runtime: Mutex::new(Some(runtime)) })
+    }
+
+    /// Puts a source into the tree. Blocks for the probe.
+    pub fn attach(&self, spec: AttachmentSpec, probe: bool) -> Result<AttachmentStatus> {
+        self.handle()?.block_on(self.engine.attach(spec, probe))
+    }
+
+    /// Takes an attachment out of the tree.
+    pub fn detach(&self, path: &str) -> Result<()> {
+        self.engine.detach(&TreePath::parse(path)?)
+    }
+
+    /// Asks the source at exactly `path` whether it answers. Blocks for the answer.
+    pub fn probe(&self, path: &str) -> Result<AttachmentStatus> {
+        self.handle()?.block_on(self.engine.probe(&TreePath::parse(path)?))
+    }
+
+    /// Every attachment.
+    pub fn attachments(&self) -> Vec<AttachmentStatus> {
+        self.engine.attachments()
+    }
+
+    /// Keeps these paths, and what is below them, in the cache.
+    pub fn set_pins(&self, paths: &[String]) -> Result<()> {
+        let pins: Result<Vec<TreePath>> = paths.iter().map(|path| TreePath::parse(path)).collect();
+        self.engine.set_pins(pins?);
+        Ok(())
+    }
+
+    /// Evicts until at most `target_bytes` are cached; what is pinned or in use stays.
+    pub fn prune(&self, target_bytes: u64) -> Result<Pruned> {
+        self.engine.prune(target_bytes)
+    }
+
+    /// Everything `status` shows.
+    pub fn status(&self) -> NodeStatus {
+        NodeStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: (self.clock.monotonic() - self.started).as_secs_f64(),
+            metrics_port: self.metrics_port(),
+            clients: self.socket.clients(),
+            engine: self.engine.status(),
+        }
+    }
+
+    /// Port of Prometheus text on the loopback address; `None` when none is served.
+    pub fn metrics_port(&self) -> Option<u16> {
+        self.metrics_address.map(|address| address.port())
+    }
+
+    /// Takes no more clients, lets requests under way finish within `timeout`, flushes, stops. Later calls do nothing.
+    pub fn drain(&self, timeout: Duration) {
+        let Some(runtime) = self.runtime().take() else { return };
+        self.socket.stop(Instant::now() + timeout);
+        self.engine.close();
+        runtime.shutdown_timeout(RUNTIME_GRACE);
+        tracing::info!("node drained");
+    }
+
+    fn handle(&self) -> Result<tokio::runtime::Handle> {
+        let handle = self.runtime().as_ref().map(|runtime| runtime.handle().clone());
+        handle.ok_or_else(|| Error::new(ErrorKind::Unavailable, "ask the node", "it is stopping"))
+    }
+
+    fn runtime(&self) -> std::sync::MutexGuard<'_, Option<Runtime>> {
+        self.runtime.lock().expect("no panic while the runtime is looked at")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.drain(Duration::ZERO);
+    }
+}
+
+async fn keep_house(engine: Arc<Engine>, socket: Arc<DataSocket>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        socket.tick();
+        engine.tick().await;
+    }
+}
+
+fn runtime() -> Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, WORKERS_MAX))
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("penstock")
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            Error::new(ErrorKind::ResourceLimit, "start the node", error.to_string()).advise("raise the thread limit")
+        })
+}
+
+/// Raises the soft limit of open files to the hard one; returns it.
+fn raise_file_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files was not raised");
+        }
+    }
+    usize::try_from(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
+}
+
+fn random_seed() -> Result<u64> {
+    let mut seed = [0; 8];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::new(ErrorKind::Internal, "start the node", error.to_string()))?;
+    Ok(u64::from_le_bytes(seed))
+}

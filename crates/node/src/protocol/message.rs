@@ -1,0 +1,248 @@
+//! Requests and their replies. The order of variants is the wire format: add at the end and raise the version.
+
+use penstock_engine::{Entry, EntryPage, Prefetched, ReadHint, Verified};
+use penstock_types::{ByteRange, Error, Priority, Version};
+use serde::{Deserialize, Serialize};
+
+/// Names a session and proves that one belongs to it. A session is one client process: its leases and arenas are
+/// reached through any of its connections and end with the last one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionKey {
+    /// Which session of this node.
+    pub id: u64,
+    /// Random; another process cannot guess it.
+    pub secret: [u8; 16],
+}
+
+/// What a client asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// The first frame of a connection. Answer: [`Reply::Welcome`].
+    Hello {
+        /// Who, for `status`.
+        client: String,
+        /// A further connection of that session; a session that is gone is answered with a new one.
+        session: Option<SessionKey>,
+    },
+    /// Whether somebody is there. Answer: [`Reply::Pong`].
+    Ping,
+    /// Attributes of a path. Answer: [`Reply::Entry`].
+    Stat {
+        /// Absolute path.
+        path: String,
+    },
+    /// A page of a directory. Answer: [`Reply::Entries`].
+    List {
+        /// Absolute path.
+        path: String,
+        /// Cursor of the page before.
+        after: Option<String>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// A page of everything below a directory. Answer: [`Reply::Entries`].
+    Walk {
+        /// Absolute path.
+        path: String,
+        /// Cursor of the page before.
+        after: Option<String>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Opens a file. Answer: [`Reply::Opened`] with a descriptor.
+    Open {
+        /// Absolute path.
+        path: String,
+        /// Exactly this version, or `StaleVersion`.
+        version: Option<Version>,
+        /// Who waits.
+        priority: Priority,
+    },
+    /// Makes bytes of an open file present. Answer: [`Reply::Ready`], with a descriptor where it changed.
+    Ensure {
+        /// The open file.
+        lease: u64,
+        /// What will be read.
+        range: ByteRange,
+        /// The reader's plan.
+        hint: ReadHint,
+    },
+    /// Ends leases and gives arenas back. No answer.
+    Release {
+        /// Open files.
+        leases: Vec<u64>,
+        /// Arenas.
+        arenas: Vec<ArenaReturn>,
+    },
+    /// Whole files, as many of the first ones as fit one arena. Answer: [`Reply::Batch`].
+    ReadMany {
+        /// Absolute paths.
+        paths: Vec<String>,
+        /// Who waits.
+        priority: Priority,
+    },
+    /// Ranges of one file, as many of the first ones as fit one arena. Answer: [`Reply::Batch`].
+    ReadRanges {
+        /// Absolute path.
+        path: String,
+        /// Exactly this version, or `StaleVersion`.
+        version: Option<Version>,
+        /// Half-open; clipped to the file.
+        ranges: Vec<ByteRange>,
+    },
+    /// A whole file as a path of the local file system. Answer: [`Reply::Linked`].
+    Link {
+        /// Absolute path.
+        path: String,
+    },
+    /// Brings whole files into the cache. Answer: [`Reply::Prefetched`].
+    Prefetch {
+        /// Absolute paths.
+        paths: Vec<String>,
+    },
+    /// Drops files from the cache. Answer: [`Reply::Evicted`].
+    Evict {
+        /// Absolute paths.
+        paths: Vec<String>,
+    },
+    /// Checks the checksums of what is cached. Answer: [`Reply::Verified`].
+    Verify {
+        /// Absolute paths.
+        paths: Vec<String>,
+    },
+    /// What is known of a path and its cache. Answer: [`Reply::Json`].
+    Why {
+        /// Absolute path.
+        path: String,
+    },
+    /// A page of the cache's extents. Answer: [`Reply::Json`].
+    CacheEntries {
+        /// Number of the last extent of the page before.
+        after: Option<u64>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Closes this connection in good order: every reply was read. No answer.
+    Goodbye,
+}
+
+/// What the node answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// The request failed.
+    Failed(Error),
+    /// The request is still under way; another reply follows.
+    Working,
+    /// To `Hello`; a descriptor of the release ring comes with a new session.
+    Welcome(Welcome),
+    /// To `Ping`: version of the node.
+    Pong(String),
+    /// To `Stat`.
+    Entry(Entry),
+    /// To `List` and `Walk`.
+    Entries(EntryPage),
+    /// To `Open`.
+    Opened(Opened),
+    /// To `Ensure`.
+    Ready(Ready),
+    /// To `Ensure`: the session holds no such lease; open the file again.
+    NotLeased,
+    /// To `ReadMany` and `ReadRanges`: one item for each of the first so many asked for, at least one.
+    Batch {
+        /// Where the bytes are; `None` when there are none. Its descriptor comes when the session has not had it.
+        arena: Option<ArenaGrant>,
+        /// Where each one's bytes are in the arena.
+        items: Vec<Result<Slot, Error>>,
+        /// Arenas that are no more; their mappings can go.
+        gone: Vec<u64>,
+        /// The version all ranges are of; `None` for whole files.
+        version: Option<Version>,
+    },
+    /// To `Link`.
+    Linked(Link),
+    /// To `Prefetch`, one each.
+    Prefetched(Vec<Result<Prefetched, Error>>),
+    /// To `Evict`, bytes freed of each.
+    Evicted(Vec<Result<u64, Error>>),
+    /// To `Verify`, one each.
+    Verified(Vec<Result<Verified, Error>>),
+    /// To `Why` and `CacheEntries`.
+    Json(String),
+}
+
+/// The node's side of the handshake.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The session this connection belongs to.
+    pub session: SessionKey,
+    /// Process id of the node.
+    pub node_pid: u32,
+    /// Version of the node.
+    pub version: String,
+}
+
+/// An open file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Opened {
+    /// The right to use the descriptor that comes with it.
+    pub lease: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Milliseconds since the Unix epoch.
+    pub modified_ms: i64,
+    /// The pinned version.
+    pub version: Version,
+    /// Every byte is present and stays so: read at will. Otherwise `Ensure` first.
+    pub complete: bool,
+}
+
+/// Bytes that may be read now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// Present until the next `Ensure` of this lease; starts at the range asked for.
+    pub range: ByteRange,
+    /// Every byte of the file is present and stays so.
+    pub complete: bool,
+}
+
+/// Shared memory that holds a batch until it is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ArenaGrant {
+    /// Its name in this session; the same name is the same memory.
+    pub id: u64,
+    /// Its size, bytes.
+    pub capacity: u64,
+    /// A descriptor comes with this reply.
+    pub fresh: bool,
+}
+
+/// An arena given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ArenaReturn {
+    /// Its name.
+    pub id: u64,
+    /// Somebody else may still look at it (a forked child): never fill it again.
+    pub shared: bool,
+}
+
+/// Bytes of one item of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Slot {
+    /// Offset in the arena.
+    pub at: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A file under a local name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Link {
+    /// Ends the name when released.
+    pub lease: u64,
+    /// Absolute path on this machine; read-only.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// The pinned version.
+    pub version: Version,
+}

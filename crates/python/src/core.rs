@@ -1,0 +1,367 @@
+//! The client of a node: one method for each question.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use penstock_node::EntryPage;
+use penstock_node::protocol::{REQUEST_BYTES_MAX, Reply, Request, Slot};
+use penstock_types::{ByteRange, Error, ErrorKind, Priority, Version};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use crate::client::{ArenaLease, Exchange, Pool, unexpected};
+use crate::entry::PyEntry;
+use crate::errors::{exception, raise};
+use crate::file::File;
+use crate::link::Lease;
+use crate::view::View;
+
+/// Files or ranges asked for in one request.
+const BATCH_MAX: usize = 1024;
+/// Files read one by one when the node has no memory for a batch, before it is asked for a batch again.
+const SINGLE_READS: usize = 32;
+
+/// The synchronous client of one node. No threads; connects when first used; safe to use after a fork.
+#[pyclass(frozen, module = "penstock._core", weakref)]
+pub struct Core {
+    pool: Arc<Pool>,
+}
+
+/// The client of this process for that socket: what a pickled one becomes.
+#[pyfunction]
+pub fn shared_core(socket_path: PathBuf, client_name: &str) -> Core {
+    Core { pool: Pool::shared(&socket_path, client_name) }
+}
+
+#[pymethods]
+impl Core {
+    /// A client of the node behind `socket_path`, which `status` shows as `client_name`.
+    #[new]
+    fn new(socket_path: PathBuf, client_name: &str) -> Self {
+        Self { pool: Pool::new(&socket_path, client_name) }
+    }
+
+    /// Attributes of a path.
+    fn stat(&self, py: Python<'_>, path: String) -> PyResult<PyEntry> {
+        match self.pool.ask(py, &Request::Stat { path })?.reply {
+            Reply::Entry(entry) => Ok(PyEntry(entry)),
+            _ => Err(unexpected("stat")),
+        }
+    }
+
+    /// A page of a directory, and the cursor of the next one.
+    #[pyo3(signature = (path, after=None, limit=8192))]
+    fn list_page<'py>(
+        &self,
+        py: Python<'py>,
+        path: String,
+        after: Option<String>,
+        limit: u32,
+    ) -> PyResult<(Bound<'py, PyList>, Option<String>)> {
+        match self.pool.ask(py, &Request::List { path, after, limit })?.reply {
+            Reply::Entries(page) => entries(py, page),
+            _ => Err(unexpected("list")),
+        }
+    }
+
+    /// A page of everything below a directory, and the cursor of the next one.
+    #[pyo3(signature = (path, after=None, limit=8192))]
+    fn walk_page<'py>(
+        &self,
+        py: Python<'py>,
+        path: String,
+        after: Option<String>,
+        limit: u32,
+    ) -> PyResult<(Bound<'py, PyList>, Option<String>)> {
+        match self.pool.ask(py, &Request::Walk { path, after, limit })?.reply {
+            Reply::Entries(page) => entries(py, page),
+            _ => Err(unexpected("walk")),
+        }
+    }
+
+    /// Opens a file for reading; with `version`, exactly that one.
+    #[pyo3(signature = (path, version=None))]
+    fn open(&self, py: Python<'_>, path: String, version: Option<&str>) -> PyResult<File> {
+        File::open(py, &self.pool, path, version.map(Version::from))
+    }
+
+    /// Whole files in one call: a view or an error each.
+    #[pyo3(signature = (paths, priority="foreground"))]
+    fn read_many<'py>(&self, py: Python<'py>, paths: Vec<String>, priority: &str) -> PyResult<Bound<'py, PyList>> {
+        let priority = priority_of(priority)?;
+        let results = PyList::empty(py);
+        while results.len() < paths.len() {
+            let rest = &paths[results.len()..];
+            let request = Request::ReadMany { paths: fitting(rest).to_vec(), priority };
+            match self.pool.ask(py, &request) {
+                Ok(exchange) => {
+                    self.take_batch(py, &results, rest, exchange)?;
+                }
+                Err(error) if is_resource_limit(py, &error) => {
+                    for path in rest.iter().take(SINGLE_READS) {
+                        results.append(self.read_single(py, path)?)?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(results)
+    }
+
+    /// Half-open byte ranges of one file, all of one version; each is clipped to the file.
+    #[pyo3(signature = (path, ranges, version=None))]
+    fn read_ranges<'py>(
+        &self,
+        py: Python<'py>,
+        path: String,
+        ranges: Vec<(u64, u64)>,
+        version: Option<&str>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        if let Some((start, end)) = ranges.iter().find(|(start, end)| start > end) {
+            return Err(PyValueError::new_err(format!("range ends before it starts: ({start}, {end})")));
+        }
+        let ranges: Vec<ByteRange> = ranges.into_iter().map(|(start, end)| ByteRange::new(start, end)).collect();
+        let mut version = version.map(Version::from);
+        let results = PyList::empty(py);
+        while results.len() < ranges.len() {
+            let rest = &ranges[results.len()..];
+            let batch = rest[..rest.len().min(BATCH_MAX)].to_vec();
+            let request = Request::ReadRanges { path: path.clone(), version: version.clone(), ranges: batch };
+            let exchange = match self.pool.ask(py, &request) {
+                Err(error) if is_resource_limit(py, &error) => {
+                    self.read_ranges_singly(py, &path, version.as_ref(), rest, &results)?;
+                    break;
+                }
+                exchange => exchange?,
+            };
+            let Batch { items, arena, version: pinned } = batch_of(exchange)?;
+            version = pinned.or(version);
+            for (item, range) in items.into_iter().zip(rest) {
+                match item {
+                    Ok(slot) => results.append(view_of(arena.as_ref(), slot)?)?,
+                    Err(error) if error.kind() == ErrorKind::ResourceLimit => {
+                        self.read_ranges_singly(py, &path, version.as_ref(), std::slice::from_ref(range), &results)?;
+                    }
+                    Err(error) => return Err(raise(&error)),
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    /// The whole file under a local path, for as long as the lease lasts.
+    fn local_path(&self, py: Python<'_>, path: String) -> PyResult<Lease> {
+        let exchange = self.pool.ask(py, &Request::Link { path })?;
+        match exchange.reply {
+            Reply::Linked(link) => Ok(Lease::new(link, exchange.session)),
+            _ => Err(unexpected("local_path")),
+        }
+    }
+
+    /// Brings whole files into the cache, behind everything that somebody waits for: (size, fetched bytes) or an
+    /// error each.
+    fn prefetch<'py>(&self, py: Python<'py>, paths: Vec<String>) -> PyResult<Bound<'py, PyList>> {
+        match self.pool.ask(py, &Request::Prefetch { paths })?.reply {
+            Reply::Prefetched(all) => {
+                results(py, all, |py, done| (done.size, done.fetched_bytes).into_pyobject(py).map(Bound::into_any))
+            }
+            _ => Err(unexpected("prefetch")),
+        }
+    }
+
+    /// Drops files from the cache: bytes freed, or an error each.
+    fn evict<'py>(&self, py: Python<'py>, paths: Vec<String>) -> PyResult<Bound<'py, PyList>> {
+        match self.pool.ask(py, &Request::Evict { paths })?.reply {
+            Reply::Evicted(all) => results(py, all, |py, freed| Ok(freed.into_pyobject(py)?.into_any())),
+            _ => Err(unexpected("evict")),
+        }
+    }
+
+    /// Checks what is cached of these files: (pages, bad pages, repaired pages) or an error each.
+    fn verify<'py>(&self, py: Python<'py>, paths: Vec<String>) -> PyResult<Bound<'py, PyList>> {
+        match self.pool.ask(py, &Request::Verify { paths })?.reply {
+            Reply::Verified(all) => results(py, all, |py, seen| {
+                (seen.pages, seen.bad_pages, seen.repaired).into_pyobject(py).map(Bound::into_any)
+            }),
+            _ => Err(unexpected("verify")),
+        }
+    }
+
+    /// What is known of a path and its cache, as JSON.
+    fn why(&self, py: Python<'_>, path: String) -> PyResult<String> {
+        self.ask_json(py, &Request::Why { path })
+    }
+
+    /// A page of the cache's extents, as JSON.
+    #[pyo3(signature = (after=None, limit=1000))]
+    fn cache_entries(&self, py: Python<'_>, after: Option<u64>, limit: u32) -> PyResult<String> {
+        self.ask_json(py, &Request::CacheEntries { after, limit })
+    }
+
+    /// Version of the node; an error when there is none.
+    fn ping(&self, py: Python<'_>) -> PyResult<String> {
+        match self.pool.ask(py, &Request::Ping)?.reply {
+            Reply::Pong(version) => Ok(version),
+            _ => Err(unexpected("ping")),
+        }
+    }
+
+    /// Closes the connections; open files whose content is complete stay readable. The next use connects again.
+    fn close(&self) {
+        self.pool.close();
+    }
+
+    /// Path of the node's socket.
+    #[getter]
+    fn socket_path(&self) -> PathBuf {
+        self.pool.path().to_path_buf()
+    }
+
+    /// The name that `status` shows.
+    #[getter]
+    fn client_name(&self) -> &str {
+        self.pool.client()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Core {:?}>", self.pool.path())
+    }
+
+    /// Pickles as where it connects to.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let shared = py.import("penstock._core")?.getattr("shared_core")?;
+        let socket = self.pool.path().to_string_lossy().into_owned();
+        Ok((shared, (socket, self.pool.client()).into_pyobject(py)?))
+    }
+}
+
+impl Core {
+    fn ask_json(&self, py: Python<'_>, request: &Request) -> PyResult<String> {
+        match self.pool.ask(py, request)?.reply {
+            Reply::Json(text) => Ok(text),
+            _ => Err(unexpected("ask about the cache")),
+        }
+    }
+
+    fn take_batch(
+        &self,
+        py: Python<'_>,
+        results: &Bound<'_, PyList>,
+        paths: &[String],
+        exchange: Exchange,
+    ) -> PyResult<()> {
+        let Batch { items, arena, .. } = batch_of(exchange)?;
+        for (item, path) in items.into_iter().zip(paths) {
+            match item {
+                Ok(slot) => results.append(view_of(arena.as_ref(), slot)?)?,
+                Err(error) if error.kind() == ErrorKind::ResourceLimit => {
+                    results.append(self.read_single(py, path)?)?;
+                }
+                Err(error) => results.append(exception(py, &error)?)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One file by itself, into a mapping or memory of this process: a view, or the error as a value.
+    fn read_single<'py>(&self, py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyAny>> {
+        let read = File::open(py, &self.pool, path.to_string(), None).and_then(|file| file.view_of(py, 0, usize::MAX));
+        match read {
+            Ok(view) => Ok(Bound::new(py, view)?.into_any()),
+            Err(error) if error.get_type(py).getattr("code").is_ok() => {
+                Ok(error.into_value(py).into_bound(py).into_any())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_ranges_singly(
+        &self,
+        py: Python<'_>,
+        path: &str,
+        version: Option<&Version>,
+        ranges: &[ByteRange],
+        results: &Bound<'_, PyList>,
+    ) -> PyResult<()> {
+        let file = File::open(py, &self.pool, path.to_string(), version.cloned())?;
+        for range in ranges {
+            let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+            results.append(file.view_of(py, range.start, len)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// A batch as it came.
+struct Batch {
+    items: Vec<Result<Slot, Error>>,
+    arena: Option<Arc<ArenaLease>>,
+    version: Option<Version>,
+}
+
+fn batch_of(exchange: Exchange) -> PyResult<Batch> {
+    let Exchange { reply, descriptor, session } = exchange;
+    let Reply::Batch { arena, items, gone, version } = reply else { return Err(unexpected("read a batch")) };
+    if items.is_empty() {
+        return Err(unexpected("read a batch"));
+    }
+    let memory = descriptor.as_ref().map(|memory| memory.as_fd());
+    let arena = arena.map(|grant| session.arena(grant, memory, &gone)).transpose().map_err(|error| raise(&error))?;
+    Ok(Batch { items, arena, version })
+}
+
+fn view_of(arena: Option<&Arc<ArenaLease>>, slot: Slot) -> PyResult<View> {
+    let place = (usize::try_from(slot.at).ok(), usize::try_from(slot.len).ok());
+    let view = match (arena, place) {
+        (_, (_, Some(0))) => Some(View::of_bytes(Vec::new())),
+        (Some(arena), (Some(at), Some(len))) => View::of_arena(arena, at, len),
+        _ => None,
+    };
+    view.ok_or_else(|| unexpected("read a batch"))
+}
+
+fn entries<'py>(py: Python<'py>, page: EntryPage) -> PyResult<(Bound<'py, PyList>, Option<String>)> {
+    let entries: PyResult<Vec<_>> = page.entries.into_iter().map(|entry| Bound::new(py, PyEntry(entry))).collect();
+    Ok((PyList::new(py, entries?)?, page.next))
+}
+
+fn results<'py, T>(
+    py: Python<'py>,
+    all: Vec<Result<T, Error>>,
+    convert: impl Fn(Python<'py>, T) -> PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyList>> {
+    let converted: PyResult<Vec<_>> = all
+        .into_iter()
+        .map(|one| match one {
+            Ok(value) => convert(py, value),
+            Err(error) => exception(py, &error),
+        })
+        .collect();
+    PyList::new(py, converted?)
+}
+
+/// As many of the first paths as one request holds.
+fn fitting(paths: &[String]) -> &[String] {
+    let mut bytes = 0;
+    let fits = |path: &&String| {
+        bytes += path.len() + 8;
+        bytes < REQUEST_BYTES_MAX / 2
+    };
+    let count = paths.iter().take(BATCH_MAX).take_while(fits).count();
+    &paths[..count.max(1)]
+}
+
+fn is_resource_limit(py: Python<'_>, error: &PyErr) -> bool {
+    let code = error.value(py).getattr("code").and_then(|code| code.extract::<String>());
+    code.is_ok_and(|code| code == ErrorKind::ResourceLimit.code())
+}
+
+fn priority_of(name: &str) -> PyResult<Priority> {
+    match name {
+        "foreground" => Ok(Priority::Foreground),
+        "background" => Ok(Priority::Background),
+        _ => Err(PyValueError::new_err("priority is 'foreground' or 'background'")),
+    }
+}

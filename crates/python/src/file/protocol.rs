@@ -1,0 +1,304 @@
+//! The methods of a binary file, as `io.BufferedReader` has them, and reads at an offset.
+
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBufferError, PyOSError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple, PyType};
+use rustix::io::Errno;
+
+use super::{File, new_bytes};
+use crate::errors::closed;
+use crate::view::View;
+
+/// What `read1` without a size returns at most.
+const READ1_BYTES: usize = 128 * 1024;
+
+#[pymethods]
+impl File {
+    /// Up to `size` bytes from the position on; all that are left without a size. Empty only at the end.
+    #[pyo3(signature = (size=None, /))]
+    fn read<'py>(&self, py: Python<'py>, size: Option<isize>) -> PyResult<Bound<'py, PyBytes>> {
+        let reserved = self.reserve(size.and_then(|size| usize::try_from(size).ok()))?;
+        new_bytes(py, reserved.len, |out| self.fill(py, &reserved, out))
+    }
+
+    /// As `read`, but without a size only a piece.
+    #[pyo3(signature = (size=-1, /))]
+    fn read1<'py>(&self, py: Python<'py>, size: isize) -> PyResult<Bound<'py, PyBytes>> {
+        let reserved = self.reserve(Some(usize::try_from(size).unwrap_or(READ1_BYTES)))?;
+        new_bytes(py, reserved.len, |out| self.fill(py, &reserved, out))
+    }
+
+    /// All bytes that are left.
+    fn readall<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.read(py, None)
+    }
+
+    /// Fills `buffer` from the position on; returns how many bytes, fewer only at the end.
+    fn readinto(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let target = Target::of(buffer)?;
+        let reserved = self.reserve(Some(target.len))?;
+        self.fill(py, &reserved, target.first(reserved.len))?;
+        Ok(reserved.len)
+    }
+
+    /// The same as `readinto`.
+    fn readinto1(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
+        self.readinto(py, buffer)
+    }
+
+    /// Up to `size` bytes from `offset` on. The position stays; any thread may do this at any time.
+    fn pread<'py>(&self, py: Python<'py>, size: usize, offset: u64) -> PyResult<Bound<'py, PyBytes>> {
+        self.bytes_at(py, offset, size)
+    }
+
+    /// Fills `buffer` from `offset` on; returns how many bytes. The position stays.
+    fn pread_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
+        let target = Target::of(buffer)?;
+        let handle = self.handle()?;
+        let len = self.clipped(offset, target.len);
+        if len > 0 {
+            self.read_at(py, &handle, offset, target.first(len))?;
+        }
+        Ok(len)
+    }
+
+    /// Read-only bytes from `offset` on, to the end without a size. Not copied where all of the file is local. They
+    /// stay valid after the file is closed.
+    #[pyo3(signature = (offset=0, size=None))]
+    fn view(&self, py: Python<'_>, offset: u64, size: Option<usize>) -> PyResult<View> {
+        self.view_of(py, offset, size.unwrap_or(usize::MAX))
+    }
+
+    /// The next line with its end, at most `size` bytes of it; empty at the end of the file.
+    #[pyo3(signature = (size=None, /))]
+    fn readline<'py>(&self, py: Python<'py>, size: Option<isize>) -> PyResult<Bound<'py, PyBytes>> {
+        self.line(py, size.and_then(|size| usize::try_from(size).ok()))
+    }
+
+    /// The lines that are left, as many as together reach `hint` bytes.
+    #[pyo3(signature = (hint=None, /))]
+    fn readlines<'py>(&self, py: Python<'py>, hint: Option<isize>) -> PyResult<Bound<'py, PyList>> {
+        let hint = hint.and_then(|hint| usize::try_from(hint).ok()).filter(|hint| *hint > 0).unwrap_or(usize::MAX);
+        let lines = PyList::empty(py);
+        let mut total = 0;
+        while total < hint {
+            let line = self.line(py, None)?;
+            let len = line.as_bytes().len();
+            if len == 0 {
+                break;
+            }
+            total += len;
+            lines.append(line)?;
+        }
+        Ok(lines)
+    }
+
+    /// Some bytes from the position on, without moving it; empty only at the end.
+    #[pyo3(signature = (_size=0, /))]
+    fn peek<'py>(&self, py: Python<'py>, _size: isize) -> PyResult<Bound<'py, PyBytes>> {
+        self.peeked(py)
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().position()?;
+        Ok(slf)
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let line = self.line(py, None)?;
+        Ok((!line.as_bytes().is_empty()).then_some(line))
+    }
+
+    /// Moves the position: from the start (0), from where it is (1), from the end (2). Returns it.
+    #[pyo3(signature = (offset, whence=0, /))]
+    fn seek(&self, offset: i64, whence: i32) -> PyResult<u64> {
+        let mut state = self.state();
+        if state.handle.is_none() {
+            return Err(closed());
+        }
+        let base = match whence {
+            0 => 0,
+            1 => state.position,
+            2 => self.size,
+            _ => return Err(PyValueError::new_err(format!("invalid whence ({whence}, should be 0, 1 or 2)"))),
+        };
+        let position = base.checked_add_signed(offset).ok_or_else(|| match whence {
+            0 => PyValueError::new_err(format!("negative seek value {offset}")),
+            _ => PyOSError::new_err((Errno::INVAL.raw_os_error(), "the position would be negative")),
+        })?;
+        state.position = position;
+        Ok(position)
+    }
+
+    /// The position.
+    fn tell(&self) -> PyResult<u64> {
+        self.position()
+    }
+
+    /// Ends the lease. Views stay valid. Later calls do nothing.
+    fn close(&self) {
+        let (handle, chunk, own) = {
+            let mut state = self.state();
+            (state.handle.take(), state.chunk.take(), state.own.take())
+        };
+        drop((handle, chunk, own));
+    }
+
+    /// Whether it has been closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.state().handle.is_none()
+    }
+
+    /// `True`.
+    fn readable(&self) -> PyResult<bool> {
+        self.position().map(|_| true)
+    }
+
+    /// `True`.
+    fn seekable(&self) -> PyResult<bool> {
+        self.position().map(|_| true)
+    }
+
+    /// `False`.
+    fn writable(&self) -> PyResult<bool> {
+        self.position().map(|_| false)
+    }
+
+    /// `False`.
+    fn isatty(&self) -> PyResult<bool> {
+        self.position().map(|_| false)
+    }
+
+    /// Nothing to do.
+    fn flush(&self) -> PyResult<()> {
+        self.position().map(drop)
+    }
+
+    /// A descriptor of the file, where all of it is local; else `io.UnsupportedOperation`.
+    fn fileno(&self) -> PyResult<i32> {
+        self.own_descriptor()
+    }
+
+    /// `io.UnsupportedOperation`: the file is open for reading.
+    #[pyo3(signature = (*_arguments))]
+    fn write(&self, _arguments: &Bound<'_, PyTuple>) -> PyResult<()> {
+        Err(unsupported("write: the file is open for reading"))
+    }
+
+    /// `io.UnsupportedOperation`: the file is open for reading.
+    #[pyo3(signature = (*_arguments))]
+    fn writelines(&self, _arguments: &Bound<'_, PyTuple>) -> PyResult<()> {
+        Err(unsupported("write: the file is open for reading"))
+    }
+
+    /// `io.UnsupportedOperation`: the file is open for reading.
+    #[pyo3(signature = (*_arguments))]
+    fn truncate(&self, _arguments: &Bound<'_, PyTuple>) -> PyResult<()> {
+        Err(unsupported("truncate: the file is open for reading"))
+    }
+
+    /// `io.UnsupportedOperation`: there is no raw stream below.
+    fn detach(&self) -> PyResult<()> {
+        Err(unsupported("detach: there is no raw stream"))
+    }
+
+    /// Path in the tree.
+    #[getter]
+    fn name(&self) -> &str {
+        &self.path
+    }
+
+    /// `rb`.
+    #[getter]
+    fn mode(&self) -> &'static str {
+        "rb"
+    }
+
+    /// Length in bytes.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Last modification, milliseconds since the Unix epoch.
+    #[getter]
+    fn modified_ms(&self) -> i64 {
+        self.modified_ms
+    }
+
+    /// The version that every byte belongs to.
+    #[getter]
+    fn version(&self) -> &str {
+        self.version.as_str()
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().position()?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) {
+        self.close();
+    }
+
+    fn __repr__(&self) -> String {
+        let closed = if self.closed() { " closed" } else { "" };
+        format!("<penstock File {:?}{closed}>", self.path)
+    }
+
+    /// Pickles as what it is open on: the copy opens the same version at the same position.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let position = self.position()?;
+        let reopen = py.import("penstock._core")?.getattr("reopen")?;
+        let socket = self.pool.path().to_string_lossy().into_owned();
+        let state = (socket, self.pool.client(), &self.path, self.version.as_str(), position);
+        Ok((reopen, state.into_pyobject(py)?))
+    }
+}
+
+/// `io.UnsupportedOperation`.
+pub fn unsupported(text: &str) -> PyErr {
+    Python::attach(|py| {
+        let kind = py.import("io").and_then(|io| io.getattr("UnsupportedOperation"));
+        match kind.and_then(|kind| kind.cast_into::<PyType>().map_err(Into::into)) {
+            Ok(kind) => PyErr::from_type(kind, text.to_string()),
+            Err(error) => error,
+        }
+    })
+}
+
+/// The memory of a buffer that a read may write into.
+struct Target {
+    buffer: PyUntypedBuffer,
+    len: usize,
+}
+
+impl Target {
+    fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyUntypedBuffer::get(object)
+            .map_err(|_| PyTypeError::new_err("a read-write bytes-like object is needed"))?;
+        if buffer.readonly() {
+            return Err(PyTypeError::new_err("the buffer is read-only"));
+        }
+        if !buffer.is_c_contiguous() {
+            return Err(PyBufferError::new_err("the buffer is not contiguous"));
+        }
+        let len = buffer.len_bytes();
+        Ok(Self { buffer, len })
+    }
+
+    /// Its first bytes. The caller owns the buffer by the rules of the interpreter: who writes into it from another
+    /// thread at the same time gets a mixture, as with every `readinto`.
+    #[allow(clippy::mut_from_ref, reason = "the buffer, not this value, is what is written")]
+    fn first(&self, len: usize) -> &mut [u8] {
+        assert!(len <= self.len, "a read fits its buffer");
+        if len == 0 {
+            return &mut [];
+        }
+        // SAFETY: the buffer is writable, contiguous, and held by `self`; the length was checked.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.buf_ptr().cast(), len) }
+    }
+}
