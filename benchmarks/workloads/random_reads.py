@@ -43,7 +43,7 @@ def run(lab: Lab) -> list[Verdict]:
             Step(ours, read, check=check),
             Step(disk, lambda: positioned_reads.run(local, offsets, READ_BYTES), check=check),
         ]
-        take_turns(steps, lab.repeats * 3, {"node": node_pid(client)})
+        take_turns(steps, lab.repeats * 10, {"node": node_pid(client)})
     for side in (ours, disk):
         side.figures["reads/s"] = READS / side.median_s
     bar = "warm 4 KiB random reads on one open file ÷ os.pread on the local file system"

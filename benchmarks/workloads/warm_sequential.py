@@ -35,7 +35,7 @@ def run(lab: Lab) -> list[Verdict]:
         ours = Side("penstock", "client.open().readinto in a loop, one thread, 1 MiB buffer, complete in the cache")
         disk = Side("local file", local_read.HOW_LARGE)
         steps = [Step(ours, read, check=check), Step(disk, lambda: local_read.large(local, buffer), check=check)]
-        take_turns(steps, lab.repeats * 3, {"node": node_pid(client)})
+        take_turns(steps, lab.repeats * 10, {"node": node_pid(client)})
     for side in (ours, disk):
         side.figures["MB/s"] = SIZE / side.median_s / 1e6
     bar = "warm sequential read ÷ the same file on the local file system"

@@ -126,7 +126,7 @@ class Scene:
 
     def counters(self) -> dict[str, int]:
         """What was asked of the store so far."""
-        return self._remote.counters()
+        return dict(self._remote.counters())
 
     def check(self, key: str, content: Buffer) -> None:
         """Compares content with what was put; a demo that shows wrong bytes fast shows nothing.
