@@ -50,8 +50,11 @@ class FakeClient:
             raise self.failing[path]
         return io.BytesIO(self.files[path])
 
-    def read_many(self, paths: list[str]) -> list[bytes | PenstockError]:
-        return [self.failing.get(path, self.files[path]) for path in paths]
+    def read_many(self, paths: list[str]) -> list[bytes]:
+        for path in paths:
+            if path in self.failing:
+                raise self.failing[path]
+        return [self.files[path] for path in paths]
 
 
 LARGE = bytes(SMALL_BYTES + 1)

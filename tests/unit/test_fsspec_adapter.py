@@ -64,9 +64,13 @@ class FakeClient:
         self.stat(path)
         return File(self.files[path])
 
-    def read_many(self, paths: Sequence[str]) -> Sequence[bytes | PenstockError]:
+    def read_many(self, paths: Sequence[str], return_errors: bool = False) -> Sequence[bytes | PenstockError]:
         self.calls.append(f"read_many {len(paths)}")
-        return [self.files.get(path) or NotFoundError(f"open {path}", "no such file") for path in paths]
+        contents = [self.files.get(path) or NotFoundError(f"open {path}", "no such file") for path in paths]
+        for content in contents:
+            if isinstance(content, PenstockError) and not return_errors:
+                raise content
+        return contents
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         self.calls.append(f"read_ranges {path} {len(ranges)}")

@@ -103,8 +103,6 @@ class Copy:
         for entry, content in zip(
             small, self._client.read_many([f"{source.rstrip('/')}/{entry.name}" for entry in small]), strict=True
         ):
-            if isinstance(content, Exception):
-                raise content
             self._write(entry, _inside(target, entry.name), iter([memoryview(content)]))
         for entry in files:
             if entry.size > SMALL_BYTES:

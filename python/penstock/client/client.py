@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 from penstock._native import Core
 from penstock.client.control import Control
 from penstock.client.job import Job
-from penstock.client.launch import running_pid, start_node
+from penstock.client.launch import start_node
+from penstock.errors import PenstockError, UnavailableError
 from penstock.home import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Self, Unpack
 
     from penstock._native import Entry, File, Lease, View
-    from penstock.errors import PenstockError
+    from penstock.policies.attachments import AttachOptions
 
 __all__ = ["Client", "connect"]
 
-_PAGE_ENTRIES = 8192
+PAGE_ENTRIES = 8192
+"""Entries of one round trip of a listing: bounds the memory of a huge directory."""
 
 
 def connect(home: str | os.PathLike[str] | None = None, start: bool = True) -> Client:
@@ -28,79 +31,187 @@ def connect(home: str | os.PathLike[str] | None = None, start: bool = True) -> C
     Args:
         home: directory of everything; ``None`` takes ``PENSTOCK_HOME``, else the platform's.
         start: ``False`` starts nothing; the first use then fails where no node runs.
+    Raises:
+        PenstockError: the node cannot start; the message is the node's own.
+    Cost: one round trip; a start takes about a second.
     """
     located = locate(home)
-    if start and running_pid(located) is None:
-        start_node(located, explicit=None if home is None else os.fspath(home))
-    return Client(str(located.data_socket), str(located.control_socket))
+    client = Client(str(located.data_socket), str(located.control_socket))
+    if start:
+        try:
+            client.core.ping()
+        except UnavailableError:
+            start_node(located, explicit=None if home is None else os.fspath(home))
+    return client
 
 
 class Client:
-    """The tree of one node. Safe to share between threads and over fork; pickles as where it connects to."""
+    """The tree of one node.
+
+    Has no threads and no runtime: it may cross a fork, be pickled (as where it connects to) and be shared between
+    threads. After a restart of the node the next call connects again. Every method raises
+    :class:`~penstock.errors.PenstockError` of the kind that says what the caller can do.
+    """
 
     def __init__(self, data_socket: str, control_socket: str) -> None:
         self.core = Core(data_socket, "python")
         self.control = Control(control_socket)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Client, (str(self.core.socket_path), self.control.path))
+        return (Client, (os.fspath(self.core.socket_path), self.control.path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<penstock Client {os.fspath(self.core.socket_path)!r}>"
 
     def open(self, path: str, version: str | None = None) -> File:
-        """Opens a file for reading, on the version it has now."""
+        """Opens a file for reading; every byte it returns is of one version.
+
+        Args:
+            path: absolute path in the tree.
+            version: open exactly this one; ``None`` takes what is there now.
+        Raises:
+            NotFoundError: no such file.
+            StaleVersionError: ``version`` is not there any more; later, from reads: the file changed before all of
+                it had arrived.
+        Cost: one round trip where the content is cached; reads then need none.
+        """
         return self.core.open(path, version)
 
-    def read_many(self, paths: Sequence[str]) -> list[View | PenstockError]:
-        """Whole files in one call: a view or an error each."""
-        return self.core.read_many(list(paths))
+    def read_many(self, paths: Sequence[str], *, return_errors: bool = False) -> list[Any]:
+        """Whole files in one call; what is missing is fetched in parallel.
+
+        Args:
+            paths: absolute paths in the tree.
+            return_errors: put the error of a file in its place instead of raising the first one.
+        Returns:
+            One read-only :class:`View` a file, in the same order. A view is a buffer: ``memoryview``, ``bytes`` and
+            ``numpy.frombuffer`` take it; it stays valid as long as it is kept.
+        Raises:
+            PenstockError: of the first file that failed, unless ``return_errors``.
+        Cost: one round trip for up to a thousand cached files, one copy of each byte.
+        """
+        contents = self.core.read_many(list(paths))
+        if not return_errors:
+            for content in contents:
+                if isinstance(content, PenstockError):
+                    raise content
+        return list(contents)
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[View]:
-        """Half-open byte ranges of one file in one call."""
+        """Byte ranges of one file in one call, all of one version.
+
+        Args:
+            path: absolute path in the tree.
+            ranges: half-open (start, end) offsets in bytes; any order, may overlap; clipped to the file.
+        Returns:
+            One read-only view a range, in the same order.
+        Raises:
+            NotFoundError: no such file.
+            ValueError: a range ends before it starts.
+        Cost: one round trip to the node; one conditional GET a run of missing pages.
+        """
         return self.core.read_ranges(path, list(ranges))
 
     def stat(self, path: str) -> Entry:
-        """Size, time and version of a path."""
+        """Kind, size, time and version of a path. No request to the source while what is known is fresh."""
         return self.core.stat(path)
 
-    def list(self, path: str) -> Iterator[Entry]:
-        """What is in a directory, as it comes."""
-        after: str | None = None
-        while True:
-            page, after = self.core.list_page(path, after, _PAGE_ENTRIES)
-            yield from page
-            if after is None:
-                return
+    def list(self, path: str = "/") -> Iterator[Entry]:
+        """What is in a directory, in a stable order, as it comes: a million entries need little memory."""
+        return self._pages(self.core.list_page, path)
 
-    def walk(self, path: str) -> Iterator[Entry]:
-        """Everything below a directory, as it comes; names are relative to it."""
-        after: str | None = None
-        while True:
-            page, after = self.core.walk_page(path, after, _PAGE_ENTRIES)
-            yield from page
-            if after is None:
-                return
+    def walk(self, path: str = "/") -> Iterator[Entry]:
+        """Everything below a directory, parents before children; names are relative to it."""
+        return self._pages(self.core.walk_page, path)
 
     def local_path(self, path: str) -> Lease:
-        """A local read-only file with the content, for as long as the lease lasts."""
+        """The whole file as a local, read-only one, for software that maps files by name.
+
+        Returns:
+            A lease: an ``os.PathLike`` and a context manager. The path is there until it ends.
+        Cost: fetches what is missing of the file.
+        """
         return self.core.local_path(path)
 
     def why(self, path: str) -> dict[str, Any]:
-        """Whether a file is cached, and why or why not."""
+        """Whether a file is served from the cache, and why or why not."""
         import json
 
         return dict(json.loads(self.core.why(path)))
 
     def preload(self, path: str, max_bytes_per_s: int | None = None) -> Job:
-        """Brings everything below a path into the cache, as a job."""
-        return Job(self.control, self.control.submit_job("preload", path, {"max_bytes_per_s": max_bytes_per_s}))
+        """Brings everything below a path into the cache, as a job of the node that survives restarts."""
+        return self._job("preload", path, {"max_bytes_per_s": max_bytes_per_s})
 
     def evict(self, path: str) -> Job:
-        """Drops what is cached below a path, as a job."""
-        return Job(self.control, self.control.submit_job("evict", path))
+        """Drops what is cached below a path, as a job of the node."""
+        return self._job("evict", path)
 
     def verify(self, path: str) -> Job:
-        """Checks what is cached below a path, as a job."""
-        return Job(self.control, self.control.submit_job("verify", path))
+        """Checks what is cached below a path against its checksums, as a job of the node."""
+        return self._job("verify", path)
+
+    def jobs(self) -> Sequence[Job]:
+        """Every job that the node knows, oldest first."""
+        return [Job(self.control, known) for known in self.control.jobs()]
+
+    def pin(self, path: str) -> None:
+        """Keeps everything below a path in the cache once it is there; fetches nothing by itself."""
+        self.control.pin(path)
+
+    def unpin(self, path: str) -> None:
+        """Lets eviction have a pinned path again."""
+        self.control.unpin(path)
+
+    def attach(self, url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, Any]:
+        """Puts a bucket, a prefix of it or a directory at a path of the tree, until it is detached.
+
+        Args:
+            url: ``s3://bucket/prefix``, ``file:///directory`` or ``memory://name``.
+            path: absolute path in the tree.
+            options: ``endpoint``, ``region``, ``virtual_host``, ``credentials`` (a reference, never a secret),
+                ``freshness``, ``probe``.
+        Returns:
+            The attachment as :meth:`attachments` shows it.
+        Raises:
+            AlreadyExistsError: something is attached at that path.
+            PermissionDeniedError: the source refuses us; the message says why and what to do.
+        """
+        from penstock.policies.attachments import request
+
+        return self.control.attach(request(url, path, **options))
+
+    def detach(self, path: str) -> None:
+        """Takes the attachment at exactly that path out of the tree; open files go on."""
+        self.control.detach(path)
+
+    def attachments(self) -> Sequence[dict[str, Any]]:
+        """Every attachment with its health."""
+        return self.control.attachments()
+
+    def status(self) -> dict[str, Any]:
+        """What the node does: cache, sources, jobs, memory."""
+        return self.control.status()
 
     def close(self) -> None:
-        """Closes the connections; the next use connects again."""
+        """Closes the connections. Open files whose content is complete stay readable; the next use connects again."""
         self.core.close()
+
+    def _job(self, kind: str, path: str, options: dict[str, Any] | None = None) -> Job:
+        return Job(self.control, self.control.submit_job(kind, path, options))
+
+    def _pages(self, page_of: Any, path: str) -> Iterator[Entry]:
+        page, after = page_of(path, None, PAGE_ENTRIES)
+        return self._rest(page_of, path, page, after)
+
+    def _rest(self, page_of: Any, path: str, page: Any, after: str | None) -> Iterator[Entry]:
+        yield from page
+        while after is not None:
+            page, after = page_of(path, after, PAGE_ENTRIES)
+            yield from page

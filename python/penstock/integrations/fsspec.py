@@ -224,15 +224,8 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         return {name: content for name, content in pairs if on_error != "omit" or not isinstance(content, Exception)}
 
     def _whole(self, paths: list[str], *, raising: bool = True) -> list[Any]:
-        contents: list[Any] = []
-        for view in self.client.read_many(paths):
-            if isinstance(view, Exception):
-                if raising:
-                    raise view
-                contents.append(view)
-            else:
-                contents.append(bytes(view))
-        return contents
+        contents = self.client.read_many(paths, return_errors=not raising)
+        return [content if isinstance(content, Exception) else bytes(content) for content in contents]
 
     def _refuse(self, action: str, path: Any) -> NoReturn:
         advice = "write to the source itself; reads see it after the freshness of the attachment"
