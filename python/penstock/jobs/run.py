@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import InternalError, PenstockError
-from penstock.jobs.document import Job, JobState
+from penstock.jobs.document import Job, JobKind, JobState
 from penstock.jobs.work import BatchResult, GoneError, InterruptedByStop, persistently, work
 from penstock.policies.preload import RateLimit, batch_max_bytes, batches
 from penstock.policies.progress import RateMeter, eta_s
@@ -80,6 +80,7 @@ class Run:
         self._lock = threading.Lock()
         self._live = copy.deepcopy(job.done)
         self._active: dict[str, int] = {}
+        self._arrived: dict[str, int] = {}
         self._meter = RateMeter()
         self._limit = RateLimit(job.max_bytes_per_s, parts.clock())
         self._saved_at = parts.clock()
@@ -99,7 +100,8 @@ class Run:
         """Live counters, rate, ETA and large files under way; ahead of the document by the pages under way."""
         with self._lock:
             live = copy.deepcopy(self._live)
-            active = {path: size for path, size in self._active.items() if size >= _LARGE_FILE_BYTES}
+            live.bytes = self._moved_bytes()
+            active = {path: self._arrived.get(path, 0) for path in self._large()}
             self._meter.note(self._parts.clock(), live.bytes, live.files)
             bytes_per_s, files_per_s = self._meter.bytes_per_s(), self._meter.files_per_s()
         job = self.job
@@ -112,6 +114,27 @@ class Run:
             "rate_files_per_s": files_per_s,
             "eta_s": eta,
         }
+
+    def has_large_files(self) -> bool:
+        """Whether any file under way is large enough to be looked at by itself."""
+        with self._lock:
+            return bool(self._large())
+
+    def look_at_large_files(self, arrived_bytes: Callable[[str], int]) -> None:
+        """Notes how much has arrived of large files under way, so that one of them is not "0 %" for an hour."""
+        with self._lock:
+            large = self._large()
+        arrived = {path: min(size, arrived_bytes(path)) for path, size in large.items()}
+        with self._lock:
+            self._arrived = {path: size for path, size in arrived.items() if path in self._active}
+
+    def _large(self) -> dict[str, int]:
+        if self.job.kind is not JobKind.PRELOAD:
+            return {}
+        return {path: size for path, size in self._active.items() if size >= _LARGE_FILE_BYTES}
+
+    def _moved_bytes(self) -> int:
+        return self._live.bytes + sum(self._arrived.values())
 
     def execute(self) -> None:
         """Runs the job until it ends or is told to stop, and keeps the outcome. Never raises."""
@@ -232,10 +255,11 @@ class Run:
             with self._lock:
                 for path, _ in batch:
                     self._active.pop(path, None)
+                    self._arrived.pop(path, None)
         with self._lock:
             self._live.add(result.counters)
             self._limit.charge(result.counters.results.get("fetched_bytes", 0) - expected, self._parts.clock())
-            self._meter.note(self._parts.clock(), self._live.bytes, self._live.files)
+            self._meter.note(self._parts.clock(), self._moved_bytes(), self._live.files)
         self._parts.changed()
         return result
 

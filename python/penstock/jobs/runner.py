@@ -114,10 +114,11 @@ class JobRunner:
             NotFoundError: there is none with that id.
         """
         with self._changed:
-            known = self._find(job_id)
-            view = self._view(known)
-            run = known.run
-        return self._with_large_files(view, run)
+            run = self._find(job_id).run
+        if run is not None and run.has_large_files():
+            self._look_at_large_files(run)
+        with self._changed:
+            return self._view(self._find(job_id))
 
     def revision(self, job_id: str) -> tuple[int, bool]:
         """A number that grows with every change, and whether the job has ended: cheap to ask often."""
@@ -289,21 +290,14 @@ class JobRunner:
             "options": {"max_bytes_per_s": job.max_bytes_per_s},
         }
 
-    def _with_large_files(self, view: dict[str, Any], run: Run | None) -> dict[str, Any]:
-        """Adds what has arrived of large files under way, so that one of them is not "0 %" for an hour."""
-        if run is None or view["kind"] != JobKind.PRELOAD or not view["active"]:
-            return view
+    def _look_at_large_files(self, run: Run) -> None:
         try:
             tree = self._open_tree()
         except PenstockError:
-            return view
+            return
         try:
-            for path, size in view["active"].items():
-                arrived = min(size, tree.cached_bytes(path))
-                view["active"][path] = arrived
-                view["done_bytes"] += arrived
+            run.look_at_large_files(tree.cached_bytes)
         except PenstockError:
-            return view
+            return
         finally:
             tree.close()
-        return view
