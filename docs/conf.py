@@ -9,13 +9,14 @@ project = "Penstock"
 author = "the Penstock maintainers"
 copyright = "the Penstock maintainers"
 
-extensions = ["myst_parser", "reference"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 exclude_patterns = ["_build", "_extensions", "_generated"]
-nitpicky = True
-
 html_theme = "furo"
 html_title = "Penstock"
 html_theme_options = {"navigation_with_keys": True}
