@@ -4,14 +4,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use penstock_engine::{Engine, OpenFile, OpenOptions, ReadHint};
+use penstock_engine::{Engine, Entry, EntryPage, OpenFile, OpenOptions, ReadHint};
 use penstock_types::{ByteRange, Clock, Error, ErrorKind, Metrics, Priority, Result, TreePath, Version};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::arena::ArenaBudget;
 use crate::links::{LinkedFile, Links};
-use crate::protocol::{BATCH_PATHS_MAX, Link, Opened, PAGE_ENTRIES_MAX, Ready, Reply, Request};
+use crate::protocol::{BATCH_PATHS_MAX, Link, Opened, PAGE_ENTRIES_MAX, REPLY_BYTES_MAX, Ready, Reply, Request};
 use crate::ring::Returned;
 use crate::session::Session;
 
@@ -20,6 +20,9 @@ const LINK_ATTEMPTS: usize = 3;
 
 /// Files of one request that are brought, dropped or checked at the same time.
 const FILES_AT_ONCE: usize = 16;
+
+/// What an entry takes in a frame beside its name and version, at most.
+const ENTRY_BYTES: usize = 40;
 
 /// What every connection of a node shares.
 pub struct Service {
@@ -103,11 +106,11 @@ impl Answerer<'_> {
             }
             Request::List { path, after, limit } => {
                 let path = TreePath::parse(&path)?;
-                Reply::Entries(self.wait(engine.list(&path, after.as_deref(), page_limit(limit)))?)
+                self.page(limit, async |limit| engine.list(&path, after.as_deref(), limit).await)?
             }
             Request::Walk { path, after, limit } => {
                 let path = TreePath::parse(&path)?;
-                Reply::Entries(self.wait(engine.walk(&path, after.as_deref(), page_limit(limit)))?)
+                self.page(limit, async |limit| engine.walk(&path, after.as_deref(), limit).await)?
             }
             Request::Prefetch { paths } => {
                 Reply::Prefetched(self.each(&paths, async |path| engine.prefetch(path, Priority::Background).await)?)
@@ -151,6 +154,21 @@ impl Answerer<'_> {
         };
         let answers = stream::iter(paths).map(answer).buffered(FILES_AT_ONCE);
         self.wait(async { Ok(answers.collect().await) })
+    }
+
+    /// A page of at most `limit` entries, fewer where their names are so long that they would not fit a frame.
+    fn page(&self, limit: u32, question: impl AsyncFn(usize) -> Result<EntryPage>) -> Result<Reply> {
+        let mut limit = page_limit(limit);
+        loop {
+            let page = self.wait(question(limit))?;
+            let bytes = |entry: &Entry| {
+                entry.name.len() + entry.version.as_ref().map_or(0, |version| version.as_str().len()) + ENTRY_BYTES
+            };
+            if limit == 1 || page.entries.iter().map(bytes).sum::<usize>() <= REPLY_BYTES_MAX {
+                return Ok(Reply::Entries(page));
+            }
+            limit = limit.div_ceil(8);
+        }
     }
 
     fn open(&self, path: &str, version: Option<Version>, priority: Priority) -> Result<Answer> {

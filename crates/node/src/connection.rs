@@ -57,10 +57,10 @@ impl Line {
         }
         let mut frame = Vec::new();
         encode(&Reply::Working, &mut frame).expect("a reply without content can be encoded");
-        match send(&self.socket, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Err(Errno::PIPE | Errno::CONNRESET) => self.gone.notify_one(),
-            // A client that does not read has no room for signs of life either.
-            _ => {}
+        // A client that does not read has no room for signs of life either: other failures say nothing.
+        let sent = send(&self.socket, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        if matches!(sent, Err(Errno::PIPE | Errno::CONNRESET)) {
+            self.gone.notify_one();
         }
     }
 

@@ -99,7 +99,8 @@ impl Node {
         std::thread::Builder::new().name("accept".into()).spawn(move || accepting.accept()).map_err(|error| {
             Error::new(ErrorKind::ResourceLimit, "start the node", error.to_string()).advise("raise the thread limit")
         })?;
-        runtime.spawn(keep_house(Arc::clone(&engine), Arc::clone(&socket)));
+        runtime.spawn(keep_engine(Arc::clone(&engine)));
+        runtime.spawn(keep_clients(Arc::clone(&socket)));
         let started = clock.monotonic();
         tracing::info!(socket = %config.data_socket.display(), open_files = files, "node started");
         Ok(Self { engine, socket, metrics_address, clock, started, runtime: Mutex::new(Some(runtime)) })
@@ -179,14 +180,27 @@ impl Drop for Node {
     }
 }
 
-async fn keep_house(engine: Arc<Engine>, socket: Arc<DataSocket>) {
-    let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+async fn keep_engine(engine: Arc<Engine>) {
+    let mut ticks = ticks();
     loop {
-        interval.tick().await;
-        socket.tick();
+        ticks.tick().await;
         engine.tick().await;
     }
+}
+
+/// Apart from the engine's: a slow disk must not keep signs of life from clients.
+async fn keep_clients(socket: Arc<DataSocket>) {
+    let mut ticks = ticks();
+    loop {
+        ticks.tick().await;
+        socket.tick();
+    }
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
 
 fn runtime() -> Result<Runtime> {
