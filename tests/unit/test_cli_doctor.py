@@ -38,7 +38,7 @@ def test_missing_fuse_is_told_and_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hard", "level"), [(256, "failure"), (10000, "warning"), (65536, "ok"), (resource.RLIM_INFINITY, "ok")]
+    ("hard", "level"), [(256, "failure"), (10000, "warning"), (20000, "ok"), (resource.RLIM_INFINITY, "ok")]
 )
 def test_too_few_open_files_are_told(hard: int, level: str) -> None:
     assert machine.open_files(hard).level == level

@@ -55,8 +55,11 @@ class Copy:
         local = Path(target).expanduser()
         if len(sources) > 1 and not local.is_dir():
             raise InvalidInputError(f"copy to {target}", "it is not a directory", "make it first, or copy one path")
-        for source in sources:
-            self._one(tree_path(source), local)
+        try:
+            for source in sources:
+                self._one(tree_path(source), local)
+        finally:
+            self._clear_progress()
         from penstock.units import format_duration, format_rate, format_size
 
         elapsed = time.monotonic() - begun
@@ -139,6 +142,11 @@ class Copy:
             from penstock.units import format_size
 
             sys.stderr.write(f"\r{self._files:,} files, {format_size(self._bytes)}\x1b[K")
+            sys.stderr.flush()
+
+    def _clear_progress(self) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
 

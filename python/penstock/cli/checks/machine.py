@@ -20,7 +20,7 @@ __all__ = ["check"]
 PASSTHROUGH_KERNEL = (6, 9)
 """From here on the kernel reads cached files by itself through a mount."""
 
-OPEN_FILES_WANTED = 65536
+OPEN_FILES_WANTED = 16384
 OPEN_FILES_NEEDED = 4096
 
 
