@@ -13,16 +13,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from penstock import errors
     from penstock._native import VERSION as __version__  # noqa: N811
-    from penstock.client import Client, Job, connect
+    from penstock.client import AsyncClient, Client, Job, connect, connect_async
     from penstock.errors import PenstockError
 
-__all__ = ["Client", "Job", "PenstockError", "__version__", "connect", "errors"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Job",
+    "PenstockError",
+    "__version__",
+    "connect",
+    "connect_async",
+    "errors",
+]
 
 _PLACES = {
+    "AsyncClient": "penstock.client",
     "Client": "penstock.client",
     "Job": "penstock.client",
     "PenstockError": "penstock.errors",
     "connect": "penstock.client",
+    "connect_async": "penstock.client",
 }
 
 

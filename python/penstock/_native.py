@@ -1,5 +1,10 @@
 """The only importer of the compiled module: everybody else imports its names from here."""
 
+import io
+
 from penstock._core import VERSION, Core, Entry, File, Lease, Node, Remote, View, error_kinds
+
+# `isinstance(file, io.BufferedIOBase)` is how libraries ask whether something is a binary file.
+io.BufferedIOBase.register(File)
 
 __all__ = ["VERSION", "Core", "Entry", "File", "Lease", "Node", "Remote", "View", "error_kinds"]

@@ -11,7 +11,8 @@ from penstock import _native, errors
 
 
 def test_the_public_names_are_exactly_these() -> None:
-    assert sorted(penstock.__all__) == ["Client", "Job", "PenstockError", "__version__", "connect", "errors"]
+    expected = "AsyncClient Client Job PenstockError __version__ connect connect_async errors"
+    assert sorted(penstock.__all__) == expected.split()
     assert all(getattr(penstock, name) is not None for name in penstock.__all__)
     assert set(penstock.__all__) <= set(dir(penstock))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

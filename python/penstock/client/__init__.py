@@ -7,4 +7,17 @@ never decides: what is read comes from the core, what is asked for goes to the c
 from penstock.client.client import Client, connect
 from penstock.client.job import Job
 
-__all__ = ["Client", "Job", "connect"]
+__all__ = ["AsyncClient", "Client", "Job", "connect", "connect_async"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from penstock.client.aio import AsyncClient, connect_async
+
+
+def __getattr__(name: str) -> object:
+    # An event loop is a heavy import that most programs do not want.
+    if name in ("AsyncClient", "connect_async"):
+        from penstock.client import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module 'penstock.client' has no attribute {name!r}")

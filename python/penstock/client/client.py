@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from penstock._native import Core
 from penstock.client.control import Control
@@ -14,10 +14,19 @@ from penstock.home import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Self, Unpack
+    from io import TextIOWrapper
+    from typing import Self, TypedDict, Unpack
 
     from penstock._native import Entry, File, Lease, View
     from penstock.policies.attachments import AttachOptions
+
+    class TextOptions(TypedDict, total=False):
+        """How bytes become text, as the built-in ``open`` has it."""
+
+        encoding: str | None
+        errors: str | None
+        newline: str | None
+
 
 __all__ = ["Client", "connect"]
 
@@ -69,19 +78,38 @@ class Client:
     def __repr__(self) -> str:
         return f"<penstock Client {os.fspath(self.core.socket_path)!r}>"
 
-    def open(self, path: str, version: str | None = None) -> File:
+    @overload
+    def open(self, path: str, mode: Literal["rb"] = "rb", *, version: str | None = None) -> File: ...
+
+    @overload
+    def open(
+        self, path: str, mode: Literal["r", "rt"], *, version: str | None = None, **text: Unpack[TextOptions]
+    ) -> TextIOWrapper: ...
+
+    def open(
+        self, path: str, mode: str = "rb", *, version: str | None = None, **text: Unpack[TextOptions]
+    ) -> File | TextIOWrapper:
         """Opens a file for reading; every byte it returns is of one version.
 
         Args:
             path: absolute path in the tree.
+            mode: ``rb`` for bytes, ``r`` or ``rt`` for text.
             version: open exactly this one; ``None`` takes what is there now.
+            text: ``encoding`` (UTF-8 unless given), ``errors``, ``newline``, as the built-in ``open`` has them.
+        Returns:
+            A binary file with everything that ``io.BufferedReader`` has, and ``pread``, ``pread_into``, ``view``; or
+            an ``io.TextIOWrapper`` around one.
         Raises:
             NotFoundError: no such file.
             StaleVersionError: ``version`` is not there any more; later, from reads: the file changed before all of
                 it had arrived.
+            ValueError: another mode, or text options for ``rb``.
         Cost: one round trip where the content is cached; reads then need none.
         """
-        return self.core.open(path, version)
+        file = self.core.open(path, version)
+        if mode == "rb" and not text:
+            return file
+        return _as_text(file, mode, text)
 
     def read_many(self, paths: Sequence[str], *, return_errors: bool = False) -> list[Any]:
         """Whole files in one call; what is missing is fetched in parallel.
@@ -215,3 +243,14 @@ class Client:
         while after is not None:
             page, after = page_of(path, after, PAGE_ENTRIES)
             yield from page
+
+
+def _as_text(file: File, mode: str, options: TextOptions) -> TextIOWrapper:
+    import io
+
+    if mode not in ("r", "rt"):
+        file.close()
+        reason = "text options need mode 'r'" if mode == "rb" else f"mode {mode!r} is not 'rb', 'r' or 'rt'"
+        raise ValueError(f"open {file.name}: {reason}")
+    encoding = options.get("encoding") or "utf-8"
+    return io.TextIOWrapper(file, encoding, options.get("errors"), options.get("newline"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,29 @@ def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None
     Raises:
         PenstockError: what the node said when it could not start; :class:`TimedOutError` when it said nothing.
     """
+    deadline = time.monotonic() + START_TIMEOUT_S
     home.prepare()
+    with _one_at_a_time(home, deadline):
+        if not (home.node_file.exists() and running_pid(home) is not None):
+            _spawn(home, settings, explicit, deadline)
+
+
+@contextmanager
+def _one_at_a_time(home: Home, deadline: float) -> Iterator[None]:
+    """Lets one process start the node while the others wait: a hundred workers cost one start, not a hundred."""
+    with (home.run / "start.lock").open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise _silent(home) from None
+                time.sleep(_STEP_S)
+        yield
+
+
+def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: float) -> None:
     errors = home.logs / "node.err"
     with errors.open("ab") as stream:
         errors.chmod(0o600)
@@ -57,7 +81,6 @@ def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None
         node = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd="/", start_new_session=True
         )
-    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         code = node.poll()
         if code not in (None, EXIT_ALREADY_RUNNING):
@@ -67,7 +90,11 @@ def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None
             node.returncode = 0
             return
         time.sleep(_STEP_S)
-    raise TimedOutError(f"start a node on {home.name}", "it does not answer", f"look at {home.log_file}")
+    raise _silent(home)
+
+
+def _silent(home: Home) -> TimedOutError:
+    return TimedOutError(f"start a node on {home.name}", "it does not answer", f"look at {home.log_file}")
 
 
 def _reason(errors: Path, said_before: int, code: int | None) -> PenstockError:

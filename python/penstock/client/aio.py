@@ -1,0 +1,136 @@
+"""The client for programs that run an event loop: the same calls, each in a thread of the loop's pool.
+
+The core blocks without the GIL, so a call in a thread leaves the loop alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from penstock.client.client import PAGE_ENTRIES, Client, connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from typing import Self, Unpack
+
+    from penstock._native import Entry, File, Lease, View
+    from penstock.client.job import Job
+    from penstock.policies.attachments import AttachOptions
+
+__all__ = ["AsyncClient", "AsyncFile", "connect_async"]
+
+
+async def connect_async(home: str | os.PathLike[str] | None = None, start: bool = True) -> AsyncClient:
+    """As :func:`penstock.connect`, without blocking the loop."""
+    return AsyncClient(await asyncio.to_thread(connect, home, start))
+
+
+class AsyncFile:
+    """A file open for reading. Each call may wait for the source, and does so in a thread.
+
+    Attributes:
+        file: the file itself, for calls that need no waiting: ``size``, ``version``, ``seek``, ``tell``.
+    """
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    async def read(self, size: int | None = None) -> bytes:
+        """Up to ``size`` bytes from the position on; all that are left without a size."""
+        return await asyncio.to_thread(self.file.read, size)
+
+    async def pread(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes from ``offset`` on; the position stays, so many of these may run at once."""
+        return await asyncio.to_thread(self.file.pread, size, offset)
+
+    async def view(self, offset: int = 0, size: int | None = None) -> View:
+        """Read-only bytes from ``offset`` on, not copied where all of the file is local."""
+        return await asyncio.to_thread(self.file.view, offset, size)
+
+    async def close(self) -> None:
+        """Ends the lease; views stay valid."""
+        self.file.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncClient:
+    """The tree of one node, for an event loop. What each call does, takes and raises: see :class:`Client`.
+
+    Attributes:
+        client: the synchronous client behind it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def open(self, path: str, *, version: str | None = None) -> AsyncFile:
+        """Opens a file for reading; every byte it returns is of one version."""
+        return AsyncFile(await asyncio.to_thread(self.client.core.open, path, version))
+
+    async def read_many(self, paths: Sequence[str], *, return_errors: bool = False) -> list[Any]:
+        """Whole files in one call; what is missing is fetched in parallel."""
+        return await asyncio.to_thread(self.client.read_many, paths, return_errors=return_errors)
+
+    async def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[View]:
+        """Byte ranges of one file in one call, all of one version."""
+        return await asyncio.to_thread(self.client.read_ranges, path, ranges)
+
+    async def stat(self, path: str) -> Entry:
+        """Kind, size, time and version of a path."""
+        return await asyncio.to_thread(self.client.stat, path)
+
+    async def list(self, path: str = "/") -> AsyncIterator[Entry]:
+        """What is in a directory, in a stable order, as it comes."""
+        async for entry in self._pages(self.client.core.list_page, path):
+            yield entry
+
+    async def walk(self, path: str = "/") -> AsyncIterator[Entry]:
+        """Everything below a directory, parents before children; names are relative to it."""
+        async for entry in self._pages(self.client.core.walk_page, path):
+            yield entry
+
+    async def local_path(self, path: str) -> Lease:
+        """The whole file as a local, read-only one, for software that maps files by name."""
+        return await asyncio.to_thread(self.client.local_path, path)
+
+    async def preload(self, path: str, max_bytes_per_s: int | None = None) -> Job:
+        """Brings everything below a path into the cache, as a job; wait for it with :meth:`wait`."""
+        return await asyncio.to_thread(self.client.preload, path, max_bytes_per_s)
+
+    async def wait(self, job: Job, timeout_s: float | None = None) -> dict[str, Any]:
+        """Waits until a job has ended."""
+        return await asyncio.to_thread(job.wait, timeout_s)
+
+    async def attach(self, url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, Any]:
+        """Puts a bucket, a prefix of it or a directory at a path of the tree."""
+        return await asyncio.to_thread(self.client.attach, url, path, **options)
+
+    async def detach(self, path: str) -> None:
+        """Takes the attachment at exactly that path out of the tree."""
+        await asyncio.to_thread(self.client.detach, path)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        self.client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _pages(self, page_of: Callable[..., Any], path: str) -> AsyncIterator[Entry]:
+        after: str | None = None
+        while True:
+            page, after = await asyncio.to_thread(page_of, path, after, PAGE_ENTRIES)
+            for entry in page:
+                yield entry
+            if after is None:
+                return
