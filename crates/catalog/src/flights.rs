@@ -130,7 +130,11 @@ impl View {
         let known = self.recent(parent).map(|fact| fact.answer);
         let parent = match known {
             Some(answer) => answer,
-            None => Box::pin(self.ask(parent, self.place(parent)?, self.parts.freshness, depth)).await?.answer,
+            // That the name is absent is certain, whatever can be learnt of its parent.
+            None => match Box::pin(self.ask(parent, self.place(parent)?, self.parts.freshness, depth)).await {
+                Ok(fact) => fact.answer,
+                Err(_) => Answer::Absent,
+            },
         };
         Ok(match parent {
             Answer::Found(Item::File { .. }) | Answer::BelowFile => Answer::BelowFile,
@@ -178,9 +182,17 @@ impl View {
         }
         let ingest = self.listing(Kind::Directory, &directory);
         let below = [attached, key, b"0"].concat();
+        // It is worth its end, whoever of those that wait goes away.
+        ingest.took(usize::try_from(RELIST_ENTRIES).unwrap_or(usize::MAX));
         let mut progress = ingest.progress();
-        let reached =
-            progress.wait_for(|progress| progress.outcome.is_some() || progress.is_past(&below)).await.ok()?.clone();
+        let reached = loop {
+            let reached = progress.borrow_and_update().clone();
+            if reached.outcome.is_some() || reached.is_past(&below) {
+                break reached;
+            }
+            ingest.took_all(&reached);
+            progress.changed().await.ok()?;
+        };
         if matches!(reached.outcome, Some(Err(_))) {
             return None;
         }

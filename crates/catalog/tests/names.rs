@@ -225,6 +225,22 @@ async fn several_stale_names_of_a_listed_directory_become_one_listing() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_last_names_of_a_large_stale_directory_do_not_wait_for_anybody_to_read_it() {
+    let keys: Vec<String> = (0..90_000).map(|n| format!("d/{n:05}")).collect();
+    let mut source = TestSource::with_delay(1).with(&keys);
+    source.list_start_after = false;
+    let bench = Bench::new(source, MINUTE);
+    list(&bench.view, "d", 4096).await.unwrap();
+    bench.advance(60.0);
+    let started = tokio::time::Instant::now();
+    for key in &keys[89_900..] {
+        assert!(bench.view.stat(key).await.is_ok());
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(bench.source.stats() < 50, "{} HEADs", bench.source.stats());
+}
+
 #[tokio::test]
 async fn a_few_stale_names_of_a_huge_directory_are_asked_for_one_by_one() {
     let keys: Vec<String> = (0..20_000).map(|n| format!("d/{n:05}")).collect();
