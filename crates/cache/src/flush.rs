@@ -70,6 +70,12 @@ impl Cache {
         }
         let nothing = changes.put.is_empty() && changes.remove.is_empty() && changes.facts == stored.facts;
         let outcome = if nothing { Ok(()) } else { self.index.commit(&changes) };
+        if outcome.is_ok() {
+            // Somebody may have found one in the index before the commit, and looks at the list of removed ones after
+            // it was cleared.
+            let mut live = self.live_mut();
+            removed.iter().for_each(|extent| live.note_departure(extent.number));
+        }
         let mut pending = self.pending();
         let Err(error) = outcome else {
             removed.iter().for_each(|extent| drop(pending.removed.remove(&extent.number)));

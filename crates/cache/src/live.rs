@@ -73,14 +73,19 @@ impl Live {
 
     /// Lets an extent go.
     pub fn remove(&mut self, extent: &Extent) {
-        self.departures += 1;
-        self.departed.push_back(extent.number);
-        if self.departed.len() > MAX_DEPARTED {
-            self.departed.pop_front();
-        }
+        self.note_departure(extent.number);
         self.by_number.remove(&extent.number);
         if self.by_object.get(extent.id()).is_some_and(|known| known.number == extent.number) {
             self.by_object.remove(extent.id());
+        }
+    }
+
+    /// Makes those look again who are about to take `number` in from what they found in the index before.
+    pub fn note_departure(&mut self, number: u64) {
+        self.departures += 1;
+        self.departed.push_back(number);
+        if self.departed.len() > MAX_DEPARTED {
+            self.departed.pop_front();
         }
     }
 
