@@ -341,7 +341,7 @@ fn a_memory_tier_on_tmpfs_is_a_tier_like_any_other() {
 #[test]
 fn accounts_hold_while_extents_of_an_earlier_process_are_looked_up_and_evicted_at_once() {
     let mut home = Home::in_memory(3 * MIB);
-    for round in 0..25u64 {
+    for round in 0..15u64 {
         let cache = home.reopen();
         let filled = AtomicU64::new(0);
         std::thread::scope(|scope| {

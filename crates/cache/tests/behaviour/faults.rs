@@ -115,7 +115,12 @@ fn whichever_call_of_the_disk_fails_bytes_are_right_and_accounts_hold() {
     let mut fired = 0;
     for fault in [Fault::Error(Errno::IO), Fault::Error(Errno::NOSPC), Fault::Short] {
         for (number, name) in (0..).zip(&calls) {
-            if fault == Fault::Short && !matches!(*name, "read" | "write") {
+            let possible = match fault {
+                Fault::Short => matches!(*name, "read" | "write"),
+                Fault::Error(Errno::NOSPC) => !matches!(*name, "read" | "facts" | "list" | "lock" | "statfs" | "boot"),
+                Fault::Error(_) => true,
+            };
+            if !possible {
                 continue;
             }
             let mut home = Home::in_memory(TIER);
@@ -132,7 +137,7 @@ fn whichever_call_of_the_disk_fails_bytes_are_right_and_accounts_hold() {
         }
     }
     println!("{fired} faults in {} calls of {kinds:?}", calls.len());
-    assert!(fired > 2 * calls.len() && calls.len() > 200);
+    assert!(fired > calls.len() && calls.len() > 200);
 }
 
 /// After the fault is over everything works, and what is there is right.
