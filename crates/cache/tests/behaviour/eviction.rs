@@ -331,7 +331,7 @@ fn a_memory_tier_on_tmpfs_is_a_tier_like_any_other() {
     cache.close();
     drop(cache);
     // The machine was restarted: the memory is empty, the disk is not.
-    drop(memory);
+    std::fs::remove_dir_all(memory.path().join("tier")).unwrap();
     let cache = home.reopen();
     let found = (0..20).filter(|object| cache.get(&id(*object)).is_some()).count();
     assert_eq!(found, 12);
