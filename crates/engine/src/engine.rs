@@ -236,7 +236,11 @@ impl Engine {
         let mut entries = Vec::with_capacity(page.items.len() + 1);
         if inner_after.is_none() && !base.is_empty() {
             let earlier = &segments[..position];
-            entries.extend(directories_above(base, path, earlier).map(Entry::directory));
+            for directory in directories_above(base, path, earlier) {
+                if !self.was_walked(earlier, &path.join(&directory)).await {
+                    entries.push(Entry::directory(directory));
+                }
+            }
         }
         for item in page.items {
             let name = if base.is_empty() { item.name } else { format!("{base}/{}", item.name) };
@@ -250,6 +254,13 @@ impl Engine {
             None => None,
         };
         Ok(EntryPage { entries, next })
+    }
+
+    /// Whether the walk of an earlier attachment has shown this directory; it is known from there, so nothing is asked.
+    async fn was_walked(&self, earlier: &[(Arc<Attached>, String)], directory: &TreePath) -> bool {
+        let Some((owner, inner)) = self.tree.find(directory) else { return false };
+        earlier.iter().any(|(known, _)| Arc::ptr_eq(known, &owner))
+            && matches!(owner.view.stat(&inner).await, Ok(Item::Directory))
     }
 
     /// Flushes what is only in memory. Open files go on; nothing new is remembered afterwards.

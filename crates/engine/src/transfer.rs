@@ -178,22 +178,20 @@ impl Transfer {
     fn launch(self: &Arc<Self>, plan: Plan, need: ByteRange, priority: Priority) -> Vec<Arc<Flight>> {
         let mut flights = self.flights.lock().expect("no panic while flights are noted");
         flights.retain(|flight| flight.ended.get().is_none());
-        let needed = Plan { want: need.intersect(plan.want), piece: plan.piece };
-        for (part, required) in [(needed, true), (plan, false)] {
-            for piece in self.pieces(part, &flights, priority) {
-                let whole = piece.len() >= plan.piece.min(part.want.len()) || piece.end == plan.want.end;
-                if !required && (flights.len() >= FLIGHTS_MAX || !whole) {
-                    continue;
-                }
-                let flight = Arc::new(Flight {
-                    range: piece,
-                    priority,
-                    started: AtomicBool::new(false),
-                    ended: OnceLock::new(),
-                });
-                flights.push(Arc::clone(&flight));
-                self.carrier.runtime.spawn(Arc::clone(self).fly(flight));
+        let pieces = self.pieces(plan, &flights, priority).into_iter();
+        // Whole pieces also where only a part is needed: a page and its neighbour are one request.
+        let (needed, ahead): (Vec<_>, Vec<_>) = pieces.partition(|piece| !piece.intersect(need).is_empty());
+        for (piece, required) in
+            needed.into_iter().map(|piece| (piece, true)).chain(ahead.into_iter().map(|piece| (piece, false)))
+        {
+            let whole = piece.len() >= plan.piece.min(plan.want.len()) || piece.end == plan.want.end;
+            if !required && (flights.len() >= FLIGHTS_MAX || !whole) {
+                continue;
             }
+            let flight =
+                Arc::new(Flight { range: piece, priority, started: AtomicBool::new(false), ended: OnceLock::new() });
+            flights.push(Arc::clone(&flight));
+            self.carrier.runtime.spawn(Arc::clone(self).fly(flight));
         }
         flights.iter().filter(|flight| !flight.range.intersect(need).is_empty()).cloned().collect()
     }
@@ -342,7 +340,7 @@ mod tests {
                 let (offset, chunks) = gathered.take_pages(total as u64);
                 prop_assert_eq!(offset as usize, out.len());
                 let bytes: usize = chunks.iter().map(Bytes::len).sum();
-                prop_assert!(bytes as u64 % PAGE_SIZE == 0 || at == total);
+                prop_assert!((bytes as u64).is_multiple_of(PAGE_SIZE) || at == total);
                 chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
             }
             prop_assert_eq!(out, content);

@@ -1,5 +1,7 @@
 //! The sentences of the contract that reading must hold, by name.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, their support included")]
+
 mod support;
 
 use std::os::fd::AsFd;
