@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use penstock_node::protocol::{
     FrameError, FrameReader, FrameWriter, KEEP_ALIVE_S, REPLY_BYTES_MAX, Received, Reply, Request, SessionKey, Welcome,
-    decode,
+    decode, encode,
 };
 use penstock_types::{Error, ErrorKind};
 use pyo3::prelude::*;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{SendFlags, send};
 
+use super::pool::Pool;
 use super::session::Session;
 
 /// A node that says nothing for so long is taken for dead: it gives a sign of life every [`KEEP_ALIVE_S`].
@@ -50,7 +52,8 @@ pub enum ExchangeError {
 
 impl Connection {
     /// Connects and greets, as a further connection of `key` where the node still knows it; `known` is that session.
-    pub fn open(path: &Path, client: &str, known: Option<Arc<Session>>) -> Result<Self, ExchangeError> {
+    pub fn open(pool: &Arc<Pool>, known: Option<Arc<Session>>) -> Result<Self, ExchangeError> {
+        let (path, client) = (pool.path(), pool.client());
         let socket = UnixStream::connect(path).map_err(|error| ExchangeError::Failed(no_node(path, &error)))?;
         let timed = set_socket_timeout(&socket, Timeout::Recv, Some(SILENCE_MAX));
         timed.map_err(|error| ExchangeError::Broken(error.into()))?;
@@ -60,10 +63,12 @@ impl Connection {
         let (socket, reader, writer) = line;
         let session = match (known, ring) {
             (Some(session), None) if session.key == welcome.session => session,
-            (_, Some(ring)) => Arc::new(Session::new(&welcome, ring.as_fd()).map_err(|error| {
-                let error = Error::new(ErrorKind::ResourceLimit, "connect to the node", error.to_string());
-                ExchangeError::Failed(error.advise("raise the limits of open files and memory"))
-            })?),
+            (_, Some(ring)) => {
+                Arc::new(Session::new(&welcome, ring.as_fd(), Arc::downgrade(pool)).map_err(|error| {
+                    let error = Error::new(ErrorKind::ResourceLimit, "connect to the node", error.to_string());
+                    ExchangeError::Failed(error.advise("raise the limits of open files and memory"))
+                })?)
+            }
             (_, None) => return Err(ExchangeError::Failed(out_of_order())),
         };
         Ok(Self { socket, reader, writer, session })
@@ -74,9 +79,17 @@ impl Connection {
         self.socket.as_raw_fd()
     }
 
-    /// Sends what the session could not put into its ring; best effort.
+    /// Has a request that wants no answer go with the next one.
+    pub fn add_one_way(&mut self, request: &Request) {
+        self.writer.push(request).expect("a list of numbers can be encoded");
+    }
+
+    /// Sends a request that wants no answer, now and without waiting; `false` when it cannot go.
     pub fn send_one_way(&mut self, request: &Request) -> bool {
-        self.writer.push(request).is_ok() && self.writer.flush(self.socket.as_fd(), None).is_ok()
+        let mut frame = Vec::new();
+        let encoded = encode(request, &mut frame).is_ok();
+        // The kernel takes small frames whole or not at all.
+        encoded && send(&self.socket, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Ok(frame.len())
     }
 
     /// Sends a request and waits for its reply. Blocks: call it detached. After an error the connection is useless.

@@ -64,14 +64,14 @@ impl Pool {
 
     /// Asks the node and waits for the answer; a failure that the node reports is raised. Lets go of the interpreter
     /// while it waits.
-    pub fn ask(&self, py: Python<'_>, request: &Request) -> PyResult<Exchange> {
+    pub fn ask(self: &Arc<Self>, py: Python<'_>, request: &Request) -> PyResult<Exchange> {
         let mut attempt = 1;
         loop {
             let mut connection = self.take(py)?;
             let late = connection.session.take_late();
             let outcome = py.detach(|| {
                 if !late.is_empty() {
-                    connection.send_one_way(&release(&late));
+                    connection.add_one_way(&release(&late));
                 }
                 connection.exchange(request)
             });
@@ -94,7 +94,12 @@ impl Pool {
     }
 
     /// As [`Pool::ask`], but only of the session that holds a lease; `None` when that session is no more.
-    pub fn ask_holder(&self, py: Python<'_>, holder: &Arc<Session>, request: &Request) -> PyResult<Option<Exchange>> {
+    pub fn ask_holder(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        holder: &Arc<Session>,
+        request: &Request,
+    ) -> PyResult<Option<Exchange>> {
         if !holder.is_ours() {
             return Ok(None);
         }
@@ -106,6 +111,13 @@ impl Pool {
         }
         let exchange = self.ask(py, request)?;
         Ok(Arc::ptr_eq(&exchange.session, holder).then_some(exchange))
+    }
+
+    /// Sends releases that found the ring full by an idle connection; `false` when there is none.
+    pub fn release(&self, session: &Session, late: &[Returned]) -> bool {
+        let mut state = self.state();
+        let fitting = state.idle.iter_mut().find(|connection| std::ptr::eq(&*connection.session, session));
+        fitting.is_some_and(|connection| connection.send_one_way(&release(late)))
     }
 
     /// Closes every idle connection; what is in use closes when it is done. The session ends with the last one.
@@ -129,7 +141,7 @@ impl Pool {
         *state = State { pid: std::process::id(), ..State::default() };
     }
 
-    fn take(&self, py: Python<'_>) -> PyResult<Connection> {
+    fn take(self: &Arc<Self>, py: Python<'_>) -> PyResult<Connection> {
         loop {
             let known = {
                 let mut state = self.state();
@@ -138,7 +150,7 @@ impl Pool {
                 }
                 state.session.clone().filter(|session| session.is_ours())
             };
-            let opened = py.detach(|| Connection::open(&self.path, &self.client, known.clone()));
+            let opened = py.detach(|| Connection::open(self, known.clone()));
             let connection = match opened {
                 Ok(connection) => connection,
                 Err(error) => {

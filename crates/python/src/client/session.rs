@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use penstock_node::mapping::Mapping;
 use penstock_node::protocol::{ArenaGrant, ArenaReturn, SessionKey, Welcome};
@@ -11,6 +11,7 @@ use penstock_node::ring::{Returned, Ring};
 use penstock_types::{Error, ErrorKind};
 
 use super::fork;
+use super::pool::Pool;
 
 /// One session of this process with one run of the node.
 pub struct Session {
@@ -19,6 +20,8 @@ pub struct Session {
     /// The process it belongs to; a forked child never uses it.
     pid: u32,
     ring: Ring,
+    /// Whose connections are asked to take what the ring cannot.
+    pool: Weak<Pool>,
     /// Set when a connection of it broke: its leases are no more.
     ended: AtomicBool,
     held: Mutex<Held>,
@@ -34,11 +37,12 @@ struct Held {
 
 impl Session {
     /// The session of a welcome, with its release ring.
-    pub fn new(welcome: &Welcome, ring: BorrowedFd<'_>) -> std::io::Result<Self> {
+    pub fn new(welcome: &Welcome, ring: BorrowedFd<'_>, pool: Weak<Pool>) -> std::io::Result<Self> {
         Ok(Self {
             key: welcome.session,
             pid: std::process::id(),
             ring: Ring::map(ring)?,
+            pool,
             ended: AtomicBool::new(false),
             held: Mutex::default(),
         })
@@ -54,14 +58,22 @@ impl Session {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Gives a lease or an arena back. Costs no system call; in a forked child it does nothing.
+    /// Gives a lease or an arena back. Costs no system call unless hundreds were given back within a second; in a
+    /// forked child it does nothing.
     pub fn give_back(&self, returned: Returned) {
         if !self.is_ours() {
             return;
         }
-        let mut held = self.held();
-        held.late.push(returned);
-        self.push_late(&mut held);
+        let late = {
+            let mut held = self.held();
+            held.late.push(returned);
+            self.push_late(&mut held);
+            std::mem::take(&mut held.late)
+        };
+        // What can be sent by nobody now goes with the next request or release.
+        if !late.is_empty() && !self.pool.upgrade().is_some_and(|pool| pool.release(self, &late)) {
+            self.held().late.extend(late);
+        }
     }
 
     /// What still waits to be given back because the ring was full.
@@ -69,11 +81,6 @@ impl Session {
         let mut held = self.held();
         self.push_late(&mut held);
         std::mem::take(&mut held.late)
-    }
-
-    /// Keeps releases that could not be sent.
-    pub fn put_late(&self, late: Vec<Returned>) {
-        self.held().late.extend(late);
     }
 
     /// The memory of an arena that the node lends: mapped now, or mapped already.

@@ -79,7 +79,7 @@ impl Handle {
     }
 
     /// Reads from a file of which bytes may be missing: asks for them, a stretch at a time.
-    pub fn read_partial(&self, pool: &Pool, path: &str, offset: u64, out: &mut [u8]) -> PyResult<Outcome> {
+    pub fn read_partial(&self, pool: &Arc<Pool>, path: &str, offset: u64, out: &mut [u8]) -> PyResult<Outcome> {
         let mut partial = self.partial.lock().expect("no panic while bytes are copied");
         let end = offset + out.len() as u64;
         let (mut done, mut empty) = (0, 0);
@@ -108,7 +108,7 @@ impl Handle {
     }
 
     /// Asks for a range; `false` when the node does not know the lease.
-    fn ensure(&self, pool: &Pool, partial: &mut Partial, range: ByteRange, path: &str) -> PyResult<bool> {
+    fn ensure(&self, pool: &Arc<Pool>, partial: &mut Partial, range: ByteRange, path: &str) -> PyResult<bool> {
         let request = Request::Ensure { lease: self.lease, range, hint: ReadHint::Auto };
         // Whatever is answered may void what was ready before.
         partial.ready = ByteRange::default();

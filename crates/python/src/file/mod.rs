@@ -237,7 +237,7 @@ pub fn reopen(
     Ok(file)
 }
 
-fn ask_open(py: Python<'_>, pool: &Pool, path: &str, version: Option<Version>) -> PyResult<(Opened, Handle)> {
+fn ask_open(py: Python<'_>, pool: &Arc<Pool>, path: &str, version: Option<Version>) -> PyResult<(Opened, Handle)> {
     let request = Request::Open { path: path.to_string(), version, priority: Priority::Foreground };
     let exchange = pool.ask(py, &request)?;
     match (exchange.reply, exchange.descriptor) {
