@@ -71,9 +71,8 @@ impl Client {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
         }
         head.push_str("\r\n");
-        let stream = self.reader.get_mut();
-        stream.write_all(head.as_bytes()).ok()?;
-        stream.write_all(body).ok()?;
+        // In one piece: a server that refuses a request whose body has not come yet closes the connection.
+        self.reader.get_mut().write_all(&[head.as_bytes(), body].concat()).ok()?;
         self.answer(method).ok()
     }
 
