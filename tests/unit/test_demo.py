@@ -111,3 +111,14 @@ def test_the_table_says_what_is_simulated_and_what_to_do_next() -> None:
     shown = text.getvalue()
     for part in ("Penstock: first epoch", "20×", "0.5×", "30 ms to the first byte", "penstock attach s3://", "50 ms"):
         assert part in shown, shown
+
+
+def test_the_table_fits_a_terminal_of_80_columns_without_breaking_a_row() -> None:
+    text = io.StringIO()
+    report.show(Console(file=text, width=80), ROWS, 30.0)
+    rows = [line for line in text.getvalue().splitlines() if "GETs, 32 conn" in line or "first epoch" in line]
+    assert [row.split() for row in rows] == [
+        ["plain", "GETs,", "32", "connections", "500", "ms", "1,024", "117"],
+        ["Penstock:", "first", "epoch", "1.00", "s", "512", "59", "20×", "0.5×"],
+    ]
+    assert "penstock[pandas]" in text.getvalue()

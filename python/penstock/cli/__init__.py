@@ -16,9 +16,10 @@ __all__ = ["main"]
 def main() -> None:
     """The ``penstock`` command."""
     from penstock.cli import output
-    from penstock.cli.app import app
 
     try:
+        from penstock.cli.app import app
+
         app()
     except PenstockError as error:
         sys.stdout.flush()
@@ -26,3 +27,5 @@ def main() -> None:
         sys.exit(output.exit_code_of(error))
     except BrokenPipeError:
         output.broken_pipe()
+    except KeyboardInterrupt:
+        sys.exit(output.EXIT_INTERRUPTED)

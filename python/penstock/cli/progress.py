@@ -40,7 +40,7 @@ def follow(job_id: str, *, as_json: bool) -> None:
         job = _lines(job_id) if lines else _bar(job_id)
     except KeyboardInterrupt:
         output.warn(f"the job goes on; `penstock job wait {job_id}` or `penstock job cancel {job_id}`")
-        raise typer.Exit(130) from None
+        raise typer.Exit(output.EXIT_INTERRUPTED) from None
     if not lines:
         output.say(summary(job))
     if job["error"]:

@@ -148,9 +148,8 @@ def _large(scene: Scene) -> Iterator[Plan]:
 def _table(scene: Scene) -> Iterator[Plan]:
     """A Parquet file through fsspec, where pyarrow is installed; by pandas where that is too."""
     try:
-        import numpy
         import pyarrow
-        from pyarrow import parquet
+        from pyarrow import compute, parquet
     except ImportError:
         return
     url = f"penstock://{stage.MOUNT}/{stage.TABLE_KEY}"
@@ -170,8 +169,8 @@ def _table(scene: Scene) -> Iterator[Plan]:
         def from_url() -> Any:
             return pandas.read_parquet(url)
 
-    random = numpy.random.default_rng(1)
-    columns = {"trip": numpy.arange(_TABLE_ROWS), "fare": random.random(_TABLE_ROWS), "tip": random.random(_TABLE_ROWS)}
+    fare, tip = (compute.random(_TABLE_ROWS, initializer=seed) for seed in (1, 2))
+    columns = {"trip": pyarrow.array(range(_TABLE_ROWS)), "fare": fare, "tip": tip}
     content = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), content)
     scene.put(stage.TABLE_KEY, content.getvalue())

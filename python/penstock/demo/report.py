@@ -25,12 +25,14 @@ SIMULATED = (
     f"{stage.FIRST_BYTE_MS:.0f} ms to the first byte, {stage.CONNECTION_BYTES_PER_S // 1_000_000} MB/s per connection, "
     f"{stage.TOTAL_BYTES_PER_S // 1_000_000} MB/s in all"
 )
+_NO_TABLE = "With pyarrow or pandas it also reads a table through fsspec: pip install 'penstock[pandas]'."
 _NEXT = """\
 [bold]Next[/bold]
   penstock attach s3://BUCKET/PREFIX /data     your own bucket, read-only
   penstock preload /data --wait                fetch it before you need it
   penstock doctor                              what could slow this machine down
-  [dim]python:[/dim] client = penstock.connect(); client.open("/data/…"); client.read_many(paths)"""
+  [dim]and in Python:[/dim]
+  client = penstock.connect(); client.open("/data/…"); client.read_many(paths)"""
 
 
 def document(rows: Sequence[Measurement], requests: dict[str, int], seconds: float) -> dict[str, Any]:
@@ -53,9 +55,9 @@ def show(console: Console, rows: Sequence[Measurement], seconds: float) -> None:
     from rich.table import Table
 
     table = Table(title="The same bytes, with and without Penstock", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
-    for name in ("time", "files/s", "MB/s", "vs 1 conn.", "vs 32 conn."):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name in ("time", "files/s", "MB/s", "vs 1", "vs 32"):
+        table.add_column(name, justify="right", no_wrap=True)
     for group, title in _GROUPS.items():
         members = [row for row in rows if row.group == group]
         if not members:
@@ -67,6 +69,8 @@ def show(console: Console, rows: Sequence[Measurement], seconds: float) -> None:
     console.print(table)
     console.print("vs: how many times faster than the same bytes by plain GETs over 1 or 32 connections.")
     console.print(f"The store is simulated: {SIMULATED}.")
+    if not any(row.group == "table" for row in rows):
+        console.print(_NO_TABLE, markup=False)
     console.print(f"Every byte was checked. All of it took {seconds:.0f} s; nothing of it is left on this machine.")
     console.print()
     console.print(_NEXT)
