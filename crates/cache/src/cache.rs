@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use penstock_types::{CacheConfig, Clock, Error, ErrorKind, Metrics, ObjectId, Result};
+use penstock_types::{CacheConfig, Clock, Disk, Error, ErrorKind, Metrics, ObjectId, Result};
 
 use crate::accounts::BLOCK;
 use crate::care::{Care, Loading};
 use crate::descriptors::Descriptors;
-use crate::disk::Disk;
 use crate::extent::Extent;
 use crate::flush::Stored;
 use crate::index::{Index, IndexedStripes, Record, ScrubRow, object_hash};

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use penstock_types::ErrorKind;
+use penstock_types::{Disk, ErrorKind};
 
 use crate::cache::{Cache, DeadRow};
-use crate::disk::Disk;
 use crate::image::Undurable;
 use crate::index::object_hash;
 use crate::live::MAX_IDLE;

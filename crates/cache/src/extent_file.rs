@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_types::{ByteRange, Error, ErrorKind, PAGE_SIZE, Result};
+use penstock_types::{ByteRange, Error, ErrorKind, OpenMode, PAGE_SIZE, Result};
 
-use crate::disk::OpenMode;
 use crate::extent::{Extent, Lease, Life, STATE};
 use crate::tier::{disk_error, is_lack_of_descriptors};
 

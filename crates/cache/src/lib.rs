@@ -24,6 +24,6 @@ mod tier;
 mod usage;
 
 pub use cache::{Cache, CacheParts};
-pub use disk::{Disk, FileFacts, OpenMode, RealDisk, Space};
+pub use disk::RealDisk;
 pub use extent::{Extent, Lease};
 pub use usage::{CacheEntry, CacheUsage, PinRule, ScrubReport, TierUsage};

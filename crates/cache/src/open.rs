@@ -5,11 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use penstock_types::{Error, ErrorKind, Result, TierConfig};
+use penstock_types::{Disk, Error, ErrorKind, OpenMode, Result, TierConfig};
 
 use crate::cache::{CacheParts, Opened};
 use crate::care::Care;
-use crate::disk::{Disk, OpenMode};
 use crate::flush::Stored;
 use crate::index::{Facts, Index, TierRow, text_hash};
 use crate::tier::{Tier, TierParts, disk_error};

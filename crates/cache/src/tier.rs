@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use penstock_types::{Clock, Error, ErrorKind, Metrics};
+use penstock_types::{Clock, Disk, Error, ErrorKind, Metrics, Space};
 use rustix::io::Errno;
 
-use crate::disk::{Disk, Space};
 use crate::policy::Policy;
 
 /// How long a tier whose disk failed is left alone before it is tried again.

@@ -4,6 +4,7 @@
 mod attributes;
 mod clock;
 mod config;
+mod disk;
 mod error;
 mod ids;
 mod metrics;
@@ -17,6 +18,7 @@ pub use clock::{Clock, SystemClock};
 pub use config::{
     AttachmentSpec, CacheConfig, DeadlineConfig, Freshness, NodeConfig, SourceConfig, SourceSpec, TierConfig,
 };
+pub use disk::{Disk, FileFacts, OpenMode, Space};
 pub use error::{Error, ErrorKind, Result};
 pub use ids::{AttachmentId, ObjectId, ObjectKey, SourceId, Version};
 pub use metrics::Metrics;

@@ -14,9 +14,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use penstock_types::{Disk, OpenMode};
 use redb::StorageBackend;
-
-use crate::disk::{Disk, OpenMode};
 
 /// Bytes that one checksum is for: a page of the database.
 const BLOCK: u64 = 4096;

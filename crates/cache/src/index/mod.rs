@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
-use penstock_types::ObjectId;
+use penstock_types::{Disk, ObjectId};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
 
-use crate::disk::Disk;
 use crate::page_map::{StoredStripes, StripeImage};
 use file::IndexFile;
 pub use record::{Facts, Record, ScrubRow, TierRow};

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use penstock_cache::{Cache, Space};
-use penstock_types::{ByteRange, ErrorKind};
+use penstock_cache::Cache;
+use penstock_types::{ByteRange, ErrorKind, Space};
 use rustix::io::Errno;
 
-use crate::support::{Fault, Home, MIB, PAGE, cached, fill, id, read, read_lent};
+use crate::support::{Home, MIB, PAGE, cached, failing, fill, id, read, read_lent};
 
 #[test]
 fn a_new_object_goes_to_the_first_tier_with_room_and_falls_to_the_next() {
@@ -192,19 +192,19 @@ fn the_free_space_floor_of_the_file_system_is_kept() {
     let mut home = Home::new(64 * MIB);
     home.config.free_space_floor = 0.1;
     let space = |available| Some(Space { total: 1000 * MIB, available });
-    *home.disk.space.lock().unwrap() = space(101 * MIB);
+    home.disk.pretend(|machine| machine.space = space(101 * MIB));
     let cache = home.open();
     cached(&cache, 1, MIB / 2).unwrap();
     cached(&cache, 2, MIB / 2).unwrap();
     cached(&cache, 3, MIB / 2).unwrap();
     assert_eq!(cache.usage().tiers[0].used_bytes, MIB, "one made room for the third");
     // Somebody else takes the space: what is cached gives way, step by step, and nothing new comes in.
-    *home.disk.space.lock().unwrap() = space(90 * MIB);
+    home.disk.pretend(|machine| machine.space = space(90 * MIB));
     home.clock.advance(Duration::from_secs(2));
     let error = cached(&cache, 4, PAGE).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     assert_eq!(cache.usage().tiers[0].used_bytes, 0);
-    *home.disk.space.lock().unwrap() = space(300 * MIB);
+    home.disk.pretend(|machine| machine.space = space(300 * MIB));
     home.clock.advance(Duration::from_secs(2));
     cached(&cache, 4, PAGE).unwrap();
 }
@@ -232,12 +232,12 @@ fn a_failing_disk_makes_its_tier_unhealthy_for_a_while_and_reads_go_on() {
         let home = Home::with_tiers(&[4 * MIB]);
         let cache = home.open();
         let healthy = cached(&cache, 1, PAGE).unwrap();
-        home.disk.fail(move |name, _| matches!(name, "write" | "create").then_some(Fault::Error(errno)));
+        home.disk.fail(move |call| matches!(call.operation, "write" | "create").then_some(failing(errno)));
         assert_eq!(cached(&cache, 2, PAGE).unwrap_err().kind(), kind);
         let usage = cache.usage().tiers.remove(0);
         assert!(!usage.healthy && usage.reason.unwrap().contains(&errno.to_string()[..8]));
         assert_eq!(cached(&cache, 3, PAGE).unwrap_err().kind(), ErrorKind::NoSpace, "it is left alone");
-        assert_eq!(home.disk.fired.load(Ordering::SeqCst), 1);
+        assert_eq!(home.disk.fired(), 1);
         read(&healthy, 1, ByteRange::new(0, PAGE)).unwrap();
         read_lent(&healthy, 1, ByteRange::new(0, PAGE)).unwrap();
         home.disk.heal();
@@ -252,8 +252,8 @@ fn a_failing_disk_makes_its_tier_unhealthy_for_a_while_and_reads_go_on() {
 fn while_one_tier_fails_the_next_takes_the_data() {
     let home = Home::with_tiers(&[4 * MIB, 4 * MIB]);
     let cache = home.open();
-    home.disk.fail(|name, path| {
-        (name == "create" && path.to_str().unwrap().contains("tier0")).then_some(Fault::Error(Errno::IO))
+    home.disk.fail(|call| {
+        (call.operation == "create" && call.path.to_str().unwrap().contains("tier0")).then_some(failing(Errno::IO))
     });
     assert_eq!(cached(&cache, 1, PAGE).unwrap_err().kind(), ErrorKind::Disk);
     cached(&cache, 2, PAGE).unwrap();
@@ -267,7 +267,7 @@ fn a_file_that_cannot_be_unlinked_stays_cached_and_counted() {
     let home = Home::new(MIB);
     let cache = home.open();
     cached(&cache, 1, 16 * PAGE).unwrap();
-    home.disk.fail(|name, _| (name == "unlink").then_some(Fault::Error(Errno::IO)));
+    home.disk.fail(|call| (call.operation == "unlink").then_some(failing(Errno::IO)));
     assert_eq!(cache.evict(&id(1)).unwrap_err().kind(), ErrorKind::Disk);
     assert_eq!(cache.usage().tiers[0].used_bytes, MIB);
     read_lent(&cache.get(&id(1)).unwrap(), 1, ByteRange::new(0, 16 * PAGE)).unwrap();
@@ -284,7 +284,7 @@ fn a_retired_extent_is_never_found_again_even_when_its_file_stays() {
     let home = Home::new(MIB);
     let cache = home.open();
     let extent = cached(&cache, 1, 4 * PAGE).unwrap();
-    home.disk.fail(|name, _| (name == "unlink").then_some(Fault::Error(Errno::IO)));
+    home.disk.fail(|call| (call.operation == "unlink").then_some(failing(Errno::IO)));
     cache.retire(&extent);
     assert!(cache.get(&id(1)).is_none() && extent.is_gone());
     assert_eq!(cache.usage().tiers[0].used_bytes, 4 * PAGE, "its file still takes the space");
@@ -298,7 +298,7 @@ fn a_retired_extent_is_never_found_again_even_when_its_file_stays() {
 fn a_directory_on_a_network_file_system_is_refused_unless_it_is_allowed() {
     let mut home = Home::new(MIB);
     for magic in [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x0bd0_0bd0] {
-        *home.disk.magic.lock().unwrap() = Some(magic);
+        home.disk.pretend(|machine| machine.magic = Some(magic));
         let error = Cache::open(home.parts()).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{magic:x}");
         assert!(error.to_string().contains("network file system"), "{error}");

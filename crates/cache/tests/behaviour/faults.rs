@@ -1,20 +1,19 @@
 //! Every call of the disk that a run makes is made to fail once, one by one, in every way it can fail.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use penstock_cache::Cache;
+use penstock_testkit::{DiskCall, DiskFault};
 use penstock_types::{ByteRange, ErrorKind, Result};
-use rustix::io::Errno;
 
-use crate::support::{Fault, Home, PAGE, cached, fill, id, read, read_lent};
+use crate::support::{Home, PAGE, cached, fill, id, read, read_lent};
 
 const TIER: u64 = 20 * PAGE;
 
 /// What a node does with a cache, in small. Errors are allowed, wrong bytes are not.
 fn run(home: &mut Home) -> Result<()> {
-    home.disk.reboot("first");
+    home.reboot("first");
     let cache = Cache::open(home.parts())?;
     for object in 0..3 {
         tolerate(cached(&cache, object, 3 * PAGE + 10).map(drop));
@@ -50,7 +49,7 @@ fn run(home: &mut Home) -> Result<()> {
     check_accounts(home, &cache);
     cache.close();
     drop(cache);
-    home.disk.reboot("second");
+    home.reboot("second");
     let cache = home.try_reopen()?;
     (0..30).for_each(|object| read_all(&cache, object));
     tolerate(cached(&cache, 5, 2 * PAGE).map(drop));
@@ -108,30 +107,25 @@ fn charge(present: u64) -> u64 {
 #[test]
 fn whichever_call_of_the_disk_fails_bytes_are_right_and_accounts_hold() {
     let mut home = Home::in_memory(TIER);
-    *home.disk.log.lock().unwrap() = Some(Vec::new());
+    home.disk.record();
     run(&mut home).unwrap();
-    let calls = home.disk.log.lock().unwrap().take().unwrap();
-    let kinds: std::collections::BTreeSet<_> = calls.iter().copied().collect();
+    let calls = home.disk.recorded();
+    let kinds: std::collections::BTreeSet<_> = calls.iter().map(|call| call.operation).collect();
     let mut fired = 0;
-    for fault in [Fault::Error(Errno::IO), Fault::Error(Errno::NOSPC), Fault::Short] {
-        for (number, name) in (0..).zip(&calls) {
-            let possible = match fault {
-                Fault::Short => matches!(*name, "read" | "write"),
-                Fault::Error(Errno::NOSPC) => !matches!(*name, "read" | "facts" | "list" | "lock" | "statfs" | "boot"),
-                Fault::Error(_) => true,
-            };
-            if !possible {
+    for fault in [DiskFault::BROKEN, DiskFault::FULL, DiskFault::Short] {
+        for DiskCall { number, operation: name, .. } in calls.iter().cloned() {
+            if !fault.is_possible(name) {
                 continue;
             }
             let mut home = Home::in_memory(TIER);
-            *home.disk.fail_call.lock().unwrap() = Some((number, fault));
+            home.disk.fail(move |call| (call.number == number).then_some(fault));
             // A cache that cannot open says so; the next time it can.
             if let Err(error) = run(&mut home) {
                 let allowed = [ErrorKind::Disk, ErrorKind::NoSpace];
                 assert!(allowed.contains(&error.kind()), "call {number} ({name}), {fault:?}: {error}");
             }
             // Runs part ways after a fault, but up to it they are the same.
-            assert_eq!(home.disk.fired.load(Ordering::SeqCst), 1, "call {number} ({name}) did not meet {fault:?}");
+            assert_eq!(home.disk.fired(), 1, "call {number} ({name}) did not meet {fault:?}");
             fired += 1;
             recovers(&mut home);
         }

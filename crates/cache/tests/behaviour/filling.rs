@@ -5,7 +5,7 @@ use std::sync::Barrier;
 
 use penstock_types::{ByteRange, ErrorKind};
 
-use crate::support::{Fault, Home, MIB, PAGE, cached, content, fill, id, read, read_lent};
+use crate::support::{Home, MIB, PAGE, cached, content, failing, fill, id, read, read_lent};
 
 #[test]
 fn an_extent_is_filled_page_by_page_in_any_order_and_stays_partial_as_long_as_it_likes() {
@@ -129,13 +129,13 @@ fn a_hot_complete_extent_is_lent_without_a_call_of_the_disk() {
     let home = Home::new(64 * MIB);
     let cache = home.open();
     drop(cached(&cache, 1, 2 * PAGE).unwrap().lend().unwrap());
-    let before = home.disk.calls.load(std::sync::atomic::Ordering::SeqCst);
+    let before = home.disk.calls();
     for _ in 0..100 {
         let extent = cache.get(&id(1)).unwrap();
         assert!(extent.is_complete());
         drop(extent.lend().unwrap());
     }
-    assert_eq!(home.disk.calls.load(std::sync::atomic::Ordering::SeqCst), before);
+    assert_eq!(home.disk.calls(), before);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn a_fill_that_fails_gives_its_bytes_back_and_can_be_tried_again() {
     let extent = cache.get_or_create(&id(1), 4 * PAGE).unwrap();
     fill(&extent, 1, ByteRange::new(0, PAGE)).unwrap();
     let used = cache.usage().tiers[0].used_bytes;
-    home.disk.fail(|name, _| (name == "write").then_some(Fault::Error(rustix::io::Errno::IO)));
+    home.disk.fail(|call| (call.operation == "write").then_some(failing(rustix::io::Errno::IO)));
     assert_eq!(fill(&extent, 1, ByteRange::new(PAGE, 4 * PAGE)).unwrap_err().kind(), ErrorKind::Disk);
     assert_eq!(cache.usage().tiers[0].used_bytes, used);
     assert_eq!(extent.missing(ByteRange::new(0, 4 * PAGE)), [ByteRange::new(PAGE, 4 * PAGE)]);
@@ -160,14 +160,14 @@ fn short_writes_and_reads_are_continued() {
     let home = Home::new(64 * MIB);
     let cache = home.open();
     let turn = std::sync::atomic::AtomicU64::new(0);
-    home.disk.fail(move |name, _| {
-        let short = matches!(name, "write" | "read")
+    home.disk.fail(move |call| {
+        let short = matches!(call.operation, "write" | "read")
             && turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst).is_multiple_of(2);
-        short.then_some(Fault::Short)
+        short.then_some(penstock_testkit::DiskFault::Short)
     });
     let extent = cached(&cache, 1, 4 * PAGE + 77).unwrap();
     read(&extent, 1, ByteRange::new(5, 4 * PAGE + 70)).unwrap();
-    assert!(home.disk.fired.load(std::sync::atomic::Ordering::SeqCst) > 3);
+    assert!(home.disk.fired() > 3);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use penstock_types::{ByteRange, ErrorKind};
 use rustix::io::Errno;
 
-use crate::support::{Fault, Home, MIB, PAGE, cached, damage, fill, flip, id, read, read_lent};
+use crate::support::{Home, MIB, PAGE, cached, damage, failing, fill, flip, id, read, read_lent};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -52,7 +52,7 @@ fn a_bad_page_that_the_index_cannot_be_told_of_costs_the_whole_extent() {
     let extent = cached(&cache, 1, 4 * PAGE).unwrap();
     cache.flush().unwrap();
     flip(&home.files()[0], PAGE);
-    home.disk.fail(|name, _| (name == "sync").then_some(Fault::Error(Errno::IO)));
+    home.disk.fail(|call| (call.operation == "sync").then_some(failing(Errno::IO)));
     assert_eq!(read(&extent, 1, ByteRange::new(0, 4 * PAGE)).unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(extent.is_gone() && home.files().is_empty());
     home.disk.heal();
@@ -67,7 +67,7 @@ fn a_page_that_cannot_be_read_is_a_bad_page() {
     let home = Home::new(16 * MIB);
     let cache = home.open();
     let extent = cached(&cache, 1, 2 * PAGE).unwrap();
-    home.disk.fail(|name, _| (name == "read").then_some(Fault::Error(Errno::IO)));
+    home.disk.fail(|call| (call.operation == "read").then_some(failing(Errno::IO)));
     let error = read(&extent, 1, ByteRange::new(0, 2 * PAGE)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(home.metrics.cache_disk_errors.get() > 0);
@@ -139,7 +139,7 @@ fn a_file_that_was_replaced_is_verified_before_it_is_lent() {
 #[test]
 fn after_a_crash_of_the_machine_unsynced_extents_are_verified_before_they_are_lent_and_synced_ones_are_not() {
     let mut home = Home::new(64 * MIB);
-    home.disk.reboot("first");
+    home.reboot("first");
     let cache = home.open();
     (0..4).for_each(|object| drop(cached(&cache, object, 20 * PAGE).unwrap()));
     home.clock.advance(Duration::from_secs(60));
@@ -153,7 +153,7 @@ fn after_a_crash_of_the_machine_unsynced_extents_are_verified_before_they_are_le
     let files = home.files();
     damage(&files[5], |file| file.write_all_at(&vec![0; 3 * PAGE as usize], 7 * PAGE).unwrap());
     damage(&files[8], |file| file.write_all_at(&vec![0; PAGE as usize], 6 * PAGE).unwrap());
-    home.disk.reboot("second");
+    home.reboot("second");
     let cache = home.reopen();
     let get = |object| cache.get(&id(object)).unwrap();
     for object in [0, 1, 2, 3, 4, 6, 7] {
@@ -179,12 +179,12 @@ fn after_a_crash_of_the_machine_unsynced_extents_are_verified_before_they_are_le
 #[test]
 fn many_readers_of_an_extent_in_doubt_wait_for_one_verification() {
     let mut home = Home::new(64 * MIB);
-    home.disk.reboot("first");
+    home.reboot("first");
     let cache = home.open();
     cached(&cache, 1, 200 * PAGE).unwrap();
     cache.close();
     drop(cache);
-    home.disk.reboot("second");
+    home.reboot("second");
     let cache = home.reopen();
     std::thread::scope(|scope| {
         for _ in 0..6 {
@@ -197,11 +197,11 @@ fn many_readers_of_an_extent_in_doubt_wait_for_one_verification() {
 #[test]
 fn the_durable_mark_is_set_only_after_the_data_was_synced() {
     let mut home = Home::new(16 * MIB);
-    home.disk.reboot("first");
+    home.reboot("first");
     let cache = home.open();
     cached(&cache, 1, PAGE).unwrap();
-    let syncs = || home.disk.log.lock().unwrap().as_ref().unwrap().iter().filter(|call| **call == "sync").count();
-    *home.disk.log.lock().unwrap() = Some(Vec::new());
+    let syncs = || home.disk.recorded().iter().filter(|call| call.operation == "sync").count();
+    home.disk.record();
     cache.make_durable_step();
     assert_eq!(syncs(), 0, "it is not quiet yet");
     home.clock.advance(Duration::from_secs(60));
@@ -212,13 +212,13 @@ fn the_durable_mark_is_set_only_after_the_data_was_synced() {
     // A sync that fails may have lost what it should have written: nothing is believed of that file.
     cached(&cache, 2, PAGE).unwrap();
     home.clock.advance(Duration::from_secs(60));
-    home.disk.fail(|name, _| (name == "sync").then_some(Fault::Error(Errno::IO)));
+    home.disk.fail(|call| (call.operation == "sync").then_some(failing(Errno::IO)));
     cache.make_durable_step();
     home.disk.heal();
     assert!(cache.get(&id(2)).is_none());
     cache.close();
     drop(cache);
-    home.disk.reboot("second");
+    home.reboot("second");
     read_lent(&home.reopen().get(&id(1)).unwrap(), 1, ByteRange::new(0, PAGE)).unwrap();
     assert_eq!(home.metrics.verified_pages.get(), 0);
 }
@@ -226,7 +226,7 @@ fn the_durable_mark_is_set_only_after_the_data_was_synced() {
 #[test]
 fn a_repaired_page_takes_the_durable_mark_away() {
     let mut home = Home::new(16 * MIB);
-    home.disk.reboot("first");
+    home.reboot("first");
     let cache = home.open();
     let extent = cached(&cache, 1, 2 * PAGE).unwrap();
     home.clock.advance(Duration::from_secs(60));
@@ -236,7 +236,7 @@ fn a_repaired_page_takes_the_durable_mark_away() {
     fill(&extent, 1, ByteRange::new(0, PAGE)).unwrap();
     cache.close();
     drop((cache, extent));
-    home.disk.reboot("second");
+    home.reboot("second");
     let cache = home.reopen();
     read_lent(&cache.get(&id(1)).unwrap(), 1, ByteRange::new(0, 2 * PAGE)).unwrap();
     assert_eq!(home.metrics.verified_pages.get(), 2);
@@ -317,7 +317,7 @@ fn the_scrub_removes_files_that_belong_to_nothing_and_nothing_else() {
 #[test]
 fn a_process_that_may_hold_few_descriptors_caches_as_much_as_any() {
     let home = Home::new(256 * MIB);
-    *home.disk.descriptors.lock().unwrap() = Some(256);
+    home.disk.pretend(|machine| machine.descriptors = Some(256));
     let cache = home.open();
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
@@ -344,13 +344,13 @@ fn when_descriptors_run_out_some_are_closed_and_then_it_is_said_so() {
     (0..10).for_each(|object| drop(cached(&cache, object, PAGE).unwrap()));
     let failures = Arc::new(AtomicU64::new(1));
     let left = Arc::clone(&failures);
-    home.disk.fail(move |name, _| {
-        let fails = matches!(name, "open" | "create")
+    home.disk.fail(move |call| {
+        let fails = matches!(call.operation, "open" | "create")
             && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
-        fails.then_some(Fault::Error(Errno::MFILE))
+        fails.then_some(failing(Errno::MFILE))
     });
     read_lent(&cache.get(&id(3)).unwrap(), 3, ByteRange::new(0, PAGE)).unwrap();
-    assert_eq!(home.disk.fired.load(Ordering::SeqCst), 1);
+    assert_eq!(home.disk.fired(), 1);
     failures.store(1_000, Ordering::SeqCst);
     assert_eq!(cached(&cache, 20, PAGE).unwrap_err().kind(), ErrorKind::ResourceLimit);
     assert!(cache.usage().tiers[0].healthy, "the disk is not to blame");

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use penstock_cache::Cache;
 use penstock_types::{ByteRange, ErrorKind};
 use proptest::prelude::*;
 use rustix::io::Errno;
 
-use crate::support::{Fault, Home, MIB, PAGE, cached, fill, id, read, read_lent};
+use crate::support::{Home, MIB, PAGE, cached, failing, fill, id, read, read_lent};
 
 /// Objects that are there and complete; each is read and checked.
 fn right_objects(cache: &Cache, objects: std::ops::Range<u64>) -> Vec<u64> {
@@ -31,10 +30,10 @@ fn everything_is_there_after_a_restart_and_nothing_is_scanned() {
     let before = cache.usage();
     cache.close();
     drop((cache, partial));
-    *home.disk.log.lock().unwrap() = Some(Vec::new());
+    home.disk.record();
     let cache = home.reopen();
-    let calls = home.disk.log.lock().unwrap().take().unwrap();
-    assert!(calls.iter().filter(|call| **call == "list").count() <= 2, "{calls:?}");
+    let calls = home.disk.recorded();
+    assert!(calls.iter().filter(|call| call.operation == "list").count() <= 2, "{calls:?}");
     let usage = cache.usage();
     assert_eq!(usage.extents, 41);
     for (before, after) in before.tiers.iter().zip(&usage.tiers) {
@@ -57,9 +56,9 @@ fn opening_takes_as_many_calls_of_the_disk_with_many_extents_as_with_none() {
         (0..objects).for_each(|object| drop(cached(&cache, object, 100).unwrap()));
         cache.close();
         drop(cache);
-        let before = home.disk.calls.load(Ordering::SeqCst);
+        let before = home.disk.calls();
         let cache = home.reopen();
-        let calls = home.disk.calls.load(Ordering::SeqCst) - before;
+        let calls = home.disk.calls() - before;
         assert_eq!(cache.usage().extents, objects);
         calls
     };
@@ -178,7 +177,7 @@ fn an_index_that_is_garbage_or_cut_short_is_set_aside_and_a_fresh_one_begun() {
 fn an_index_that_cannot_be_written_is_reported_and_caching_goes_on_without_memory_of_it() {
     let mut home = Home::new(16 * MIB);
     let cache = home.open();
-    home.disk.fail(|name, _| (name == "sync").then_some(Fault::Error(Errno::IO)));
+    home.disk.fail(|call| (call.operation == "sync").then_some(failing(Errno::IO)));
     cached(&cache, 1, PAGE).unwrap();
     assert_eq!(cache.flush().unwrap_err().kind(), ErrorKind::Disk);
     assert!(!cache.usage().index_healthy);
@@ -278,14 +277,14 @@ fn a_closed_cache_touches_no_file_of_the_next_one() {
     old.close();
     let new = home.reopen();
     (10..14).for_each(|object| drop(cached(&new, object, PAGE).unwrap()));
-    let calls = home.disk.calls.load(Ordering::SeqCst);
+    let calls = home.disk.calls();
     assert_eq!(old.get_or_create(&id(3), PAGE).unwrap_err().kind(), ErrorKind::NoSpace);
     assert_eq!(fill(&partial, 2, ByteRange::new(PAGE, 4 * PAGE)).unwrap_err().kind(), ErrorKind::NoSpace);
     assert!(complete.lend().is_err() && old.evict(&id(1)).is_err());
     old.retire(&complete);
     old.make_durable_step();
     let _ = old.flush();
-    assert_eq!(home.disk.calls.load(Ordering::SeqCst), calls);
+    assert_eq!(home.disk.calls(), calls);
     let mut out = vec![0; PAGE as usize];
     rustix::io::pread(lease.descriptor(), &mut out[..], 0).unwrap();
     penstock_testkit::oracle::check(2, 1, 0, &out).unwrap();

@@ -1,17 +1,13 @@
 //! A cache in a temporary directory, with a clock to turn and a disk that fails on demand.
 
-use std::ffi::OsString;
-use std::io::{self, IoSlice};
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_cache::{Cache, CacheParts, Disk, Extent, FileFacts, OpenMode, RealDisk, Space};
-use penstock_testkit::{ManualClock, oracle};
+use penstock_cache::{Cache, CacheParts, Extent, RealDisk};
+use penstock_testkit::{DiskFault, FaultyDisk, ManualClock, oracle};
 use penstock_types::{
-    ByteRange, CacheConfig, Metrics, ObjectId, ObjectKey, PAGE_SIZE, Result, SourceId, TierConfig, Version,
+    ByteRange, CacheConfig, Disk, Metrics, ObjectId, ObjectKey, PAGE_SIZE, Result, SourceId, TierConfig, Version,
 };
 
 /// One page.
@@ -24,7 +20,7 @@ pub struct Home {
     pub directory: tempfile::TempDir,
     pub clock: Arc<ManualClock>,
     pub metrics: Metrics,
-    pub disk: Arc<TestDisk>,
+    pub disk: Arc<FaultyDisk>,
     pub config: CacheConfig,
 }
 
@@ -55,7 +51,7 @@ impl Home {
             allow_network_filesystem: false,
         };
         let clock = Arc::new(ManualClock::default());
-        Self { directory, clock, metrics: Metrics::default(), disk: Arc::default(), config }
+        Self { directory, clock, metrics: Metrics::default(), disk: FaultyDisk::new(Arc::new(RealDisk)), config }
     }
 
     pub fn parts(&self) -> CacheParts {
@@ -82,6 +78,11 @@ impl Home {
     pub fn try_reopen(&mut self) -> Result<Arc<Cache>> {
         self.metrics = Metrics::default();
         Cache::open(self.parts())
+    }
+
+    /// The machine is another boot from now on.
+    pub fn reboot(&self, name: &str) {
+        self.disk.pretend(|machine| machine.boot = Some(name.to_owned()));
     }
 
     /// Every extent file there is.
@@ -168,159 +169,7 @@ pub fn flip(file: &Path, offset: u64) {
     });
 }
 
-/// What a call does instead of succeeding.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
-    Error(rustix::io::Errno),
-    /// Writes or reads a part of what it should.
-    Short,
-}
-
-type Rule = Box<dyn Fn(&str, &Path) -> Option<Fault> + Send + Sync>;
-
-/// The real disk, of which single calls or whole kinds of them are made to fail.
-#[derive(Default)]
-pub struct TestDisk {
-    pub calls: AtomicU64,
-    /// The number of the call that fails, from 0.
-    pub fail_call: Mutex<Option<(u64, Fault)>>,
-    /// Calls that fail, by name and path (empty for calls on descriptors).
-    pub rule: Mutex<Option<Rule>>,
-    pub fired: AtomicU64,
-    pub boot: Mutex<Option<String>>,
-    pub magic: Mutex<Option<u64>>,
-    pub space: Mutex<Option<Space>>,
-    pub descriptors: Mutex<Option<u64>>,
-    pub log: Mutex<Option<Vec<&'static str>>>,
-}
-
-impl TestDisk {
-    pub fn reboot(&self, name: &str) {
-        *self.boot.lock().unwrap() = Some(name.to_owned());
-    }
-
-    pub fn fail(&self, rule: impl Fn(&str, &Path) -> Option<Fault> + Send + Sync + 'static) {
-        *self.rule.lock().unwrap() = Some(Box::new(rule));
-    }
-
-    pub fn heal(&self) {
-        *self.rule.lock().unwrap() = None;
-        *self.fail_call.lock().unwrap() = None;
-    }
-
-    fn check(&self, name: &'static str, path: &Path) -> io::Result<bool> {
-        let call = self.calls.fetch_add(1, Ordering::SeqCst);
-        if let Some(log) = self.log.lock().unwrap().as_mut() {
-            log.push(name);
-        }
-        let numbered = self.fail_call.lock().unwrap().filter(|(number, _)| *number == call).map(|(_, fault)| fault);
-        let ruled = || self.rule.lock().unwrap().as_ref().and_then(|rule| rule(name, path));
-        match numbered.or_else(ruled) {
-            None => Ok(false),
-            Some(Fault::Short) if matches!(name, "write" | "read") => {
-                self.fired.fetch_add(1, Ordering::SeqCst);
-                Ok(true)
-            }
-            Some(Fault::Short) => Ok(false),
-            Some(Fault::Error(errno)) => {
-                self.fired.fetch_add(1, Ordering::SeqCst);
-                Err(errno.into())
-            }
-        }
-    }
-}
-
-impl Disk for TestDisk {
-    fn create_directory(&self, path: &Path) -> io::Result<()> {
-        self.check("mkdir", path)?;
-        RealDisk.create_directory(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<OwnedFd> {
-        let name = if matches!(mode, OpenMode::Create(_)) { "create" } else { "open" };
-        self.check(name, path)?;
-        RealDisk.open(path, mode)
-    }
-
-    fn read_at(&self, file: BorrowedFd<'_>, offset: u64, out: &mut [u8]) -> io::Result<usize> {
-        let short = self.check("read", Path::new(""))?;
-        let length = if short { out.len().div_ceil(2) } else { out.len() };
-        RealDisk.read_at(file, offset, &mut out[..length])
-    }
-
-    fn write_at(&self, file: BorrowedFd<'_>, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        if self.check("write", Path::new(""))? {
-            let first = &parts[0];
-            return RealDisk.write_at(file, offset, &[IoSlice::new(&first[..first.len().div_ceil(2)])]);
-        }
-        RealDisk.write_at(file, offset, parts)
-    }
-
-    fn set_size(&self, file: BorrowedFd<'_>, size: u64) -> io::Result<()> {
-        self.check("set_size", Path::new(""))?;
-        RealDisk.set_size(file, size)
-    }
-
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        self.check("sync", Path::new(""))?;
-        RealDisk.sync_data(file)
-    }
-
-    fn facts(&self, file: BorrowedFd<'_>) -> io::Result<FileFacts> {
-        self.check("facts", Path::new(""))?;
-        RealDisk.facts(file)
-    }
-
-    fn set_permissions(&self, path: &Path, bits: u32) -> io::Result<()> {
-        self.check("chmod", path)?;
-        RealDisk.set_permissions(path, bits)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.check("unlink", path)?;
-        RealDisk.remove(path)
-    }
-
-    fn remove_directory(&self, path: &Path) -> io::Result<()> {
-        self.check("rmdir", path)?;
-        RealDisk.remove_directory(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.check("rename", from)?;
-        RealDisk.rename(from, to)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        self.check("list", path)?;
-        RealDisk.list(path)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.check("space", path)?;
-        let pretended = *self.space.lock().unwrap();
-        pretended.map_or_else(|| RealDisk.space(path), Ok)
-    }
-
-    fn filesystem(&self, path: &Path) -> io::Result<u64> {
-        self.check("statfs", path)?;
-        let pretended = *self.magic.lock().unwrap();
-        pretended.map_or_else(|| RealDisk.filesystem(path), Ok)
-    }
-
-    fn try_lock(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
-        self.check("lock", Path::new(""))?;
-        RealDisk.try_lock(file)
-    }
-
-    fn boot_id(&self) -> io::Result<String> {
-        self.check("boot", Path::new(""))?;
-        let pretended = self.boot.lock().unwrap().clone();
-        pretended.map_or_else(|| RealDisk.boot_id(), Ok)
-    }
-
-    fn descriptor_limit(&self) -> u64 {
-        let pretended = *self.descriptors.lock().unwrap();
-        pretended.unwrap_or_else(|| RealDisk.descriptor_limit())
-    }
+/// A call that fails with this `errno`.
+pub fn failing(errno: rustix::io::Errno) -> DiskFault {
+    DiskFault::Errno(errno.raw_os_error())
 }
