@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule, RealDisk};
+use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule};
 use penstock_catalog::{Catalog, Item};
 use penstock_source::{Probe, SourceParts, credential_scope};
 use penstock_types::{
-    AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, Source, SourceSpec, TreePath,
+    AttachmentSpec, Clock, Disk, Error, ErrorKind, Metrics, NodeConfig, Result, Source, SourceSpec, TreePath,
 };
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -36,6 +36,8 @@ pub struct EngineParts {
     pub config: NodeConfig,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What the cache is kept on.
+    pub disk: Arc<dyn Disk>,
     /// Where everything is counted.
     pub metrics: Metrics,
     /// Where transfers run; must have several threads.
@@ -72,7 +74,7 @@ impl Engine {
             state_directory: config.state_directory.clone(),
             clock: Arc::clone(&parts.clock),
             metrics: parts.metrics.clone(),
-            disk: Arc::new(RealDisk),
+            disk: Arc::clone(&parts.disk),
             seed: parts.seed,
         })?;
         let catalog_path = config.state_directory.join("catalog.redb");

@@ -27,4 +27,4 @@ pub use engine::{Engine, EngineParts, EngineStatus};
 pub use entry::{Entry, EntryKind, EntryPage};
 pub use open::{OpenFile, OpenOptions, Ready};
 pub use pattern::ReadHint;
-pub use penstock_cache::{CacheEntry, CacheUsage};
+pub use penstock_cache::{CacheEntry, CacheUsage, RealDisk};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned};
+use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk};
 use penstock_types::{AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, SystemClock, TreePath};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
@@ -73,6 +73,7 @@ impl Node {
         let engine = Engine::new(EngineParts {
             config: config.clone(),
             clock: Arc::clone(&clock),
+            disk: Arc::new(RealDisk),
             metrics: metrics.clone(),
             runtime: runtime.handle().clone(),
             seed: random_seed()?,

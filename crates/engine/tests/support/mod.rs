@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_engine::{Engine, EngineParts};
+use penstock_engine::{Engine, EngineParts, RealDisk};
 use penstock_source::SourceParts;
 use penstock_testkit::{ManualClock, oracle};
 use penstock_types::{
@@ -95,6 +95,7 @@ pub fn engine(config: &NodeConfig, metrics: &Metrics, clock: &Arc<ManualClock>, 
     let parts = EngineParts {
         config: config.clone(),
         clock: Arc::clone(clock) as _,
+        disk: Arc::new(RealDisk),
         metrics: metrics.clone(),
         runtime: runtime.handle().clone(),
         seed: 1,
