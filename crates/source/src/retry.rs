@@ -129,14 +129,21 @@ impl Retry {
             Some(last) => Error::new(ErrorKind::Timeout, action, format!("{limit}; before that: {}", last.reason())),
             None => Error::new(ErrorKind::Timeout, action, limit),
         }
-        .advise("try later, or raise deadlines.foreground_s")
+        .advise("try later, or raise deadlines.foreground")
     }
 
-    /// The error that ends a call, with what was tried.
-    pub(crate) fn final_error(&self, error: Error, tries: &Tries) -> Error {
+    /// The error that ends a call, with what was tried and what to do now.
+    pub(crate) fn final_error(&self, mut error: Error, tries: &Tries) -> Error {
         let answers = [ErrorKind::NotFound, ErrorKind::StaleVersion, ErrorKind::Conflict];
         if !answers.contains(&error.kind()) {
             self.metrics.source_failures.inc();
+        }
+        if error.is_transient() && error.advice().is_none() {
+            let advice = match error.kind() {
+                ErrorKind::Corrupt => "look at what the endpoint answers, or at proxies before it: penstock doctor",
+                _ => "try later, or look at the source: penstock doctor",
+            };
+            error = error.advise(advice);
         }
         let attempts = tries.failures + tries.throttled;
         if error.is_transient() && attempts > 1 { error.fact("attempts", attempts) } else { error }

@@ -28,7 +28,7 @@ pub(crate) struct Stall {
 impl Stall {
     fn silent(&self, action: &str, limit: Duration) -> Error {
         Error::new(ErrorKind::Timeout, action, format!("no answer within {:.1} s", limit.as_secs_f64()))
-            .advise("check the network and the store, or raise deadlines.foreground_s")
+            .advise("check the network and the store, or raise deadlines.foreground")
     }
 }
 
