@@ -110,7 +110,7 @@ def _shifted(question: Question, right: Answer) -> Answer:
 
 # A store that answers with another version is no broken answer: that is `StaleVersionError`, tried elsewhere.
 WRONG: dict[str, Fault] = {
-    each.__name__: each  # type: ignore[attr-defined]
+    each.__name__: each
     for each in (
         *(short, cut, long, duplicated, other_range, whole_object, html_page, error_document, padded_page),
         *(reset, server_error, silent, silent_after_half),
