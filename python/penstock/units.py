@@ -6,7 +6,7 @@ import re
 
 from penstock.errors import InvalidInputError
 
-__all__ = ["format_duration", "format_rate", "format_size", "parse_duration", "parse_size"]
+__all__ = ["format_count", "format_duration", "format_rate", "format_size", "parse_duration", "parse_size"]
 
 _SIZE_UNITS = {
     "": 1,
@@ -96,6 +96,11 @@ def format_duration(duration_s: float) -> str:
         return f"{hours} h {minutes:02d} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def format_count(count: int, noun: str) -> str:
+    """A number with its noun, as in ``1 file`` or ``2,000 files``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def _split(what: str, text: str, advice: str) -> tuple[str, str]:

@@ -30,6 +30,12 @@ def test_a_node_starts_tells_of_itself_and_stops(machine: Any) -> None:
     machine("status", check=1)
 
 
+def test_settings_for_a_node_that_runs_are_refused(machine: Any) -> None:
+    machine("up")
+    assert "`penstock down` first" in machine("up", "--set", "log.level=debug", check=1).stderr
+    assert "did you mean cache.size?" in machine("up", "--set", "cache.sze=1GiB", check=2).stderr
+
+
 def test_sockets_are_private(machine: Any) -> None:
     machine("up")
     for path in (machine.home.control_socket, machine.home.data_socket, machine.home.node_file):
@@ -60,7 +66,7 @@ def test_another_user_is_hung_up_on(machine: Any) -> None:
 
 def test_a_second_node_on_one_home_is_refused_with_the_pid(machine: Any) -> None:
     machine("up")
-    second = machine("up", "--foreground", check=3)
+    second = machine("up", "--foreground", check=1)
     assert "another node runs on this home" in second.stderr
     assert f"pid={machine.pid()}" in second.stderr
     assert machine.json("status")["pid"] == machine.pid()

@@ -71,7 +71,7 @@ def copy(client: FakeClient, sources: list[str], target: Path | str, **options: 
 
 
 def test_a_file_is_copied_with_its_time(client: FakeClient, tmp_path: Path) -> None:
-    assert copy(client, ["/data/a"], tmp_path / "x").startswith("copied 1 files, 3 B")
+    assert copy(client, ["/data/a"], tmp_path / "x").startswith("copied 1 file, 3 B")
     assert (tmp_path / "x").read_bytes() == b"aaa"
     assert (tmp_path / "x").stat().st_mtime == 1_000_000_000
 

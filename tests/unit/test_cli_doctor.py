@@ -188,3 +188,18 @@ def test_weak_versions_are_a_warning() -> None:
 def test_nothing_attached_is_no_fault() -> None:
     [found] = sources.check(FakeClient(), [], dict)  # type: ignore[arg-type]
     assert (found.level, found.next) == (Level.OK, "penstock attach s3://bucket/prefix /data")
+
+
+class NestedClient(FakeClient):
+    """A source at the root, another one below it."""
+
+    def walk(self, path: str) -> Iterator[Entry]:
+        yield from [Entry("moto/cold", 8 << 20), Entry("motorcycle/cold", 8 << 20)]
+
+    def open(self, path: str) -> Any:
+        return super().open("/data/cold")
+
+
+def test_the_throughput_of_a_source_is_not_measured_with_a_file_of_one_that_lies_below_it() -> None:
+    found = sources.throughput(NestedClient(), "/", ["/moto"])  # type: ignore[arg-type]
+    assert found.text.endswith("of /motorcycle/cold")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.cli import configuration, output, progress
+from penstock.cli import configuration, jobs, output, progress
 from penstock.cli.paths import tree_path
 from penstock.errors import InvalidInputError, NotFoundError
 
@@ -99,3 +99,20 @@ def test_an_ended_job_is_told_in_one_line(changes: dict[str, Any], line: str) ->
 )
 def test_a_configured_value_is_shown_as_it_would_be_written(key: str, value: Any, text: str) -> None:
     assert configuration._text(key, value) == text
+
+
+def test_a_job_that_has_ended_is_one_line_off_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = dict.fromkeys(progress._LINE_KEYS) | {"state": "finished", "failed_files": 0, "failures": []}
+    monkeypatch.setattr(progress, "_updates", lambda _: iter([ended]))
+    progress.follow("1", as_json=False)
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("counted", "row"),
+    [(("fetched_bytes", 28 << 20), ("fetched", "28.0 MiB")), (("bad_pages", 1234), ("bad", "1,234 pages"))],
+)
+def test_what_a_job_counted_is_told_with_its_unit(counted: tuple[str, int], row: tuple[str, str]) -> None:
+    assert jobs._result(*counted) == row

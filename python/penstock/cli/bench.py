@@ -122,9 +122,9 @@ def _in_batches(client: "Client", files: list[tuple[str, int]]) -> int:
 
 
 def _show(path: str, count: int, measured: list[dict[str, Any]]) -> None:
-    from penstock.units import format_duration, format_rate, format_size
+    from penstock.units import format_count, format_duration, format_rate, format_size
 
-    output.say(f"{path}: {count:,} files, {format_size(measured[0]['bytes'])}")
+    output.say(f"{path}: {format_count(count, 'file')}, {format_size(measured[0]['bytes'])}")
     columns = ["READ", "TIME", "RATE", "FILES/S", "FROM SOURCE", "CLIENT CPU"]
     rows = [
         (

@@ -60,11 +60,12 @@ class Copy:
                 self._one(tree_path(source), local)
         finally:
             self._clear_progress()
-        from penstock.units import format_duration, format_rate, format_size
+        from penstock.units import format_count, format_duration, format_rate, format_size
 
         elapsed = time.monotonic() - begun
         rate = format_rate(self._bytes / elapsed) if elapsed > 0 else "-"
-        return f"copied {self._files:,} files, {format_size(self._bytes)} in {format_duration(elapsed)} ({rate})"
+        copied = f"{format_count(self._files, 'file')}, {format_size(self._bytes)}"
+        return f"copied {copied} in {format_duration(elapsed)} ({rate})"
 
     def _refuse_writing(self, sources: list[str], target: str) -> None:
         reason = "attachments are read-only in this version"
@@ -139,9 +140,9 @@ class Copy:
 
     def _progress(self) -> None:
         if sys.stderr.isatty():
-            from penstock.units import format_size
+            from penstock.units import format_count, format_size
 
-            sys.stderr.write(f"\r{self._files:,} files, {format_size(self._bytes)}\x1b[K")
+            sys.stderr.write(f"\r{format_count(self._files, 'file')}, {format_size(self._bytes)}\x1b[K")
             sys.stderr.flush()
 
     def _clear_progress(self) -> None:

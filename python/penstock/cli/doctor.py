@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from penstock.cli.checks import Finding
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
-_EXIT_CODES = {"ok": 0, "warning": 1, "failure": 2}
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +26,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     Looks at kernel, FUSE, file limits, home, configuration, cache disk, node, version, and at every attached source:
     answer, credentials, clock, throughput. Only looks, but for a test file on the cache disk.
 
-    Exit codes: 0 all well, 1 warnings, 2 failures.
+    Fails when a finding is a failure; warnings are only told.
     """
     from penstock.cli.checks import worst
 
@@ -38,7 +37,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
             _show(finding)
     if as_json:
         output.print_json([finding._asdict() for finding in findings])
-    raise typer.Exit(_EXIT_CODES[worst(findings)])
+    if worst(findings) == "failure":
+        raise typer.Exit(output.EXIT_FAILED)
 
 
 def _findings() -> Iterator["Finding"]:

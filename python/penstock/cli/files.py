@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command(epilog=examples("penstock ls /data", "penstock ls -l /data", "penstock ls -r --json /data"))(ls)
     app.command(epilog=examples("penstock stat /data/a.bin", "penstock stat --json /data/a.bin"))(stat)
-    app.command(epilog=examples("penstock cat /data/a.txt", "penstock cat /data/part-* > whole"))(cat)
+    app.command(epilog=examples("penstock cat /data/a.txt", "penstock cat /data/part-0 /data/part-1 > whole"))(cat)
     app.command(epilog=examples("penstock du /data", "penstock du --json /data"))(du)
     app.command(epilog=examples("penstock cp /data/a.bin .", "penstock cp -r /data/train ./train"))(cp)
 
@@ -80,7 +80,7 @@ def stat(path: TreePath, as_json: AsJson = False) -> None:
         output.say(f"{output.styled(name.ljust(10), 'bold')} {text}")
 
 
-def cat(paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Absolute paths in the tree.")]) -> None:
+def cat(paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Absolute paths in the tree.")]) -> None:
     """Write files to standard output."""
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
@@ -124,7 +124,7 @@ def du(path: TreePath = "/", as_json: AsJson = False) -> None:
 
 
 def cp(
-    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Absolute paths in the tree.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATH", help="Absolute paths in the tree.")],
     target: Annotated[str, typer.Argument(metavar="LOCAL", help="A local file or directory.")],
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Directories too.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace local files that exist.")] = False,

@@ -126,7 +126,7 @@ def cancel(job_id: JobId) -> None:
     from penstock.cli import connection
 
     job = connection.control().cancel_job(job_id)
-    ended = job["state"] in ("finished", "failed", "cancelled")
+    ended = job["finished"] is not None
     output.say(f"job {job_id} {job['state'] if ended else 'is being cancelled'}")
 
 
@@ -173,6 +173,14 @@ def _percent(job: dict[str, Any]) -> str:
     return f"{min(100, 100 * done // whole) if whole else 0} %"
 
 
+def _result(name: str, amount: int) -> tuple[str, str]:
+    """One line for what a job counts, such as ``fetched_bytes`` or ``bad_pages``."""
+    from penstock.units import format_size
+
+    what, _, unit = name.rpartition("_")
+    return (what, format_size(amount)) if unit == "bytes" else (what or name, f"{amount:,}" + f" {unit}" * bool(what))
+
+
 def _rows(job: dict[str, Any]) -> list[tuple[str, str]]:
     from penstock.units import format_duration, format_rate, format_size
 
@@ -185,7 +193,7 @@ def _rows(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("failures", f"{job['failed_files']:,}"),
         ("created", output.moment(job["created"])),
     ]
-    rows += [(name.replace("_", " ")[:10], f"{amount:,}") for name, amount in job["results"].items()]
+    rows += [_result(name, amount) for name, amount in job["results"].items()]
     if job["state"] == "running":
         rows.append(("rate", f"{format_rate(job['rate_bytes_per_s'])}, {job['rate_files_per_s']:.0f} files/s"))
         rows.append(("left", "-" if job["eta_s"] is None else format_duration(job["eta_s"])))

@@ -42,13 +42,25 @@ def up(
         os.execv(sys.executable, arguments)  # noqa: S606 - becomes the node, no shell is involved
     running = connection.running_pid()
     if running is not None:
-        if settings:
-            output.warn("the node runs already with other settings; `penstock down` first to change them")
+        _refuse_settings(settings or [])
         output.say(f"node runs already (pid {running})")
         return
     connection.start(settings or [])
     known = connection.control(start=False).status()
     output.say(f"node started (pid {known['pid']}, home {known['home']})")
+
+
+def _refuse_settings(settings: list[str]) -> None:
+    """A node that runs takes no settings: says so rather than leaving it at what it has."""
+    from pathlib import Path
+
+    from penstock import config
+    from penstock.errors import BusyError
+    from penstock.home import locate
+
+    if settings:
+        config.load(locate(), flags=settings, directory=Path.cwd())
+        raise BusyError("set " + ", ".join(settings), "the node runs already", "`penstock down` first")
 
 
 def down() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from penstock.cli import connection, output
-from penstock.units import format_duration, format_rate, format_size
+from penstock.units import format_count, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ __all__ = ["follow", "summary"]
 WAIT_S = 20.0
 LINE_INTERVAL_S = 1.0
 FAILURES_SHOWN = 5
+ENDED = ("finished", "failed", "cancelled")
 
 _LINE_KEYS = (
     *("id", "kind", "path", "state", "done_files", "done_bytes", "failed_files"),
@@ -51,7 +52,7 @@ def follow(job_id: str, *, as_json: bool) -> None:
         output.warn(f"{output.styled('failed:', 'red', stream=sys.stderr)} {failure['reason']} [{failure['code']}]")
     if job["failed_files"] > FAILURES_SHOWN:
         output.warn(
-            f"{job['failed_files']:,} files failed; `penstock job show {job_id}` has the reasons, "
+            f"{format_count(job['failed_files'], 'file')} failed; `penstock job show {job_id}` has the reasons, "
             f"`penstock job retry {job_id}` does them again"
         )
     if job["state"] != "finished":
@@ -62,7 +63,8 @@ def summary(job: dict[str, Any]) -> str:
     """One line about an ended job."""
     elapsed = (job["finished"] or 0) - (job["started"] or job["finished"] or 0)
     verb = _PAST[job["kind"]] if job["state"] == "finished" else f"{job['kind']} {job['state']}:"
-    text = f"{verb} {job['done_files']:,} files, {format_size(job['done_bytes'])} in {format_duration(elapsed)}"
+    done = f"{format_count(job['done_files'], 'file')}, {format_size(job['done_bytes'])}"
+    text = f"{verb} {done} in {format_duration(elapsed)}"
     results = job["results"]
     if "fetched_bytes" in results:
         fetched = results["fetched_bytes"]
@@ -82,7 +84,7 @@ def _updates(job_id: str) -> Iterator[dict[str, Any]]:
     job = control.job(job_id)
     while True:
         yield job
-        if job["state"] in ("finished", "failed", "cancelled"):
+        if job["state"] in ENDED:
             return
         job = control.job(job_id, wait_s=WAIT_S, revision=job["revision"])
 
@@ -92,10 +94,9 @@ def _lines(job_id: str) -> dict[str, Any]:
     told_at = 0.0
     for job in _updates(job_id):
         now = time.monotonic()
-        if now - told_at >= LINE_INTERVAL_S:
+        if job["state"] in ENDED or now - told_at >= LINE_INTERVAL_S:
             told_at = now
             _line(job)
-    _line(job)
     return job
 
 

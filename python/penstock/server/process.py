@@ -46,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a node until it is told to stop or nobody needs it.
 
     Returns:
-        0 stopped in order, 1 failed, 2 misused (arguments, configuration), 3 another node runs already.
+        0 stopped in order, 1 failed, 2 misused (arguments, configuration); 3 for who started it in the background:
+        another node runs already.
     """
     options = _parser().parse_args(arguments)
     try:
         _run(options)
     except AlreadyRunningError as error:
-        return _refused(error, options, EXIT_ALREADY_RUNNING)
+        return _refused(error, options, 1 if options.foreground else EXIT_ALREADY_RUNNING)
     except InvalidInputError as error:
         return _refused(error, options, 2)
     except PenstockError as error:

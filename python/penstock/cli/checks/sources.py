@@ -11,7 +11,7 @@ from penstock.errors import PenstockError
 from penstock.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from penstock.client import Client
 
@@ -53,7 +53,8 @@ def check(client: Client, attachments: list[dict[str, Any]], probe: Probe) -> It
         if known["weak"]:
             text = "tells versions apart by size and time only: a change within its time step may go unseen"
             yield Finding(subject, Level.WARNING, text, "penstock attachments --json")
-        yield throughput(client, attachment)
+        others = [each["path"] for each in attachments if each is not attachment]
+        yield throughput(client, attachment["path"], others)
 
 
 def latency(subject: str, attachment: dict[str, Any]) -> Finding:
@@ -84,11 +85,17 @@ def clock(subject: str, skew_s: float) -> Finding:
     return Finding(subject, Level.OK, "its clock and this machine's agree")
 
 
-def throughput(client: Client, attachment: dict[str, Any]) -> Finding:
-    """Reads some of a file that is not cached yet; says so when everything looked at is."""
-    subject = f"source {attachment['path']}"
+def throughput(client: Client, root: str, others: Sequence[str] = ()) -> Finding:
+    """Reads some of a file that is not cached yet; says so when everything looked at is.
+
+    Args:
+        client: reads through the node.
+        root: where the source is attached.
+        others: where others are; what lies below those is theirs.
+    """
+    subject = f"source {root}"
     try:
-        path, size = _sample(client, attachment["path"])
+        path, size = _sample(client, root, others)
         if path is None:
             return Finding(subject, Level.OK, "throughput not measured: found no file above 1 MiB that is not cached")
         buffer = bytearray(min(size, SAMPLE_BYTES))
@@ -102,11 +109,12 @@ def throughput(client: Client, attachment: dict[str, Any]) -> Finding:
     return Finding(subject, Level.OK, text)
 
 
-def _sample(client: Client, root: str) -> tuple[str | None, int]:
+def _sample(client: Client, root: str, others: Sequence[str]) -> tuple[str | None, int]:
+    below = tuple(f"{other}/" for other in others if len(other) > len(root))
     for entry in itertools.islice(client.walk(root), ENTRIES_LOOKED_AT):
         if entry.is_directory or entry.size < SAMPLE_MIN_BYTES:
             continue
         path = f"{root.rstrip('/')}/{entry.name}"
-        if client.why(path)["cached_bytes"] == 0:
+        if not path.startswith(below) and client.why(path)["cached_bytes"] == 0:
             return path, entry.size
     return None, 0
