@@ -33,6 +33,8 @@ struct Body {
     rest: ReadRequest,
     /// `None` while the source has to be asked again.
     chunks: Option<BoxStream<'static, Result<Bytes>>>,
+    /// The chunk that ends the range, kept back until the body has ended: one that runs over is not believed.
+    last: Option<Bytes>,
     tries: Tries,
     /// Time that may still be spent waiting for the source; the reader's own slowness is not counted.
     budget: Duration,
@@ -54,6 +56,7 @@ pub(crate) fn resuming(
         action,
         rest: request,
         chunks: Some(chunks),
+        last: None,
         tries: Tries::new(),
         budget,
         last_error: None,
@@ -70,25 +73,30 @@ pub(crate) fn resuming(
 
 impl Body {
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        loop {
+        while !self.rest.range.is_empty() {
             let started = Instant::now();
             let step = tokio::time::timeout(self.budget, self.step()).await;
             self.budget = self.budget.saturating_sub(started.elapsed());
-            let error = match step {
-                Err(_) => return Err(self.retry.give_up(&self.action, self.last_error.take())),
-                Ok(Ok(Some(chunk))) if chunk.len() as u64 <= self.rest.range.len() => {
+            let error = match (step, self.last.take()) {
+                (Ok(Ok(Some(chunk))), last) if chunk.is_empty() => {
+                    self.last = last;
+                    continue;
+                }
+                (Ok(Ok(Some(chunk))), None) if (chunk.len() as u64) < self.rest.range.len() => {
                     return Ok(Some(self.deliver(chunk)));
                 }
-                Ok(Ok(Some(_))) => {
-                    let error = Error::new(ErrorKind::Corrupt, &self.action, "the body is longer than the range");
-                    if self.rest.range.is_empty() {
-                        return Err(self.retry.final_error(error, &self.tries));
-                    }
-                    error
+                (Ok(Ok(Some(chunk))), None) if chunk.len() as u64 == self.rest.range.len() => {
+                    self.last = Some(chunk);
+                    continue;
                 }
-                Ok(Ok(None)) if self.rest.range.is_empty() => return Ok(None),
-                Ok(Ok(None)) => Error::new(ErrorKind::Unavailable, &self.action, "the body ended too early"),
-                Ok(Err(error)) => error,
+                (Ok(Ok(Some(_))), _) => {
+                    Error::new(ErrorKind::Corrupt, &self.action, "the body is longer than the range")
+                }
+                // It ended, or it broke behind the last byte that was asked for.
+                (_, Some(last)) => return Ok(Some(self.deliver(last))),
+                (Err(_), None) => return Err(self.retry.give_up(&self.action, self.last_error.take())),
+                (Ok(Ok(None)), None) => Error::new(ErrorKind::Unavailable, &self.action, "the body ended too early"),
+                (Ok(Err(error)), None) => error,
             };
             self.chunks = None;
             let Some(delay) = self.retry.delay(&mut self.tries, &error, false, self.budget) else {
@@ -98,13 +106,10 @@ impl Body {
             self.budget = self.budget.saturating_sub(delay);
             self.last_error = Some(error);
         }
+        Ok(None)
     }
 
     async fn step(&mut self) -> Result<Option<Bytes>> {
-        if self.rest.range.is_empty() && self.chunks.is_none() {
-            // It broke behind the last byte that was asked for.
-            return Ok(None);
-        }
         if self.chunks.is_none() {
             let body = read_checked(&*self.inner, self.rest.clone()).await?;
             self.chunks = Some(body.chunks);

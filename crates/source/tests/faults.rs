@@ -104,6 +104,8 @@ async fn every_call_of_a_run_may_fail_once_in_every_way_and_the_run_is_right() {
         Fault::CutBody(0),
         Fault::CutBody(70_000),
         Fault::HangBody(70_000),
+        Fault::ExtendBody(1),
+        Fault::RepeatBody,
         Fault::OtherRange,
     ];
     let mut fired = 0;
