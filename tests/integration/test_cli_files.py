@@ -157,3 +157,13 @@ def test_json_is_the_only_thing_on_standard_output(lake: Any) -> None:
         ("config", "show"),
     ):
         lake.json(*arguments)
+
+
+def test_output_that_cannot_be_written_is_told_and_fails(lake: Any) -> None:
+    for arguments in ("cat /data/large.bin", "ls /data"):
+        command = f'exec "{sys.executable}" -m penstock.cli {arguments} > /dev/full'
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, env=lake.environment)
+        assert (done.returncode, done.stderr) == (1, "error: write the output: No space left on device\n")
+        command = command.replace("> /dev/full", ">&-")
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, env=lake.environment)
+        assert (done.returncode, done.stderr) == (0, "")

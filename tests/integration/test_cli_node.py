@@ -36,6 +36,18 @@ def test_settings_for_a_node_that_runs_are_refused(machine: Any) -> None:
     assert "did you mean cache.size?" in machine("up", "--set", "cache.sze=1GiB", check=2).stderr
 
 
+def test_a_relative_home_is_the_same_for_the_node_and_for_those_who_start_it(machine: Any) -> None:
+    name = os.path.relpath(machine.home.name, machine.directory)
+    started = machine("up", PENSTOCK_HOME=name).stdout
+    assert f"home {machine.home.name}" in started
+    machine("down")
+    script = "import penstock, sys; print(penstock.connect(sys.argv[1]).status()['home'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, name], capture_output=True, text=True, cwd=machine.directory, timeout=60
+    )
+    assert done.stdout.strip() == str(machine.home.name), done.stderr
+
+
 def test_sockets_are_private(machine: Any) -> None:
     machine("up")
     for path in (machine.home.control_socket, machine.home.data_socket, machine.home.node_file):

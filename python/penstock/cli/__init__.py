@@ -17,6 +17,7 @@ def main() -> None:
     """The ``penstock`` command."""
     from penstock.cli import output
 
+    output.ensure_streams()
     try:
         from penstock.cli.app import app
 
@@ -27,5 +28,8 @@ def main() -> None:
         sys.exit(output.exit_code_of(error))
     except BrokenPipeError:
         output.broken_pipe()
+    except OSError as error:
+        # What fails here is the output: everything else raises the errors above.
+        output.lost(error)
     except KeyboardInterrupt:
         sys.exit(output.EXIT_INTERRUPTED)

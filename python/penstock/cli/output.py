@@ -16,8 +16,10 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_MISUSED",
     "broken_pipe",
+    "ensure_streams",
     "error_line",
     "exit_code_of",
+    "lost",
     "moment",
     "print_json",
     "print_json_array",
@@ -105,6 +107,21 @@ def error_line(error: PenstockError) -> str:
 def exit_code_of(error: PenstockError) -> int:
     """2 where the user can only fix the input, else 1."""
     return EXIT_MISUSED if isinstance(error, InvalidInputError) else EXIT_FAILED
+
+
+def ensure_streams() -> None:
+    """Gives output that the shell closed (``>&-``) somewhere to go."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - until the process ends
+
+
+def lost(error: OSError) -> NoReturn:
+    """Tells that what was printed did not arrive, as on a full disk, and ends."""
+    warn(f"{styled('error:', 'red', stream=sys.stderr)} write the output: {error.strerror or error}")
+    # What is still buffered cannot go anywhere either; the interpreter would complain once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_FAILED)
 
 
 def broken_pipe() -> NoReturn:

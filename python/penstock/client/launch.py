@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.client.control import Control
 from penstock.errors import InternalError, PenstockError, TimedOutError, UnavailableError, error_from
@@ -74,13 +74,16 @@ def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: 
         errors.chmod(0o600)
         said_before = stream.seek(0, os.SEEK_END)
         arguments = [sys.executable, "-P", "-m", "penstock.server", "--project", str(Path.cwd())]
+        # The node works in another directory, where a relative home would be another home.
+        environment = dict(os.environ)
         if explicit is not None:
-            arguments += ["--home", explicit]
+            arguments += ["--home", str(home.name)]
+        elif "PENSTOCK_HOME" in environment:
+            environment["PENSTOCK_HOME"] = str(home.name)
         for setting in settings:
             arguments += ["--set", setting]
-        node = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd="/", start_new_session=True
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+        node = subprocess.Popen(arguments, **streams, env=environment, cwd="/", start_new_session=True)
     while time.monotonic() < deadline:
         code = node.poll()
         if code not in (None, EXIT_ALREADY_RUNNING):
