@@ -15,7 +15,8 @@ use crate::protocol::{BATCH_PATHS_MAX, Link, Opened, PAGE_ENTRIES_MAX, REPLY_BYT
 use crate::ring::Returned;
 use crate::session::Session;
 
-/// How often a file is opened again because the cache dropped it between its completion and its link.
+/// How often a file is opened because the cache dropped it between its completion and its link, or because the
+/// source replaced it before it was complete.
 const LINK_ATTEMPTS: usize = 3;
 
 /// Files of one request that are brought, dropped or checked at the same time.
@@ -211,9 +212,13 @@ impl Answerer<'_> {
 
     fn link(&self, path: &str) -> Result<Answer> {
         let path = TreePath::parse(path)?;
-        for _ in 0..LINK_ATTEMPTS {
+        for attempt in 1..=LINK_ATTEMPTS {
             let file = self.opened(&path, None, Priority::Foreground)?;
-            self.complete(&file)?;
+            match self.complete(&file) {
+                // Nobody has been given a byte of it: the version that is there now will do.
+                Err(error) if error.kind() == ErrorKind::StaleVersion && attempt < LINK_ATTEMPTS => continue,
+                done => done?,
+            }
             let Some(link) = self.service.links.link(file.descriptor().as_fd(), path.name())? else { continue };
             return self.lend_link(file, link);
         }

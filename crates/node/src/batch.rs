@@ -10,6 +10,16 @@ use crate::ring::Returned;
 /// Every item starts at a multiple of this: a cache line, and the widest vector load.
 const ALIGNMENT: u64 = 64;
 
+/// How often a batch is opened and read when versions turn out to be gone before any of it was given away.
+const RESOLVE_ATTEMPTS: usize = 3;
+
+/// Whether a batch may be tried again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Early,
+    Last,
+}
+
 /// One thing to read, or why it cannot be.
 type Wanted<'a> = Result<(&'a OpenFile, ByteRange)>;
 
@@ -17,25 +27,40 @@ impl Answerer<'_> {
     /// Whole files, as many of the first ones as fit.
     pub fn read_many(&self, paths: &[String], priority: Priority) -> Result<Answer> {
         let paths = &paths[..paths.len().min(self.service.batch_files_max)];
-        let files = self.open_each(paths, priority);
-        let wanted = files.iter().map(|file| match file {
-            Ok(file) => Ok((file, ByteRange::new(0, file.size()))),
-            Err(error) => Err(error.clone()),
-        });
-        self.batch(wanted.collect(), None)
+        self.until_resolved(|attempt| {
+            let files = self.open_each(paths, priority);
+            let wanted = files.iter().map(|file| match file {
+                Ok(file) => Ok((file, ByteRange::new(0, file.size()))),
+                Err(error) => Err(error.clone()),
+            });
+            self.batch(wanted.collect(), None, attempt)
+        })
     }
 
     /// Ranges of one file, as many of the first ones as fit. A range is clipped to the file.
     pub fn read_ranges(&self, path: &str, version: Option<Version>, ranges: &[ByteRange]) -> Result<Answer> {
         ranges.iter().try_for_each(|range| check_range(*range))?;
-        let file = self.opened(&TreePath::parse(path)?, version, Priority::Foreground)?;
-        let whole = ByteRange::new(0, file.size());
-        let clipped = |range: &ByteRange| {
-            let start = range.start.min(whole.end);
-            ByteRange::new(start, range.end.min(whole.end).max(start))
-        };
-        let version = file.attributes().version.clone();
-        self.batch(ranges.iter().map(|range| Ok((&file, clipped(range)))).collect(), Some(version))
+        let path = TreePath::parse(path)?;
+        self.until_resolved(|attempt| {
+            let file = self.opened(&path, version.clone(), Priority::Foreground)?;
+            let clipped = |range: &ByteRange| {
+                let start = range.start.min(file.size());
+                ByteRange::new(start, range.end.min(file.size()).max(start))
+            };
+            let pinned = file.attributes().version.clone();
+            let attempt = if version.is_some() { Attempt::Last } else { attempt };
+            self.batch(ranges.iter().map(|range| Ok((&file, clipped(range)))).collect(), Some(pinned), attempt)
+        })
+    }
+
+    /// Opens and reads again while a version is gone that nobody has been given a byte of.
+    fn until_resolved(&self, read: impl Fn(Attempt) -> Result<Option<Answer>>) -> Result<Answer> {
+        for _ in 1..RESOLVE_ATTEMPTS {
+            if let Some(answer) = read(Attempt::Early)? {
+                return Ok(answer);
+            }
+        }
+        Ok(read(Attempt::Last)?.expect("the last attempt answers, whatever it found"))
     }
 
     fn open_each(&self, paths: &[String], priority: Priority) -> Vec<Result<OpenFile>> {
@@ -64,14 +89,14 @@ impl Answerer<'_> {
         files.into_iter().map(|file| file.unwrap_or_else(&mut next)).collect()
     }
 
-    /// Reads what is wanted into an arena and lends it.
-    fn batch(&self, wanted: Vec<Wanted<'_>>, version: Option<Version>) -> Result<Answer> {
+    /// Reads what is wanted into an arena and lends it; `None` where an early attempt found a version gone.
+    fn batch(&self, wanted: Vec<Wanted<'_>>, version: Option<Version>, attempt: Attempt) -> Result<Option<Answer>> {
         let limit = self.service.arenas.arena_bytes_max();
         let (mut slots, end) = lay_out(&wanted, limit);
         let now = || self.service.clock.monotonic();
         if end == 0 {
             let gone = self.session.shelf().take_gone();
-            return Ok(Reply::Batch { arena: None, items: slots, gone, version }.into());
+            return Ok(Some(Reply::Batch { arena: None, items: slots, gone, version }.into()));
         }
         let mut arena = self.session.shelf().take(end, &self.service.arenas)?;
         let items: Vec<(usize, BatchItem<'_>)> = wanted
@@ -93,10 +118,15 @@ impl Answerer<'_> {
             }
         }
         let mut shelf = self.session.shelf();
+        let stale = |slot: &Result<Slot>| slot.as_ref().is_err_and(|error| error.kind() == ErrorKind::StaleVersion);
+        if attempt == Attempt::Early && slots.iter().any(stale) {
+            shelf.put_back(arena, false, now());
+            return Ok(None);
+        }
         let gone = shelf.take_gone();
         if !slots.iter().any(|slot| matches!(slot, Ok(slot) if slot.len > 0)) {
             shelf.put_back(arena, false, now());
-            return Ok(Reply::Batch { arena: None, items: slots, gone, version }.into());
+            return Ok(Some(Reply::Batch { arena: None, items: slots, gone, version }.into()));
         }
         let (id, capacity, descriptor) = (arena.id, arena.capacity(), arena.introduce());
         shelf.lend(arena);
@@ -104,7 +134,7 @@ impl Answerer<'_> {
         let reply = Reply::Batch { arena, items: slots, gone, version };
         // Shared: a client that never read the reply may have mapped an earlier use of it.
         let granted = Some(Returned::Arena(ArenaReturn { id, shared: true }));
-        Ok(Answer { reply, descriptor, granted })
+        Ok(Some(Answer { reply, descriptor, granted }))
     }
 }
 

@@ -20,6 +20,12 @@ pub fn raise(error: &Error) -> PyErr {
     })
 }
 
+/// Whether it says that the pinned version is gone.
+pub fn is_stale(py: Python<'_>, error: &PyErr) -> bool {
+    let code = error.value(py).getattr("code").and_then(|code| code.extract::<String>());
+    code.is_ok_and(|code| code == ErrorKind::StaleVersion.code())
+}
+
 /// What a closed file answers.
 pub fn closed() -> PyErr {
     PyValueError::new_err("I/O operation on closed file")

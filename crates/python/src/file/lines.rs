@@ -59,6 +59,10 @@ impl File {
 
     /// The next line with its end, at most `limit` bytes of it; empty at the end of the file.
     pub(super) fn line<'py>(&self, py: Python<'py>, limit: Option<usize>) -> PyResult<Bound<'py, PyBytes>> {
+        self.unless_gone(py, || self.line_now(py, limit))
+    }
+
+    fn line_now<'py>(&self, py: Python<'py>, limit: Option<usize>) -> PyResult<Bound<'py, PyBytes>> {
         let limit = limit.unwrap_or(usize::MAX);
         let start = self.position()?;
         let mut line = Vec::new();
@@ -84,9 +88,11 @@ impl File {
 
     /// Bytes from the position on without moving it; at least one but at the end of the file.
     pub(super) fn peeked<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let position = self.position()?;
-        let chunk = self.chunk_at(py, position)?;
-        Ok(PyBytes::new(py, chunk.from(position)))
+        self.unless_gone(py, || {
+            let position = self.position()?;
+            let chunk = self.chunk_at(py, position)?;
+            Ok(PyBytes::new(py, chunk.from(position)))
+        })
     }
 
     pub(super) fn position(&self) -> PyResult<u64> {

@@ -5,11 +5,12 @@ mod lines;
 mod protocol;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_node::mapping::Mapping;
-use penstock_node::protocol::{Opened, Reply, Request};
-use penstock_types::{Priority, Version};
+use penstock_node::protocol::{Reply, Request};
+use penstock_types::{Error, ErrorKind, Priority, Version};
 use pyo3::exceptions::PyOSError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -21,7 +22,7 @@ use handle::Outcome;
 use lines::Chunk;
 
 use crate::client::{Pool, unexpected};
-use crate::errors::closed;
+use crate::errors::{closed, is_stale, raise};
 use crate::view::View;
 
 /// Reads below this size that follow each other are answered from one larger read.
@@ -30,6 +31,8 @@ const SMALL_READ: usize = 8 * 1024;
 const SMALL_VIEW: usize = 16 * 1024;
 /// How often a read opens the file again because the node forgot it.
 const REOPENS_MAX: usize = 3;
+/// How often a read resolves again when the version is gone before anything of it was seen.
+const RESOLVE_ATTEMPTS: usize = 3;
 
 /// A file of the tree, open for reading on one version of its content. Binary, seekable, safe to share between
 /// threads; after a fork each process has a position of its own.
@@ -37,14 +40,24 @@ const REOPENS_MAX: usize = 3;
 pub struct File {
     pool: Arc<Pool>,
     path: String,
+    /// Whether it was opened on whatever version there was.
+    any_version: bool,
+    /// Whether somebody has seen a byte or an attribute of the pinned version: it is never exchanged then. Set while
+    /// `state` is locked.
+    told: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// One version of the file, as it was opened.
+struct Pinned {
     size: u64,
     modified_ms: i64,
     version: Version,
-    state: Mutex<State>,
 }
 
 /// What changes while a file is open. Locked for moments only, by threads attached to the interpreter.
 struct State {
+    pinned: Arc<Pinned>,
     /// `None` once closed.
     handle: Option<Arc<Handle>>,
     position: u64,
@@ -67,14 +80,15 @@ struct Reserved {
 impl File {
     /// Opens `path`, on exactly `version` where one is named.
     pub fn open(py: Python<'_>, pool: &Arc<Pool>, path: String, version: Option<Version>) -> PyResult<Self> {
-        let (opened, handle) = ask_open(py, pool, &path, version)?;
+        let any_version = version.is_none();
+        let (pinned, handle) = ask_open(py, pool, &path, version)?;
         Ok(Self {
             pool: Arc::clone(pool),
             path,
-            size: opened.size,
-            modified_ms: opened.modified_ms,
-            version: opened.version,
+            any_version,
+            told: AtomicBool::new(false),
             state: Mutex::new(State {
+                pinned: Arc::new(pinned),
                 handle: Some(Arc::new(handle)),
                 position: 0,
                 read_end: 0,
@@ -88,15 +102,67 @@ impl File {
         self.state.lock().expect("no panic while a file's position moves")
     }
 
+    /// The pinned version, which somebody sees now.
+    fn show(&self) -> Arc<Pinned> {
+        let state = self.state();
+        self.told.store(true, Ordering::Relaxed);
+        Arc::clone(&state.pinned)
+    }
+
+    /// Reads; where the version is gone before anything of it was seen, reads the one that is there now.
+    fn unless_gone<T>(&self, py: Python<'_>, read: impl Fn() -> PyResult<T>) -> PyResult<T> {
+        for _ in 0..RESOLVE_ATTEMPTS {
+            if self.told.load(Ordering::Relaxed) {
+                break;
+            }
+            let pinned = Arc::clone(&self.state().pinned);
+            match read() {
+                Err(error) if is_stale(py, &error) => {
+                    if !self.resolve_again(py)? {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+                // Another thread may have resolved again meanwhile: these bytes would be of another version than its.
+                Ok(_) if !Arc::ptr_eq(&self.show(), &pinned) => return Err(raise(&self.changed())),
+                Ok(outcome) => return Ok(outcome),
+            }
+        }
+        read()
+    }
+
+    /// Pins the version that is there now; `false` where the old one has been seen.
+    fn resolve_again(&self, py: Python<'_>) -> PyResult<bool> {
+        if !self.any_version || self.told.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let (pinned, handle) = ask_open(py, &self.pool, &self.path, None)?;
+        let mut state = self.state();
+        if self.told.load(Ordering::Relaxed) || state.handle.is_none() {
+            return Ok(false);
+        }
+        state.pinned = Arc::new(pinned);
+        state.chunk = None;
+        let old = state.handle.replace(Arc::new(handle));
+        drop(state);
+        drop(old);
+        Ok(true)
+    }
+
+    fn changed(&self) -> Error {
+        Error::new(ErrorKind::StaleVersion, format!("read {}", self.path), "it changed while it was first read")
+            .advise("open it again for the new version")
+    }
+
     fn handle(&self) -> PyResult<Arc<Handle>> {
         self.state().handle.clone().ok_or_else(closed)
     }
 
-    /// Takes up to `wanted` bytes from the position on; the size of the file is fixed, so what will be read is known.
+    /// Takes up to `wanted` bytes from the position on; the size of a version is fixed, so what will be read is known.
     fn reserve(&self, wanted: Option<usize>) -> PyResult<Reserved> {
         let mut state = self.state();
         let handle = Arc::clone(state.handle.as_ref().ok_or_else(closed)?);
-        let left = usize::try_from(self.size.saturating_sub(state.position)).unwrap_or(usize::MAX);
+        let left = usize::try_from(state.pinned.size.saturating_sub(state.position)).unwrap_or(usize::MAX);
         let len = wanted.map_or(left, |wanted| wanted.min(left));
         let offset = state.position;
         let sequential = offset == state.read_end && offset > 0;
@@ -138,7 +204,7 @@ impl File {
     /// Fills `out` with bytes from `offset` on, all of which are inside the file.
     fn read_at(&self, py: Python<'_>, handle: &Arc<Handle>, offset: u64, out: &mut [u8]) -> PyResult<()> {
         if let Some(outcome) = py.detach(|| handle.read_complete(&self.path, offset, out)) {
-            return outcome.map_err(|error| crate::errors::raise(&error));
+            return outcome.map_err(|error| raise(&error));
         }
         let mut handle = Arc::clone(handle);
         for _ in 0..REOPENS_MAX {
@@ -159,7 +225,8 @@ impl File {
         if !Arc::ptr_eq(&current, old) {
             return Ok(current);
         }
-        let (_, handle) = ask_open(py, &self.pool, &self.path, Some(self.version.clone()))?;
+        let version = self.state().pinned.version.clone();
+        let (_, handle) = ask_open(py, &self.pool, &self.path, Some(version))?;
         let handle = Arc::new(handle);
         let mut state = self.state();
         if state.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, old)) {
@@ -168,19 +235,31 @@ impl File {
         Ok(handle)
     }
 
+    fn read_up_to<'py>(&self, py: Python<'py>, wanted: Option<usize>) -> PyResult<Bound<'py, PyBytes>> {
+        self.unless_gone(py, || {
+            let reserved = self.reserve(wanted)?;
+            new_bytes(py, reserved.len, |out| self.fill(py, &reserved, out))
+        })
+    }
+
     fn bytes_at<'py>(&self, py: Python<'py>, offset: u64, len: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let handle = self.handle()?;
-        let len = self.clipped(offset, len);
-        new_bytes(py, len, |out| self.read_at(py, &handle, offset, out))
+        self.unless_gone(py, || {
+            let handle = self.handle()?;
+            new_bytes(py, self.clipped(offset, len), |out| self.read_at(py, &handle, offset, out))
+        })
     }
 
     /// How many of `len` bytes from `offset` on are inside the file.
     fn clipped(&self, offset: u64, len: usize) -> usize {
-        len.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX))
+        len.min(usize::try_from(self.state().pinned.size.saturating_sub(offset)).unwrap_or(usize::MAX))
     }
 
     /// Read-only bytes of the file: mapped where all of it is local, else read into memory.
     pub fn view_of(&self, py: Python<'_>, offset: u64, len: usize) -> PyResult<View> {
+        self.unless_gone(py, || self.view_now(py, offset, len))
+    }
+
+    fn view_now(&self, py: Python<'_>, offset: u64, len: usize) -> PyResult<View> {
         let handle = self.handle()?;
         let len = self.clipped(offset, len);
         if let Some(descriptor) = handle.complete_descriptor().filter(|_| len > SMALL_VIEW) {
@@ -199,7 +278,7 @@ impl File {
 
     /// Length in bytes.
     pub fn len(&self) -> u64 {
-        self.size
+        self.show().size
     }
 
     /// A descriptor of this file alone, with a position of its own.
@@ -215,6 +294,7 @@ impl File {
         let through = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
         let own = open(through, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| PyOSError::new_err((error.raw_os_error(), "fileno: the file cannot be opened")))?;
+        self.told.store(true, Ordering::Relaxed);
         let raw = own.as_raw_fd();
         state.own = Some(own);
         Ok(raw)
@@ -237,13 +317,13 @@ pub fn reopen(
     Ok(file)
 }
 
-fn ask_open(py: Python<'_>, pool: &Arc<Pool>, path: &str, version: Option<Version>) -> PyResult<(Opened, Handle)> {
+fn ask_open(py: Python<'_>, pool: &Arc<Pool>, path: &str, version: Option<Version>) -> PyResult<(Pinned, Handle)> {
     let request = Request::Open { path: path.to_string(), version, priority: Priority::Foreground };
     let exchange = pool.ask(py, &request)?;
     match (exchange.reply, exchange.descriptor) {
         (Reply::Opened(opened), Some(descriptor)) => {
             let handle = Handle::new(exchange.session, &opened, descriptor);
-            Ok((opened, handle))
+            Ok((Pinned { size: opened.size, modified_ms: opened.modified_ms, version: opened.version }, handle))
         }
         _ => Err(unexpected(&format!("open {path}"))),
     }

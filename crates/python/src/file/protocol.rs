@@ -1,12 +1,14 @@
 //! The methods of a binary file, as `io.BufferedReader` has them, and reads at an offset.
 
+use std::sync::atomic::Ordering;
+
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple, PyType};
 use rustix::io::Errno;
 
-use super::{File, new_bytes};
+use super::File;
 use crate::errors::closed;
 use crate::view::View;
 
@@ -18,15 +20,13 @@ impl File {
     /// Up to `size` bytes from the position on; all that are left without a size. Empty only at the end.
     #[pyo3(signature = (size=None, /))]
     fn read<'py>(&self, py: Python<'py>, size: Option<isize>) -> PyResult<Bound<'py, PyBytes>> {
-        let reserved = self.reserve(size.and_then(|size| usize::try_from(size).ok()))?;
-        new_bytes(py, reserved.len, |out| self.fill(py, &reserved, out))
+        self.read_up_to(py, size.and_then(|size| usize::try_from(size).ok()))
     }
 
     /// As `read`, but without a size only a piece.
     #[pyo3(signature = (size=-1, /))]
     fn read1<'py>(&self, py: Python<'py>, size: isize) -> PyResult<Bound<'py, PyBytes>> {
-        let reserved = self.reserve(Some(usize::try_from(size).unwrap_or(READ1_BYTES)))?;
-        new_bytes(py, reserved.len, |out| self.fill(py, &reserved, out))
+        self.read_up_to(py, Some(usize::try_from(size).unwrap_or(READ1_BYTES)))
     }
 
     /// All bytes that are left.
@@ -37,9 +37,11 @@ impl File {
     /// Fills `buffer` from the position on; returns how many bytes, fewer only at the end.
     fn readinto(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
         let target = Target::of(buffer)?;
-        let reserved = self.reserve(Some(target.len))?;
-        self.fill(py, &reserved, target.first(reserved.len))?;
-        Ok(reserved.len)
+        self.unless_gone(py, || {
+            let reserved = self.reserve(Some(target.len))?;
+            self.fill(py, &reserved, target.first(reserved.len))?;
+            Ok(reserved.len)
+        })
     }
 
     /// The same as `readinto`.
@@ -55,12 +57,14 @@ impl File {
     /// Fills `buffer` from `offset` on; returns how many bytes. The position stays.
     fn pread_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
         let target = Target::of(buffer)?;
-        let handle = self.handle()?;
-        let len = self.clipped(offset, target.len);
-        if len > 0 {
-            self.read_at(py, &handle, offset, target.first(len))?;
-        }
-        Ok(len)
+        self.unless_gone(py, || {
+            let handle = self.handle()?;
+            let len = self.clipped(offset, target.len);
+            if len > 0 {
+                self.read_at(py, &handle, offset, target.first(len))?;
+            }
+            Ok(len)
+        })
     }
 
     /// Read-only bytes from `offset` on, to the end without a size. Not copied where all of the file is local. They
@@ -120,7 +124,10 @@ impl File {
         let base = match whence {
             0 => 0,
             1 => state.position,
-            2 => self.size,
+            2 => {
+                self.told.store(true, Ordering::Relaxed);
+                state.pinned.size
+            }
             _ => return Err(PyValueError::new_err(format!("invalid whence ({whence}, should be 0, 1 or 2)"))),
         };
         let position = base.checked_add_signed(offset).ok_or_else(|| match whence {
@@ -219,19 +226,19 @@ impl File {
     /// Length in bytes.
     #[getter]
     fn size(&self) -> u64 {
-        self.size
+        self.len()
     }
 
     /// Last modification, milliseconds since the Unix epoch.
     #[getter]
     fn modified_ms(&self) -> i64 {
-        self.modified_ms
+        self.show().modified_ms
     }
 
     /// The version that every byte belongs to.
     #[getter]
-    fn version(&self) -> &str {
-        self.version.as_str()
+    fn version(&self) -> String {
+        self.show().version.as_str().to_owned()
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
@@ -254,7 +261,7 @@ impl File {
         let position = self.position()?;
         let reopen = py.import("penstock._core")?.getattr("reopen")?;
         let socket = self.pool.path().to_string_lossy().into_owned();
-        let state = (socket, self.pool.client(), &self.path, self.version.as_str(), position);
+        let state = (socket, self.pool.client(), &self.path, self.version(), position);
         Ok((reopen, state.into_pyobject(py)?))
     }
 }
