@@ -13,7 +13,7 @@ use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::pattern::{Pattern, Plan, ReadHint};
 use crate::scratch::{SCRATCH_WINDOW, Scratch};
-use crate::transfer::{Store, Transfer};
+use crate::transfer::{Ahead, Store, Transfer};
 
 /// Objects up to this size are fetched whole inside `open`: their first read then needs no further talk.
 pub const WHOLE_MAX: u64 = 1024 * 1024;
@@ -61,18 +61,20 @@ struct Holding {
     store: Store,
     lease: Option<Lease>,
     transfer: Option<Arc<Transfer>>,
+    /// Kept as long as this reader may come back: the transfer goes on with it.
+    ahead: Option<Arc<Ahead>>,
     pattern: Pattern,
 }
 
 impl Holding {
     fn cached(lease: Lease) -> Self {
         let store = Store::Cached(Arc::clone(lease.extent()));
-        Self { store, lease: Some(lease), transfer: None, pattern: Pattern::default() }
+        Self { store, lease: Some(lease), transfer: None, ahead: None, pattern: Pattern::default() }
     }
 
     fn scratch(size: u64) -> Result<Self> {
         let store = Store::Scratch(Arc::new(Scratch::new(size)?));
-        Ok(Self { store, lease: None, transfer: None, pattern: Pattern::default() })
+        Ok(Self { store, lease: None, transfer: None, ahead: None, pattern: Pattern::default() })
     }
 
     fn descriptor(&self) -> Arc<OwnedFd> {
@@ -303,14 +305,15 @@ impl OpenFile {
         let metrics = &self.engine.parts.metrics;
         metrics.read_bytes.inc_by(need.len());
         metrics.cache_hit_bytes.inc_by(need.len() - absent);
-        if let Store::Scratch(scratch) = &store {
+        if matches!(store, Store::Scratch(_)) {
             plan.want = plan.want.intersect(ByteRange::new(need.start, need.start + SCRATCH_WINDOW));
             plan.want = plan.want.rounded_out(crate::pattern::RANDOM_UNIT, self.size());
-            plan.piece = plan.piece.min(SCRATCH_WINDOW / 8);
-            scratch.keep_only(plan.want);
+            plan.piece_max = SCRATCH_WINDOW / 8;
             metrics.uncached_bytes.inc_by(need.len());
         }
-        let brought = transfer.ensure(need, plan, self.priority).await;
+        let ahead = Arc::new(Ahead { plan, priority: self.priority });
+        self.holding().ahead = Some(Arc::clone(&ahead));
+        let brought = transfer.ensure(need, &ahead).await;
         self.attached.health.note(&brought);
         brought.map_err(|error| self.explain(error))
     }
@@ -339,12 +342,13 @@ impl OpenFile {
     }
 
     fn ready(&self, offset: u64, descriptor: Option<Arc<OwnedFd>>) -> Ready {
-        let store = self.holding().store.clone();
-        if store.is_complete() {
+        let mut holding = self.holding();
+        if holding.store.is_complete() {
             return Ready { range: ByteRange::new(0, self.size()), descriptor, complete: true };
         }
-        let run = store.present_run(offset);
+        let run = holding.store.present_run(offset);
         let range = run.intersect(ByteRange::new(offset, offset + READY_MAX));
+        holding.pattern.handed_out(range.end);
         Ready { range, descriptor, complete: false }
     }
 

@@ -10,10 +10,14 @@ pub const RANDOM_UNIT: u64 = 128 * 1024;
 pub const PIECE_MAX: u64 = 8 * 1024 * 1024;
 /// Smallest request of a sequential run.
 const PIECE_MIN: u64 = 1024 * 1024;
+/// A request may be as large as this part of what the run has covered before it.
+const RAMP: u64 = 4;
+/// What is left of an object is spread over at least so many requests.
+const TAIL_REQUESTS: u64 = 16;
 /// Most bytes fetched ahead of a sequential reader.
 pub const WINDOW_MAX: u64 = 128 * 1024 * 1024;
-/// First window of a run that looks sequential.
-const WINDOW_FIRST: u64 = 8 * 1024 * 1024;
+/// First window of a run that looks sequential: keeps a link of 400 MB/s busy until the reader comes back.
+const WINDOW_FIRST: u64 = 16 * 1024 * 1024;
 /// A first read at the start of the file of at least this size is taken for the start of a sequential run.
 const LARGE_FIRST_READ: u64 = 512 * 1024;
 /// Forward gaps up to this size still count as sequential (readers that skip headers or padding).
@@ -36,15 +40,36 @@ pub enum ReadHint {
 pub struct Plan {
     /// Bytes to fetch, the read included; clipped to the object.
     pub want: ByteRange,
-    /// Size of one request; `want` is cut into these.
-    pub piece: u64,
+    /// Where the reader's run began.
+    pub from: u64,
+    /// Largest request.
+    pub piece_max: u64,
+    /// Size of the object.
+    pub size: u64,
+}
+
+impl Plan {
+    /// Where a request that begins at `offset` ends. Requests grow from the start of the run and shrink towards the
+    /// end of the object, so that they end one after another and never all at once: the link is busy between them
+    /// and until the last.
+    pub fn piece_end(&self, offset: u64) -> u64 {
+        let left = self.size - offset;
+        if left < PIECE_MIN + PIECE_MIN / 2 {
+            return self.size;
+        }
+        let grown = offset.saturating_sub(self.from) / RAMP;
+        let len = grown.min(left / TAIL_REQUESTS) / PIECE_MIN * PIECE_MIN;
+        offset + len.clamp(PIECE_MIN, self.piece_max)
+    }
 }
 
 /// What one handle has read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pattern {
+    /// Where the run began; where its next read is expected; up to where it may read without asking.
+    from: u64,
     next: u64,
-    run: u64,
+    handed_out: u64,
     reads: u64,
     window: u64,
 }
@@ -53,13 +78,15 @@ impl Pattern {
     /// Notes a read and says what to have under way for it. `size` is the object's.
     pub fn observe(&mut self, read: ByteRange, hint: ReadHint, size: u64) -> Plan {
         let sequential = self.is_sequential(read);
-        self.run = if sequential { self.run + read.len() } else { read.len() };
         self.window = if sequential { (self.window * 4).clamp(WINDOW_FIRST, WINDOW_MAX) } else { 0 };
+        if !sequential {
+            self.from = read.start;
+        }
         let first = self.reads == 0;
         self.next = read.end;
         self.reads += 1;
         match hint {
-            ReadHint::Whole => Plan { want: ByteRange::new(0, size), piece: piece_for(size) },
+            ReadHint::Whole => Plan { want: ByteRange::new(0, size), from: 0, piece_max: PIECE_MAX, size },
             ReadHint::Random => random(read, size),
             ReadHint::Auto if !sequential => random(read, size),
             ReadHint::Auto if first && read.len() < LARGE_FIRST_READ => {
@@ -70,26 +97,27 @@ impl Pattern {
             ReadHint::Auto => {
                 let end = read.end.saturating_add(self.window).min(size);
                 let want = ByteRange::new(read.start, end.max(read.end)).rounded_out(RANDOM_UNIT, size);
-                Plan { want, piece: piece_for(want.len()) }
+                Plan { want, from: self.from, piece_max: PIECE_MAX, size }
             }
         }
+    }
+
+    /// Notes that the reader may read up to `end` without asking: a run goes on there.
+    pub fn handed_out(&mut self, end: u64) {
+        self.handed_out = end;
     }
 
     fn is_sequential(&self, read: ByteRange) -> bool {
         if self.reads == 0 {
             return read.start == 0;
         }
-        read.start >= self.next.saturating_sub(RANDOM_UNIT) && read.start <= self.next.saturating_add(GAP_MAX)
+        let latest = self.next.max(self.handed_out).saturating_add(GAP_MAX);
+        (self.next.saturating_sub(RANDOM_UNIT)..=latest).contains(&read.start)
     }
 }
 
 fn random(read: ByteRange, size: u64) -> Plan {
-    Plan { want: read.rounded_out(RANDOM_UNIT, size), piece: PIECE_MAX }
-}
-
-/// Sixteen requests at once fill a link of 400 MB/s at 60 MB/s each with room for their first-byte delays.
-fn piece_for(bytes: u64) -> u64 {
-    (bytes / 16).next_power_of_two().clamp(PIECE_MIN, PIECE_MAX)
+    Plan { want: read.rounded_out(RANDOM_UNIT, size), from: read.start, piece_max: PIECE_MAX, size }
 }
 
 #[cfg(test)]
@@ -117,8 +145,35 @@ mod tests {
             ahead.push(plan.want.end - read.end);
             offset += MIB;
         }
-        assert!(ahead.is_sorted() && ahead[0] >= 8 * MIB, "{ahead:?}");
+        assert!(ahead.is_sorted() && ahead[0] >= WINDOW_FIRST, "{ahead:?}");
         assert_eq!(*ahead.last().unwrap(), WINDOW_MAX);
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_where_it_may_not_read_on_is_still_sequential() {
+        let mut pattern = Pattern::default();
+        pattern.observe(ByteRange::new(0, MIB), ReadHint::Auto, 512 * MIB);
+        pattern.handed_out(9 * MIB);
+        let plan = pattern.observe(ByteRange::new(9 * MIB, 10 * MIB), ReadHint::Auto, 512 * MIB);
+        assert!(plan.want.end > 10 * MIB + WINDOW_FIRST && plan.from == 0, "{plan:?}");
+        pattern.handed_out(18 * MIB);
+        let plan = pattern.observe(ByteRange::new(10 * MIB, 11 * MIB), ReadHint::Auto, 512 * MIB);
+        assert!(plan.want.end > 11 * MIB + WINDOW_FIRST && plan.from == 0, "{plan:?}");
+    }
+
+    #[test]
+    fn requests_grow_from_the_start_of_a_run_and_shrink_towards_the_end_of_the_object() {
+        let plan = Pattern::default().observe(ByteRange::new(0, MIB), ReadHint::Whole, 512 * MIB);
+        let mut lengths = Vec::new();
+        let mut at = 0;
+        while at < plan.size {
+            let end = plan.piece_end(at);
+            lengths.push((end - at) / MIB);
+            at = end;
+        }
+        let peak = lengths.iter().position(|length| *length == PIECE_MAX / MIB).unwrap();
+        assert_eq!((lengths[0], *lengths.last().unwrap()), (1, 1));
+        assert!(lengths[..peak].is_sorted() && lengths[peak..].is_sorted_by(|a, b| a >= b), "{lengths:?}");
     }
 
     #[test]
@@ -140,7 +195,8 @@ mod tests {
                 let read = ByteRange::new(start, (start + len).min(size));
                 let plan = pattern.observe(read, ReadHint::Auto, size);
                 prop_assert!(plan.want.contains(read) && plan.want.end <= size);
-                prop_assert!(plan.piece >= PIECE_MIN && plan.piece <= PIECE_MAX);
+                let first = plan.piece_end(plan.want.start) - plan.want.start;
+                prop_assert!(first >= PIECE_MIN.min(size - plan.want.start) && first <= PIECE_MAX);
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,8 +111,22 @@ pub struct Transfer {
     pub store: Store,
     origins: Vec<Arc<dyn Origin>>,
     carrier: Arc<Carrier>,
-    flights: Mutex<Vec<Arc<Flight>>>,
+    flights: Mutex<Flights>,
     progress: Notify,
+}
+
+#[derive(Default)]
+struct Flights {
+    under_way: Vec<Arc<Flight>>,
+    /// What the last reader who asked wants, as long as it is there: the next request follows whenever one has ended.
+    ahead: Weak<Ahead>,
+}
+
+/// What a reader wants under way while it reads on.
+#[derive(Debug)]
+pub struct Ahead {
+    pub plan: Plan,
+    pub priority: Priority,
 }
 
 /// One request under way.
@@ -140,10 +154,10 @@ impl Drop for Transfer {
 }
 
 impl Transfer {
-    /// Starts what `plan` wants and waits until all of `need` is present, at most the carrier's deadline.
+    /// Starts what `ahead` wants and waits until all of `need` is present, at most the carrier's deadline.
     /// At the deadline a part of `need` from its start is enough; nothing at all is `Timeout`.
-    pub async fn ensure(self: &Arc<Self>, need: ByteRange, plan: Plan, priority: Priority) -> Result<()> {
-        let wait = self.wait_for(need, plan, priority);
+    pub async fn ensure(self: &Arc<Self>, need: ByteRange, ahead: &Arc<Ahead>) -> Result<()> {
+        let wait = self.wait_for(need, ahead);
         match tokio::time::timeout(self.carrier.deadline, wait).await {
             Ok(result) => result,
             Err(_) if !self.store.present_run(need.start).is_empty() => Ok(()),
@@ -151,9 +165,16 @@ impl Transfer {
         }
     }
 
-    async fn wait_for(self: &Arc<Self>, need: ByteRange, plan: Plan, priority: Priority) -> Result<()> {
+    async fn wait_for(self: &Arc<Self>, need: ByteRange, ahead: &Arc<Ahead>) -> Result<()> {
         for _ in 0..ROUNDS_MAX {
-            let flights = self.launch(plan, need, priority);
+            let flights = {
+                let mut flights = self.flights();
+                flights.ahead = Arc::downgrade(ahead);
+                if let Store::Scratch(scratch) = &self.store {
+                    scratch.keep_only(ahead.plan.want);
+                }
+                self.launch(&mut flights, ahead, need)
+            };
             loop {
                 let mut notified = std::pin::pin!(self.progress.notified());
                 notified.as_mut().enable();
@@ -175,37 +196,35 @@ impl Transfer {
 
     /// Starts the missing pieces of the plan that nobody fetches yet, those of `need` before the rest, and returns
     /// every flight that brings some of `need`.
-    fn launch(self: &Arc<Self>, plan: Plan, need: ByteRange, priority: Priority) -> Vec<Arc<Flight>> {
-        let mut flights = self.flights.lock().expect("no panic while flights are noted");
-        flights.retain(|flight| flight.ended.get().is_none());
-        let pieces = self.pieces(plan, &flights, priority).into_iter();
+    fn launch(self: &Arc<Self>, flights: &mut Flights, ahead: &Ahead, need: ByteRange) -> Vec<Arc<Flight>> {
+        let Ahead { plan, priority } = *ahead;
+        let under_way = &mut flights.under_way;
+        under_way.retain(|flight| flight.ended.get().is_none());
+        let pieces = self.pieces(plan, under_way, priority).into_iter();
         // Whole pieces also where only a part is needed: a page and its neighbour are one request.
-        let (needed, ahead): (Vec<_>, Vec<_>) = pieces.partition(|piece| !piece.intersect(need).is_empty());
-        for (piece, required) in
-            needed.into_iter().map(|piece| (piece, true)).chain(ahead.into_iter().map(|piece| (piece, false)))
-        {
-            let whole = piece.len() >= plan.piece.min(plan.want.len()) || piece.end == plan.want.end;
-            if !required && (flights.len() >= FLIGHTS_MAX || !whole) {
-                continue;
-            }
-            let flight =
-                Arc::new(Flight { range: piece, priority, started: AtomicBool::new(false), ended: OnceLock::new() });
-            flights.push(Arc::clone(&flight));
+        let (needed, rest): (Vec<_>, Vec<_>) = pieces.partition(|piece| !piece.intersect(need).is_empty());
+        let free = FLIGHTS_MAX.saturating_sub(under_way.len() + needed.len());
+        // What the plan's end cuts short waits until the plan moves on.
+        let rest =
+            rest.into_iter().filter(|piece| piece.end < plan.want.end || piece.end == plan.piece_end(piece.start));
+        for range in needed.into_iter().chain(rest.take(free)) {
+            let (started, ended) = (AtomicBool::new(false), OnceLock::new());
+            let flight = Arc::new(Flight { range, priority, started, ended });
+            under_way.push(Arc::clone(&flight));
             self.carrier.runtime.spawn(Arc::clone(self).fly(flight));
         }
-        flights.iter().filter(|flight| !flight.range.intersect(need).is_empty()).cloned().collect()
+        under_way.iter().filter(|flight| !flight.range.intersect(need).is_empty()).cloned().collect()
     }
 
     /// What of the plan is neither present nor under way, cut into requests.
-    fn pieces(&self, plan: Plan, flights: &[Arc<Flight>], priority: Priority) -> Vec<ByteRange> {
+    fn pieces(&self, plan: Plan, under_way: &[Arc<Flight>], priority: Priority) -> Vec<ByteRange> {
         let mut pieces = Vec::new();
         for mut run in self.store.missing(plan.want) {
             while !run.is_empty() {
-                let busy = flights.iter().filter(|flight| flight.serves(priority) && flight.ended.get().is_none());
+                let busy = under_way.iter().filter(|flight| flight.serves(priority));
                 let next_busy = busy.map(|flight| flight.range.intersect(run)).filter(|meet| !meet.is_empty());
                 let next_busy = next_busy.min_by_key(|meet| meet.start);
-                let grid_end = (run.start / plan.piece + 1) * plan.piece;
-                let free_end = next_busy.map_or(run.end, |meet| meet.start).min(grid_end);
+                let free_end = next_busy.map_or(run.end, |meet| meet.start).min(plan.piece_end(run.start));
                 if free_end > run.start {
                     pieces.push(ByteRange::new(run.start, free_end));
                     run.start = free_end;
@@ -219,14 +238,26 @@ impl Transfer {
 
     async fn fly(self: Arc<Self>, flight: Arc<Flight>) {
         let result = self.fetch(&flight).await;
+        let well = result.is_ok();
         let error = result.err().map(|error| match error.kind() {
             // The object went away: so did the version that was pinned.
             ErrorKind::NotFound => error.with_kind(ErrorKind::StaleVersion),
             _ => error,
         });
         let _ = flight.ended.set(error);
-        self.flights.lock().expect("no panic while flights are noted").retain(|other| !Arc::ptr_eq(other, &flight));
+        {
+            let mut flights = self.flights();
+            flights.under_way.retain(|other| !Arc::ptr_eq(other, &flight));
+            // A source that fails is asked again by who waits, not by who may come.
+            if let Some(ahead) = flights.ahead.upgrade().filter(|_| well) {
+                self.launch(&mut flights, &ahead, ByteRange::new(0, 0));
+            }
+        }
         self.progress.notify_waiters();
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().expect("no panic while flights are noted")
     }
 
     async fn fetch(&self, flight: &Flight) -> Result<()> {
