@@ -105,43 +105,35 @@ def locate(home: str | os.PathLike[str] | None = None, environment: Mapping[str,
     variables = os.environ if environment is None else environment
     chosen = os.fspath(home) if home is not None else variables.get("PENSTOCK_HOME")
     if chosen is None:
-        return _platform_home(variables)
+        return _platform_home()
     if not chosen:
         raise InvalidInputError("find the home", "PENSTOCK_HOME is empty", "set it to a directory, or unset it")
     root = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - links stay
-    run = _short_run(root / "run", variables)
+    run = _short_run(root / "run")
     return Home(root / "config.toml", root, root / "cache", root / "logs", run)
 
 
-def _platform_home(variables: Mapping[str, str]) -> Home:
+def _platform_home() -> Home:
     import platformdirs
 
     directories = platformdirs.PlatformDirs("penstock", appauthor=False)
     data = directories.user_data_path
-    runtime = variables.get("XDG_RUNTIME_DIR")
-    run = Path(runtime) / "penstock" if runtime and Path(runtime).is_dir() else data / "run"
-    return Home(
-        directories.user_config_path / "config.toml",
-        data,
-        directories.user_cache_path,
-        directories.user_log_path,
-        _short_run(run, variables),
-    )
+    config = directories.user_config_path / "config.toml"
+    return Home(config, data, directories.user_cache_path, directories.user_log_path, _short_run(data / "run"))
 
 
-def _short_run(run: Path, variables: Mapping[str, str]) -> Path:
-    """``run`` itself, or a short private stand-in where a socket's path would be too long below it."""
+def _short_run(run: Path) -> Path:
+    """``run`` itself, or a short private stand-in where a socket's path would be too long below it.
+
+    Never from ``XDG_RUNTIME_DIR``: a login session has it and a cron job of the same user has not, and both must find
+    the same node.
+    """
     longest = run / "control.sock"
     if len(os.fsencode(longest)) <= SOCKET_PATH_MAX_BYTES:
         return run
     import hashlib
 
     digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
-    runtime = variables.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
-        short = Path(runtime) / f"penstock-{digest}"
-        if len(os.fsencode(short / "control.sock")) <= SOCKET_PATH_MAX_BYTES:
-            return short
     # Safe in a shared directory: `prepare` makes it 0700 and `check_private` refuses one of somebody else.
     return Path("/tmp") / f"penstock-{os.getuid()}-{digest}"  # noqa: S108
 

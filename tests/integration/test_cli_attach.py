@@ -99,6 +99,13 @@ def test_a_bucket_of_the_simulated_remote_is_read(machine: Any) -> None:
     assert shown["identity"] == "anonymous"
 
 
+def test_a_prefix_with_nothing_in_it_is_attached_with_a_note(machine: Any) -> None:
+    remote = machine.remote({"train/a": b"content"})
+    options = ("--endpoint", remote.endpoint, "--credentials", "anonymous")
+    assert "nothing is there yet" in machine("attach", "s3://bucket/trian", "/slip", *options).stderr
+    assert machine("attach", "s3://bucket/train", "/data", *options).stderr == ""
+
+
 def test_no_secret_reaches_documents_logs_or_answers(machine: Any) -> None:
     remote = machine.remote({"a": b"hello"})
     machine(

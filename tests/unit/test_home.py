@@ -28,14 +28,22 @@ def test_an_empty_penstock_home_is_refused() -> None:
 
 
 def test_without_penstock_home_the_platform_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+    for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
         (tmp_path / variable).mkdir()
-    home = homes.locate(environment={"XDG_RUNTIME_DIR": str(tmp_path / "XDG_RUNTIME_DIR")})
+    home = homes.locate(environment={})
     assert home.config == tmp_path / "XDG_CONFIG_HOME" / "penstock" / "config.toml"
     assert home.state.is_relative_to(tmp_path / "XDG_DATA_HOME")
     assert home.cache.is_relative_to(tmp_path / "XDG_CACHE_HOME")
-    assert home.run == tmp_path / "XDG_RUNTIME_DIR" / "penstock"
+
+
+def test_a_login_session_and_a_cron_job_find_the_same_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    for root in (None, tmp_path / ("d" * 120)):
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        without = homes.locate(root, {})
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        assert homes.locate(root, {"XDG_RUNTIME_DIR": str(tmp_path)}).run == without.run
 
 
 def test_a_socket_path_that_is_too_long_moves_to_a_short_private_directory(tmp_path: Path) -> None:
@@ -44,9 +52,6 @@ def test_a_socket_path_that_is_too_long_moves_to_a_short_private_directory(tmp_p
     assert len(os.fsencode(home.control_socket)) <= homes.SOCKET_PATH_MAX_BYTES
     assert home.run == homes.locate(deep, {}).run != homes.locate(deep / "x", {}).run
     assert home.state.is_relative_to(deep)
-    runtime = tmp_path / "rt"
-    runtime.mkdir()
-    assert homes.locate(deep, {"XDG_RUNTIME_DIR": str(runtime)}).run.parent == runtime
 
 
 def test_prepare_makes_private_directories(tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def attach(
     output.say(f"attached {attached['url']} at {attached['path']}" + (f" ({latency:.0f} ms)" if latency else ""))
     if attached["weak"]:
         output.warn("note: this source has only size and time to tell versions apart")
+    if probe and attached["prefix"] and _is_empty(attached["path"]):
+        output.warn(f"note: nothing is there yet; if something should be, look for a slip in {attached['prefix']}")
+
+
+def _is_empty(path: str) -> bool:
+    from penstock.cli import connection
+    from penstock.errors import PenstockError
+
+    try:
+        return not connection.client().core.list_page(path, None, 1)[0]
+    except PenstockError:
+        return False  # whoever lists it is told
 
 
 def detach(path: Annotated[str, typer.Argument(metavar="PATH", help="The path that was given to attach.")]) -> None:
