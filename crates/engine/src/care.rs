@@ -13,8 +13,7 @@ use crate::pattern::ReadHint;
 /// Bytes checked in one step: bounds the memory of a verify.
 const VERIFY_STEP: u64 = 4 * 1024 * 1024;
 /// Most pages that one second of housekeeping scrubs, so that a late scrub does not take the disk from readers.
-const SCRUB_PAGES_MAX: u64 = 512;
-const SECONDS_PER_DAY: f64 = 86_400.0;
+const SCRUB_PAGES_MAX: u64 = 1024;
 
 /// What a prefetch did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -107,6 +106,10 @@ impl Engine {
             }
             let out = &mut buffer[..usize::try_from(run.len()).expect("a step fits memory")];
             let checked = tokio::task::block_in_place(|| extent.read_verified(run, out));
+            if extent.is_gone() {
+                // Evicted meanwhile: nothing of it is cached any more.
+                break;
+            }
             verified.pages += run.pages().count() as u64;
             match checked {
                 Ok(()) => {}
@@ -207,22 +210,11 @@ impl Engine {
                 tracing::warn!(code = error.kind().code(), %error, "cache index not flushed");
             }
             engine.cache.make_durable_step();
-            if let Some(pages) = engine.scrub_pages_per_second() {
-                engine.cache.scrub_step(pages);
-            }
+            engine.cache.scrub_step(SCRUB_PAGES_MAX);
         });
         if let Err(error) = done.await {
             tracing::error!(%error, "housekeeping ended early");
         }
-    }
-
-    /// How many pages a second must be scrubbed so that each is visited within the interval; `None` when it is off.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
-    fn scrub_pages_per_second(&self) -> Option<u64> {
-        let days = self.parts.config.cache.scrub_interval_days;
-        let bytes: u64 = self.cache.usage().tiers.iter().map(|tier| tier.used_bytes).sum();
-        let pages = (bytes / PAGE_SIZE) as f64 / (days * SECONDS_PER_DAY);
-        (days > 0.0).then(|| (pages.ceil() as u64).clamp(1, SCRUB_PAGES_MAX))
     }
 
     async fn object_at(self: &Arc<Self>, path: &TreePath) -> Result<ObjectId> {

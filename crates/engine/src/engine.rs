@@ -128,9 +128,15 @@ impl Engine {
         Ok(status)
     }
 
-    /// Takes the attachment at `path` out of the tree. Open files go on; what is cached stays.
+    /// Takes the attachment at `path` out of the tree. Open files go on; what is cached stays. Listings that no other
+    /// attachment may look at are forgotten.
     pub fn detach(&self, path: &TreePath) -> Result<()> {
-        self.tree.remove(path).map(drop)
+        let removed = self.tree.remove(path)?;
+        let scope = credential_scope(&removed.spec.source);
+        if !self.tree.all().iter().any(|other| credential_scope(&other.spec.source) == scope) {
+            self.catalog.forget_scope(&scope);
+        }
+        Ok(())
     }
 
     /// Asks the source at exactly `path` again what an attach asks first, and tells its health as it is now.

@@ -23,6 +23,8 @@ const NEED_MAX: u64 = 4 * 1024 * 1024;
 const READY_MAX: u64 = 8 * 1024 * 1024;
 /// How often `open` resolves again when the version it found is gone before a byte was delivered.
 const RESOLVE_ATTEMPTS: usize = 3;
+/// How often an extent that turns out to be damaged is looked up again.
+const LEND_ATTEMPTS: usize = 3;
 
 /// How to open.
 #[derive(Clone, Debug, Default)]
@@ -205,13 +207,13 @@ impl Engine {
     }
 
     fn lease(&self, object: &ObjectId, size: u64) -> Result<Lease> {
-        let extent = self.cache.get_or_create(object, size)?;
-        match extent.lend() {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                self.cache.retire(&extent);
-                self.cache.get_or_create(object, size)?.lend()
+        let mut attempt = 1;
+        loop {
+            match self.cache.get_or_create(object, size)?.lend() {
+                // Bad pages were dropped, or the whole extent was: what is left, or a new one, is lent next.
+                Err(error) if error.kind() == ErrorKind::Corrupt && attempt < LEND_ATTEMPTS => attempt += 1,
+                lent => return lent,
             }
-            lent => lent,
         }
     }
 }
