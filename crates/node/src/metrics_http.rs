@@ -32,7 +32,7 @@ pub async fn serve(port: u16, metrics: &Metrics) -> Result<(impl Future<Output =
             _ => ErrorKind::Unavailable,
         };
         Error::new(kind, format!("serve metrics on 127.0.0.1:{port}"), error.to_string())
-            .advise("set metrics.port to a free port, or to 0 for any")
+            .advise("set node.metrics_port to a free port, or to 0 for any")
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
