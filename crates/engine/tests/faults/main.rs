@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, their support included")]
 #![allow(missing_docs, reason = "these are tests")]
 
+mod deadlines;
+mod door;
 mod once_each;
 mod run;
 mod world;

@@ -1,13 +1,13 @@
 //! The run whose calls are made to fail: what a node does with an engine, in small. Every byte that comes is checked.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_engine::{BatchItem, Engine, OpenOptions, ReadHint};
+use penstock_engine::{BatchItem, Engine, ReadHint};
 use penstock_types::{ByteRange, ErrorKind, Priority, Result};
 
+use crate::door::read_as_a_door;
 use crate::world::{Corpus, KIB, World, path};
 
 /// More than the tier holds, so that some have to leave, and one that it could never hold. Small files are alone in
@@ -118,30 +118,8 @@ fn second_life(world: &World<'_>, engine: &Arc<Engine>) {
     runtime.block_on(engine.tick());
 }
 
-/// Reads as a door does: only what is ready, again until all of it came.
 fn read(world: &World<'_>, engine: &Arc<Engine>, name: &str, ranges: &[ByteRange], hint: ReadHint) -> Result<()> {
-    let content = &world.corpus.files[name];
-    world.corpus.runtime.block_on(async {
-        let file = engine.open(&path(name), OpenOptions::default()).await?;
-        assert_eq!(file.size(), content.len() as u64);
-        let mut descriptor = file.descriptor();
-        for range in ranges {
-            let range = range.intersect(ByteRange::new(0, file.size()));
-            let mut at = range.start;
-            while at < range.end {
-                let ready = file.ensure(ByteRange::new(at, range.end), hint).await?;
-                descriptor = ready.descriptor.unwrap_or(descriptor);
-                let end = ready.range.end.min(range.end);
-                assert!(ready.range.start <= at && at < end, "{:?} is ready for {at} of {name}", ready.range);
-                let mut out = vec![0; (end - at) as usize];
-                let got = rustix::io::pread(descriptor.as_fd(), &mut out[..], at).unwrap();
-                assert_eq!(got, out.len(), "what is ready is there");
-                assert!(out == content[at as usize..end as usize], "wrong bytes of {name} in {at}..{end}");
-                at = end;
-            }
-        }
-        Ok(())
-    })
+    world.corpus.runtime.block_on(read_as_a_door(world.corpus, engine, name, ranges, hint))
 }
 
 fn read_many(world: &World<'_>, engine: &Arc<Engine>, names: &[&str]) {

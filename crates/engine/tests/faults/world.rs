@@ -146,8 +146,13 @@ impl<'a> World<'a> {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let waited = self.corpus.runtime.block_on(async { tokio::time::timeout(PATIENCE, wait).await });
-        waited.unwrap_or_else(|_| panic!("not so after {PATIENCE:?}: {what}; {:?}", self.metrics.snapshot()));
+        self.answered(what, wait);
+    }
+
+    /// What a question is answered; one that never is ends the test.
+    pub fn answered<T>(&self, what: &str, question: impl Future<Output = T>) -> T {
+        let answer = self.corpus.runtime.block_on(async { tokio::time::timeout(PATIENCE, question).await });
+        answer.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}; {:?}", self.metrics.snapshot()))
     }
 
     /// Waits until nothing is under way and nothing is held.
