@@ -57,6 +57,11 @@ impl Handle {
         Self { session, lease: opened.lease, size: opened.size, complete, partial, forgotten }
     }
 
+    /// How many of `len` bytes from `offset` on are inside the file.
+    pub fn clipped(&self, offset: u64, len: usize) -> usize {
+        len.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX))
+    }
+
     /// Whether the lease is this process's and the node may still know it.
     pub fn is_ours(&self) -> bool {
         !self.forgotten.load(Ordering::Relaxed) && self.session.is_ours()

@@ -45,7 +45,7 @@ impl File {
             }
             Arc::clone(state.handle.as_ref().ok_or_else(closed)?)
         };
-        let mut bytes = vec![0; self.clipped(offset, CHUNK_BYTES)].into_boxed_slice();
+        let mut bytes = vec![0; handle.clipped(offset, CHUNK_BYTES)].into_boxed_slice();
         if !bytes.is_empty() {
             self.read_at(py, &handle, offset, &mut bytes)?;
         }

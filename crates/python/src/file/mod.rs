@@ -245,13 +245,8 @@ impl File {
     fn bytes_at<'py>(&self, py: Python<'py>, offset: u64, len: usize) -> PyResult<Bound<'py, PyBytes>> {
         self.unless_gone(py, || {
             let handle = self.handle()?;
-            new_bytes(py, self.clipped(offset, len), |out| self.read_at(py, &handle, offset, out))
+            new_bytes(py, handle.clipped(offset, len), |out| self.read_at(py, &handle, offset, out))
         })
-    }
-
-    /// How many of `len` bytes from `offset` on are inside the file.
-    fn clipped(&self, offset: u64, len: usize) -> usize {
-        len.min(usize::try_from(self.state().pinned.size.saturating_sub(offset)).unwrap_or(usize::MAX))
     }
 
     /// Read-only bytes of the file: mapped where all of it is local, else read into memory.
@@ -261,7 +256,7 @@ impl File {
 
     fn view_now(&self, py: Python<'_>, offset: u64, len: usize) -> PyResult<View> {
         let handle = self.handle()?;
-        let len = self.clipped(offset, len);
+        let len = handle.clipped(offset, len);
         if let Some(descriptor) = handle.complete_descriptor().filter(|_| len > SMALL_VIEW) {
             let page = rustix::param::page_size() as u64;
             let start = offset / page * page;

@@ -59,7 +59,7 @@ impl File {
         let target = Target::of(buffer)?;
         self.unless_gone(py, || {
             let handle = self.handle()?;
-            let len = self.clipped(offset, target.len);
+            let len = handle.clipped(offset, target.len);
             if len > 0 {
                 self.read_at(py, &handle, offset, target.first(len))?;
             }
