@@ -15,6 +15,10 @@ def reopen(socket_path: str, client_name: str, path: str, version: str, position
 
 @final
 class Entry:
+    def __new__(
+        cls, name: str, kind: Literal["file", "directory"], size: int, modified_ms: int, version: str | None
+    ) -> Entry: ...
+    def __getnewargs__(self) -> tuple[str, Literal["file", "directory"], int, int, str | None]: ...
     @property
     def name(self) -> str: ...
     @property

@@ -1,16 +1,20 @@
 """A file of the tree is a binary file like any other, whether its content is local or still arriving."""
 
+import array
+import ctypes
 import io
 import itertools
+import mmap
 import os
 import pickle
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -297,3 +301,71 @@ def test_what_cannot_be_opened_says_why(lake: Any) -> None:
         lake.client.open("/data/lines.txt", version="never-was")
     with pytest.raises(ValueError, match="absolute"):
         lake.client.open("data/lines.txt")
+
+
+def test_paths_may_be_path_objects_and_one_path_is_no_list_of_paths(lake: Any) -> None:
+    path = PurePosixPath("/data/lines.txt")
+    assert lake.client.open(path).read() == LINES
+    assert lake.client.stat(path).size == len(LINES)
+    assert bytes(lake.client.read_many([path])[0]) == LINES
+    assert bytes(lake.client.read_ranges(path, [(0, 5)])[0]) == LINES[:5]
+    assert [entry.name for entry in lake.client.list(path.parent)]
+    with pytest.raises(TypeError, match="not one path"):
+        lake.client.read_many("/data/lines.txt")
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        array.array("i", [0] * 8),
+        numpy.zeros(4, "M8[s]"),
+        numpy.zeros((2, 2)),
+        (ctypes.c_char * 32)(),
+        mmap.mmap(-1, 32),
+    ],
+    ids=["array", "dates", "matrix", "ctypes", "mmap"],
+)
+def test_whatever_is_writable_and_in_one_piece_can_be_read_into(lake: Any, buffer: Any) -> None:
+    with opened(lake, "lines.txt", cold=False) as file:
+        assert file.readinto(buffer) == 32
+        plain = buffer.view("u1") if isinstance(buffer, numpy.ndarray) else buffer
+        assert bytes(plain) == LINES[:32]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "error", "reason"),
+    [
+        (b"1234", TypeError, "read-only"),
+        ("text", TypeError, "not str"),
+        (memoryview(bytearray(8))[::2], BufferError, "not contiguous"),
+        (numpy.zeros((4, 4))[:, ::2], BufferError, "not contiguous"),
+    ],
+    ids=["bytes", "str", "stride", "columns"],
+)
+def test_what_cannot_be_read_into_is_told_why(lake: Any, buffer: Any, error: type[Exception], reason: str) -> None:
+    with opened(lake, "lines.txt", cold=False) as file:
+        with pytest.raises(error, match=reason):
+            file.readinto(buffer)
+        assert file.tell() == 0
+
+
+def test_negative_sizes_and_offsets_are_named(lake: Any) -> None:
+    with opened(lake, "lines.txt", cold=False) as file:
+        for call in (lambda: file.pread(-1, 0), lambda: file.view(0, -1)):
+            with pytest.raises(ValueError, match="size is negative: -1"):
+                call()
+        for call in (lambda: file.pread(1, -1), lambda: file.view(-1), lambda: file.pread_into(bytearray(1), -1)):
+            with pytest.raises(ValueError, match="offset is negative: -1"):
+                call()
+    with pytest.raises(ValueError, match=r"negative offset: \(-5, 3\)"):
+        lake.client.read_ranges("/data/lines.txt", [(-5, 3)])
+
+
+def test_an_unknown_text_option_is_refused(lake: Any) -> None:
+    with pytest.raises(TypeError, match="enconding"):
+        lake.client.open("/data/lines.txt", "r", enconding="ascii")
+
+
+def test_entries_travel_to_other_processes(lake: Any) -> None:
+    for entry in (lake.client.stat("/data/lines.txt"), lake.client.stat("/data")):
+        assert pickle.loads(pickle.dumps(entry)) == entry

@@ -163,3 +163,9 @@ def test_a_request_leaves_freshness_to_the_node_where_nothing_is_said() -> None:
         "freshness": None,
         "probe": True,
     }
+
+
+def test_an_option_that_is_not_there_is_refused_without_its_value() -> None:
+    with pytest.raises(InvalidInputError, match=r"frshness.*it has .*freshness") as refused:
+        attachments.request("memory://x", "/x", frshness="secret")  # type: ignore[call-arg]
+    assert "secret" not in str(refused.value)

@@ -116,13 +116,10 @@ impl Core {
         &self,
         py: Python<'py>,
         path: String,
-        ranges: Vec<(u64, u64)>,
+        ranges: Vec<(i64, i64)>,
         version: Option<&str>,
     ) -> PyResult<Bound<'py, PyList>> {
-        if let Some((start, end)) = ranges.iter().find(|(start, end)| start > end) {
-            return Err(PyValueError::new_err(format!("range ends before it starts: ({start}, {end})")));
-        }
-        let ranges: Vec<ByteRange> = ranges.into_iter().map(|(start, end)| ByteRange::new(start, end)).collect();
+        let ranges: Vec<ByteRange> = ranges.into_iter().map(byte_range).collect::<PyResult<_>>()?;
         let mut version = version.map(Version::from);
         let results = PyList::empty(py);
         while results.len() < ranges.len() {
@@ -291,6 +288,14 @@ impl Core {
             results.append(file.view_of(py, range.start, len)?)?;
         }
         Ok(())
+    }
+}
+
+fn byte_range((start, end): (i64, i64)) -> PyResult<ByteRange> {
+    match (u64::try_from(start), u64::try_from(end)) {
+        (Ok(from), Ok(to)) if from <= to => Ok(ByteRange::new(from, to)),
+        (Ok(_), Ok(_)) => Err(PyValueError::new_err(format!("range ends before it starts: ({start}, {end})"))),
+        _ => Err(PyValueError::new_err(format!("range has a negative offset: ({start}, {end})"))),
     }
 }
 

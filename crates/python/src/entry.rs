@@ -1,6 +1,8 @@
 //! Names of the tree with their attributes.
 
 use penstock_node::{Entry, EntryKind};
+use penstock_types::Version;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 /// One name of the tree with its attributes.
@@ -9,6 +11,21 @@ pub struct PyEntry(pub Entry);
 
 #[pymethods]
 impl PyEntry {
+    /// For pickles, which come from another process: everything else gets entries from the node.
+    #[new]
+    fn new(name: String, kind: &str, size: u64, modified_ms: i64, version: Option<&str>) -> PyResult<Self> {
+        let kind = match kind {
+            "file" => EntryKind::File,
+            "directory" => EntryKind::Directory,
+            _ => return Err(PyValueError::new_err("kind is 'file' or 'directory'")),
+        };
+        Ok(Self(Entry { name, kind, size, modified_ms, version: version.map(Version::from) }))
+    }
+
+    fn __getnewargs__(&self) -> (&str, &'static str, u64, i64, Option<&str>) {
+        (self.name(), self.kind(), self.0.size, self.0.modified_ms, self.version())
+    }
+
     /// Last component in a list, path below the walked directory in a walk.
     #[getter]
     fn name(&self) -> &str {

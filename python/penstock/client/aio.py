@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from penstock.client.client import PAGE_ENTRIES, Client, connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from typing import Self, Unpack
 
     from penstock._native import Entry, File, Lease, View
+    from penstock.client.client import TreePath
     from penstock.client.job import Job
     from penstock.policies.attachments import AttachOptions
 
@@ -70,37 +71,37 @@ class AsyncClient:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    async def open(self, path: str, *, version: str | None = None) -> AsyncFile:
+    async def open(self, path: TreePath, *, version: str | None = None) -> AsyncFile:
         """Opens a file for reading; every byte it returns is of one version."""
-        return AsyncFile(await asyncio.to_thread(self.client.core.open, path, version))
+        return AsyncFile(await asyncio.to_thread(self.client.core.open, os.fspath(path), version))
 
-    async def read_many(self, paths: Sequence[str], *, return_errors: bool = False) -> list[Any]:
+    async def read_many(self, paths: Iterable[TreePath], *, return_errors: bool = False) -> list[Any]:
         """Whole files in one call; what is missing is fetched in parallel."""
         return await asyncio.to_thread(self.client.read_many, paths, return_errors=return_errors)
 
-    async def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[View]:
+    async def read_ranges(self, path: TreePath, ranges: Sequence[tuple[int, int]]) -> list[View]:
         """Byte ranges of one file in one call, all of one version."""
         return await asyncio.to_thread(self.client.read_ranges, path, ranges)
 
-    async def stat(self, path: str) -> Entry:
+    async def stat(self, path: TreePath) -> Entry:
         """Kind, size, time and version of a path."""
         return await asyncio.to_thread(self.client.stat, path)
 
-    async def list(self, path: str = "/") -> AsyncIterator[Entry]:
+    async def list(self, path: TreePath = "/") -> AsyncIterator[Entry]:
         """What is in a directory, in a stable order, as it comes."""
         async for entry in self._pages(self.client.core.list_page, path):
             yield entry
 
-    async def walk(self, path: str = "/") -> AsyncIterator[Entry]:
+    async def walk(self, path: TreePath = "/") -> AsyncIterator[Entry]:
         """Everything below a directory, parents before children; names are relative to it."""
         async for entry in self._pages(self.client.core.walk_page, path):
             yield entry
 
-    async def local_path(self, path: str) -> Lease:
+    async def local_path(self, path: TreePath) -> Lease:
         """The whole file as a local, read-only one, for software that maps files by name."""
         return await asyncio.to_thread(self.client.local_path, path)
 
-    async def preload(self, path: str, max_bytes_per_s: int | None = None) -> Job:
+    async def preload(self, path: TreePath, max_bytes_per_s: int | None = None) -> Job:
         """Brings everything below a path into the cache, as a job; wait for it with :meth:`wait`."""
         return await asyncio.to_thread(self.client.preload, path, max_bytes_per_s)
 
@@ -108,11 +109,11 @@ class AsyncClient:
         """Waits until a job has ended."""
         return await asyncio.to_thread(job.wait, timeout_s)
 
-    async def attach(self, url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, Any]:
+    async def attach(self, url: str, path: TreePath, **options: Unpack[AttachOptions]) -> dict[str, Any]:
         """Puts a bucket, a prefix of it or a directory at a path of the tree."""
         return await asyncio.to_thread(self.client.attach, url, path, **options)
 
-    async def detach(self, path: str) -> None:
+    async def detach(self, path: TreePath) -> None:
         """Takes the attachment at exactly that path out of the tree."""
         await asyncio.to_thread(self.client.detach, path)
 
@@ -126,7 +127,8 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _pages(self, page_of: Callable[..., Any], path: str) -> AsyncIterator[Entry]:
+    async def _pages(self, page_of: Callable[..., Any], path: TreePath) -> AsyncIterator[Entry]:
+        path = os.fspath(path)
         after: str | None = None
         while True:
             page, after = await asyncio.to_thread(page_of, path, after, PAGE_ENTRIES)

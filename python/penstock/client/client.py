@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from penstock._native import Core
 from penstock.client.control import Control
@@ -13,7 +13,7 @@ from penstock.errors import PenstockError, UnavailableError
 from penstock.home import locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from io import TextIOWrapper
     from typing import Self, TypedDict, Unpack
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Client", "connect"]
+
+TreePath: TypeAlias = "str | os.PathLike[str]"
+"""An absolute path in the tree."""
 
 PAGE_ENTRIES = 8192
 """Entries of one round trip of a listing: bounds the memory of a huge directory."""
@@ -79,15 +82,15 @@ class Client:
         return f"<penstock Client {os.fspath(self.core.socket_path)!r}>"
 
     @overload
-    def open(self, path: str, mode: Literal["rb"] = "rb", *, version: str | None = None) -> File: ...
+    def open(self, path: TreePath, mode: Literal["rb"] = "rb", *, version: str | None = None) -> File: ...
 
     @overload
     def open(
-        self, path: str, mode: Literal["r", "rt"], *, version: str | None = None, **text: Unpack[TextOptions]
+        self, path: TreePath, mode: Literal["r", "rt"], *, version: str | None = None, **text: Unpack[TextOptions]
     ) -> TextIOWrapper: ...
 
     def open(
-        self, path: str, mode: str = "rb", *, version: str | None = None, **text: Unpack[TextOptions]
+        self, path: TreePath, mode: str = "rb", *, version: str | None = None, **text: Unpack[TextOptions]
     ) -> File | TextIOWrapper:
         """Opens a file for reading; every byte it returns is of one version.
 
@@ -104,14 +107,15 @@ class Client:
             StaleVersionError: ``version`` is not there any more; later, from reads: the file changed before all of
                 it had arrived.
             ValueError: another mode, or text options for ``rb``.
+            TypeError: an unknown text option.
         Cost: one round trip where the content is cached; reads then need none.
         """
-        file = self.core.open(path, version)
+        file = self.core.open(os.fspath(path), version)
         if mode == "rb" and not text:
             return file
         return _as_text(file, mode, text)
 
-    def read_many(self, paths: Sequence[str], *, return_errors: bool = False) -> list[Any]:
+    def read_many(self, paths: Iterable[TreePath], *, return_errors: bool = False) -> list[Any]:
         """Whole files in one call; what is missing is fetched in parallel.
 
         Args:
@@ -122,16 +126,19 @@ class Client:
             ``numpy.frombuffer`` take it; it stays valid as long as it is kept.
         Raises:
             PenstockError: of the first file that failed, unless ``return_errors``.
+            TypeError: one path instead of several.
         Cost: one round trip for up to a thousand cached files, one copy of each byte.
         """
-        contents = self.core.read_many(list(paths))
+        if isinstance(paths, str):
+            raise TypeError(f"read_many takes a list of paths, not one path: {paths!r}")
+        contents = self.core.read_many([os.fspath(path) for path in paths])
         if not return_errors:
             for content in contents:
                 if isinstance(content, PenstockError):
                     raise content
         return list(contents)
 
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[View]:
+    def read_ranges(self, path: TreePath, ranges: Sequence[tuple[int, int]]) -> list[View]:
         """Byte ranges of one file in one call, all of one version.
 
         Args:
@@ -141,47 +148,47 @@ class Client:
             One read-only view a range, in the same order.
         Raises:
             NotFoundError: no such file.
-            ValueError: a range ends before it starts.
+            ValueError: a range ends before it starts, or has a negative offset.
         Cost: one round trip to the node; one conditional GET a run of missing pages.
         """
-        return self.core.read_ranges(path, list(ranges))
+        return self.core.read_ranges(os.fspath(path), list(ranges))
 
-    def stat(self, path: str) -> Entry:
+    def stat(self, path: TreePath) -> Entry:
         """Kind, size, time and version of a path. No request to the source while what is known is fresh."""
-        return self.core.stat(path)
+        return self.core.stat(os.fspath(path))
 
-    def list(self, path: str = "/") -> Iterator[Entry]:
+    def list(self, path: TreePath = "/") -> Iterator[Entry]:
         """What is in a directory, in a stable order, as it comes: a million entries need little memory."""
         return self._pages(self.core.list_page, path)
 
-    def walk(self, path: str = "/") -> Iterator[Entry]:
+    def walk(self, path: TreePath = "/") -> Iterator[Entry]:
         """Everything below a directory, parents before children; names are relative to it."""
         return self._pages(self.core.walk_page, path)
 
-    def local_path(self, path: str) -> Lease:
+    def local_path(self, path: TreePath) -> Lease:
         """The whole file as a local, read-only one, for software that maps files by name.
 
         Returns:
             A lease: an ``os.PathLike`` and a context manager. The path is there until it ends.
         Cost: fetches what is missing of the file.
         """
-        return self.core.local_path(path)
+        return self.core.local_path(os.fspath(path))
 
-    def why(self, path: str) -> dict[str, Any]:
+    def why(self, path: TreePath) -> dict[str, Any]:
         """Whether a file is served from the cache, and why or why not."""
         import json
 
-        return dict(json.loads(self.core.why(path)))
+        return dict(json.loads(self.core.why(os.fspath(path))))
 
-    def preload(self, path: str, max_bytes_per_s: int | None = None) -> Job:
+    def preload(self, path: TreePath, max_bytes_per_s: int | None = None) -> Job:
         """Brings everything below a path into the cache, as a job of the node that survives restarts."""
         return self._job("preload", path, {"max_bytes_per_s": max_bytes_per_s})
 
-    def evict(self, path: str) -> Job:
+    def evict(self, path: TreePath) -> Job:
         """Drops what is cached below a path, as a job of the node."""
         return self._job("evict", path)
 
-    def verify(self, path: str) -> Job:
+    def verify(self, path: TreePath) -> Job:
         """Checks what is cached below a path against its checksums, as a job of the node."""
         return self._job("verify", path)
 
@@ -189,15 +196,15 @@ class Client:
         """Every job that the node knows, oldest first."""
         return [Job(self.control, known) for known in self.control.jobs()]
 
-    def pin(self, path: str) -> None:
+    def pin(self, path: TreePath) -> None:
         """Keeps everything below a path in the cache once it is there; fetches nothing by itself."""
-        self.control.pin(path)
+        self.control.pin(os.fspath(path))
 
-    def unpin(self, path: str) -> None:
+    def unpin(self, path: TreePath) -> None:
         """Lets eviction have a pinned path again."""
-        self.control.unpin(path)
+        self.control.unpin(os.fspath(path))
 
-    def attach(self, url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, Any]:
+    def attach(self, url: str, path: TreePath, **options: Unpack[AttachOptions]) -> dict[str, Any]:
         """Puts a bucket, a prefix of it or a directory at a path of the tree, until it is detached.
 
         Args:
@@ -213,11 +220,11 @@ class Client:
         """
         from penstock.policies.attachments import request
 
-        return self.control.attach(request(url, path, **options))
+        return self.control.attach(request(url, os.fspath(path), **options))
 
-    def detach(self, path: str) -> None:
+    def detach(self, path: TreePath) -> None:
         """Takes the attachment at exactly that path out of the tree; open files go on."""
-        self.control.detach(path)
+        self.control.detach(os.fspath(path))
 
     def attachments(self) -> Sequence[dict[str, Any]]:
         """Every attachment with its health."""
@@ -231,10 +238,11 @@ class Client:
         """Closes the connections. Open files whose content is complete stay readable; the next use connects again."""
         self.core.close()
 
-    def _job(self, kind: str, path: str, options: dict[str, Any] | None = None) -> Job:
-        return Job(self.control, self.control.submit_job(kind, path, options))
+    def _job(self, kind: str, path: TreePath, options: dict[str, Any] | None = None) -> Job:
+        return Job(self.control, self.control.submit_job(kind, os.fspath(path), options))
 
-    def _pages(self, page_of: Any, path: str) -> Iterator[Entry]:
+    def _pages(self, page_of: Any, path: TreePath) -> Iterator[Entry]:
+        path = os.fspath(path)
         page, after = page_of(path, None, PAGE_ENTRIES)
         return self._rest(page_of, path, page, after)
 
@@ -252,5 +260,5 @@ def _as_text(file: File, mode: str, options: TextOptions) -> TextIOWrapper:
         file.close()
         reason = "text options need mode 'r'" if mode == "rb" else f"mode {mode!r} is not 'rb', 'r' or 'rt'"
         raise ValueError(f"open {file.name}: {reason}")
-    encoding = options.get("encoding") or "utf-8"
-    return io.TextIOWrapper(file, encoding, options.get("errors"), options.get("newline"))
+    wrapped: dict[str, Any] = {**options, "encoding": options.get("encoding") or "utf-8"}
+    return io.TextIOWrapper(file, **wrapped)

@@ -67,6 +67,10 @@ def request(url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, 
     Raises:
         InvalidInputError: one of them cannot be right; the message says which and what to write.
     """
+    known = AttachOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise InvalidInputError(f"read option {name}", "attach has none of that name", f"it has {', '.join(known)}")
     freshness = options.get("freshness")
     reaching: SourceOptions = {
         "endpoint": options.get("endpoint"),
