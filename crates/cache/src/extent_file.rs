@@ -141,7 +141,7 @@ impl Extent {
         let readable = match self.read_exact(file, pages.start * PAGE_SIZE, out) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(self.retire("the cache file is shorter than it was"));
+                return Err(self.damaged("the cache file is shorter than it was"));
             }
             Err(_) => false,
         };
@@ -200,6 +200,14 @@ impl Extent {
     }
 
     /// Gives the whole extent up. The error to give.
+    /// The file as a whole is not what was written: every page that was present is lost and counts as bad.
+    fn damaged(&self, reason: &str) -> Error {
+        if !self.is_gone() {
+            self.tier.metrics.cache_corrupt_pages.inc_by(self.map.present());
+        }
+        self.retire(reason)
+    }
+
     fn retire(&self, reason: &str) -> Error {
         if self.is_gone() {
             return self.gone_error();
@@ -336,7 +344,7 @@ impl Extent {
         let (file, facts) = match opened {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(self.retire("the cache file is missing"));
+                return Err(self.damaged("the cache file is missing"));
             }
             Err(error) => {
                 self.tier.fail("open", &path, &error);
@@ -344,7 +352,7 @@ impl Extent {
             }
         };
         if facts.size != self.size() {
-            return Err(self.retire("the cache file has another size"));
+            return Err(self.damaged("the cache file has another size"));
         }
         let mut state = self.state();
         if facts.inode == state.inode {

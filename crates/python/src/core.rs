@@ -317,6 +317,16 @@ fn batch_of(exchange: Exchange) -> PyResult<Batch> {
     Ok(Batch { items, arena, version })
 }
 
+/// The bytes of a batch of one.
+pub fn only_view(exchange: Exchange) -> PyResult<View> {
+    let Batch { items, arena, .. } = batch_of(exchange)?;
+    match items.into_iter().next() {
+        Some(Ok(slot)) => view_of(arena.as_ref(), slot),
+        Some(Err(error)) => Err(raise(&error)),
+        None => Err(unexpected("read a batch")),
+    }
+}
+
 fn view_of(arena: Option<&Arc<ArenaLease>>, slot: Slot) -> PyResult<View> {
     let place = (usize::try_from(slot.at).ok(), usize::try_from(slot.len).ok());
     let view = match (arena, place) {

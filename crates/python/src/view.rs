@@ -61,7 +61,8 @@ impl View {
         Self { start, len, _keep: Keep::Owned { _bytes: bytes } }
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
         // SAFETY: `start` and `len` lie inside what `_keep` holds, which does not change while `self` lives.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
