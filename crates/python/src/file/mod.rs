@@ -3,6 +3,7 @@
 mod handle;
 mod lines;
 mod protocol;
+mod target;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyBufferError, PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple, PyType};
 use rustix::io::Errno;
 
 use super::File;
+use super::target::Target;
 use crate::errors::closed;
 use crate::view::View;
 
@@ -50,12 +50,13 @@ impl File {
     }
 
     /// Up to `size` bytes from `offset` on. The position stays; any thread may do this at any time.
-    fn pread<'py>(&self, py: Python<'py>, size: usize, offset: u64) -> PyResult<Bound<'py, PyBytes>> {
-        self.bytes_at(py, offset, size)
+    fn pread<'py>(&self, py: Python<'py>, size: i64, offset: i64) -> PyResult<Bound<'py, PyBytes>> {
+        self.bytes_at(py, not_negative("offset", offset)?, length(size)?)
     }
 
     /// Fills `buffer` from `offset` on; returns how many bytes. The position stays.
-    fn pread_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
+    fn pread_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: i64) -> PyResult<usize> {
+        let offset = not_negative("offset", offset)?;
         let target = Target::of(buffer)?;
         self.unless_gone(py, || {
             let handle = self.handle()?;
@@ -70,8 +71,8 @@ impl File {
     /// Read-only bytes from `offset` on, to the end without a size. Not copied where all of the file is local. They
     /// stay valid after the file is closed.
     #[pyo3(signature = (offset=0, size=None))]
-    fn view(&self, py: Python<'_>, offset: u64, size: Option<usize>) -> PyResult<View> {
-        self.view_of(py, offset, size.unwrap_or(usize::MAX))
+    fn view(&self, py: Python<'_>, offset: i64, size: Option<i64>) -> PyResult<View> {
+        self.view_of(py, not_negative("offset", offset)?, size.map_or(Ok(usize::MAX), length)?)
     }
 
     /// The next line with its end, at most `size` bytes of it; empty at the end of the file.
@@ -266,6 +267,14 @@ impl File {
     }
 }
 
+fn not_negative(what: &str, value: i64) -> PyResult<u64> {
+    u64::try_from(value).map_err(|_| PyValueError::new_err(format!("{what} is negative: {value}")))
+}
+
+fn length(size: i64) -> PyResult<usize> {
+    not_negative("size", size).map(|size| usize::try_from(size).unwrap_or(usize::MAX))
+}
+
 /// `io.UnsupportedOperation`.
 pub fn unsupported(text: &str) -> PyErr {
     Python::attach(|py| {
@@ -275,37 +284,4 @@ pub fn unsupported(text: &str) -> PyErr {
             Err(error) => error,
         }
     })
-}
-
-/// The memory of a buffer that a read may write into.
-struct Target {
-    buffer: PyUntypedBuffer,
-    len: usize,
-}
-
-impl Target {
-    fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let buffer = PyUntypedBuffer::get(object)
-            .map_err(|_| PyTypeError::new_err("a read-write bytes-like object is needed"))?;
-        if buffer.readonly() {
-            return Err(PyTypeError::new_err("the buffer is read-only"));
-        }
-        if !buffer.is_c_contiguous() {
-            return Err(PyBufferError::new_err("the buffer is not contiguous"));
-        }
-        let len = buffer.len_bytes();
-        Ok(Self { buffer, len })
-    }
-
-    /// Its first bytes. The caller owns the buffer by the rules of the interpreter: who writes into it from another
-    /// thread at the same time gets a mixture, as with every `readinto`.
-    #[allow(clippy::mut_from_ref, reason = "the buffer, not this value, is what is written")]
-    fn first(&self, len: usize) -> &mut [u8] {
-        assert!(len <= self.len, "a read fits its buffer");
-        if len == 0 {
-            return &mut [];
-        }
-        // SAFETY: the buffer is writable, contiguous, and held by `self`; the length was checked.
-        unsafe { std::slice::from_raw_parts_mut(self.buffer.buf_ptr().cast(), len) }
-    }
 }
