@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
+import numpy
 import pytest
 
 from penstock.errors import NotDirectoryError, NotFoundError, PenstockError, ReadOnlyError, UnsupportedError
@@ -176,6 +177,7 @@ def test_many_ranges_of_a_file_are_one_call(fs: Any) -> None:
     assert fs.cat_ranges(paths, [0, 0, 5], [2, 1, 7]) == [b"01", b"b", b"56"]
     assert fs.client.calls == ["read_ranges /data/a 2", "read_ranges /data/d/b 1"]
     assert fs.cat_ranges(["/data/a", "/data/a"], [-2, None], [None, 1]) == [b"89", b"0"]
+    assert fs.cat_ranges(["/data/a", "/data/a"], numpy.array([0, 3]), numpy.array([2, 5])) == [b"01", b"34"]
 
 
 def test_a_failed_file_among_many_ranges_is_returned_or_raised(fs: Any) -> None:

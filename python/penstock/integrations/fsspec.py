@@ -6,7 +6,7 @@ version: what would write raises :class:`~penstock.errors.ReadOnlyError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -172,8 +172,8 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
     def cat_ranges(
         self,
         paths: list[str],
-        starts: Sequence[int | None] | int | None,
-        ends: Sequence[int | None] | int | None,
+        starts: Iterable[int | None] | int | None,
+        ends: Iterable[int | None] | int | None,
         max_gap: int | None = None,  # noqa: ARG002 - the core joins near ranges by itself
         on_error: str = "return",
         **_: Any,
@@ -185,8 +185,8 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         """
         if not isinstance(paths, list):
             raise TypeError("paths must be a list")
-        lows = starts if isinstance(starts, Sequence) else [starts] * len(paths)
-        highs = ends if isinstance(ends, Sequence) else [ends] * len(paths)
+        lows = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
+        highs = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
         if not len(paths) == len(lows) == len(highs):
             raise ValueError("paths, starts and ends must have the same length")
         by_path: dict[str, list[int]] = {}
