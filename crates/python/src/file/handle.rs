@@ -41,6 +41,8 @@ pub enum Outcome {
     Done,
     /// The node does not know the lease.
     Forgotten,
+    /// The lent file cannot be read, or is not as long as it was.
+    Damaged(Error),
 }
 
 impl Handle {
@@ -91,7 +93,7 @@ impl Handle {
         while done < out.len() {
             let at = offset + done as u64;
             if let Some(outcome) = self.read_complete(path, at, &mut out[done..]) {
-                return outcome.map(|()| Outcome::Done).map_err(|error| raise(&error));
+                return Ok(outcome.map_or_else(Outcome::Damaged, |()| Outcome::Done));
             }
             if !(partial.ready.start..partial.ready.end).contains(&at) {
                 if empty >= EMPTY_ANSWERS_MAX {
@@ -106,7 +108,9 @@ impl Handle {
             empty = 0;
             let len = usize::try_from(partial.ready.end.min(end) - at).expect("a part of a buffer fits memory");
             let piece = &mut out[done..done + len];
-            read_exactly(&partial.descriptor, path, at, piece).map_err(|error| raise(&error))?;
+            if let Err(error) = read_exactly(&partial.descriptor, path, at, piece) {
+                return Ok(Outcome::Damaged(error));
+            }
             done += len;
         }
         Ok(Outcome::Done)

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_node::mapping::Mapping;
 use penstock_node::protocol::{Reply, Request};
-use penstock_types::{Error, ErrorKind, Priority, Version};
+use penstock_types::{ByteRange, Error, ErrorKind, Priority, Version};
 use pyo3::exceptions::PyOSError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -23,6 +23,7 @@ use handle::Outcome;
 use lines::Chunk;
 
 use crate::client::{Pool, unexpected};
+use crate::core::only_view;
 use crate::errors::{closed, is_stale, raise};
 use crate::view::View;
 
@@ -32,6 +33,8 @@ const SMALL_READ: usize = 8 * 1024;
 const SMALL_VIEW: usize = 16 * 1024;
 /// How often a read opens the file again because the node forgot it.
 const REOPENS_MAX: usize = 3;
+/// Bytes that are asked for at once where the lent file cannot be read.
+const SERVED_BYTES: usize = 1024 * 1024;
 /// How often a read resolves again when the version is gone before anything of it was seen.
 const RESOLVE_ATTEMPTS: usize = 3;
 
@@ -205,7 +208,7 @@ impl File {
     /// Fills `out` with bytes from `offset` on, all of which are inside the file.
     fn read_at(&self, py: Python<'_>, handle: &Arc<Handle>, offset: u64, out: &mut [u8]) -> PyResult<()> {
         if let Some(outcome) = py.detach(|| handle.read_complete(&self.path, offset, out)) {
-            return outcome.map_err(|error| raise(&error));
+            return outcome.or_else(|error| self.read_served(py, offset, out, &error));
         }
         let mut handle = Arc::clone(handle);
         for _ in 0..REOPENS_MAX {
@@ -215,9 +218,29 @@ impl File {
             match py.detach(|| handle.read_partial(&self.pool, &self.path, offset, out))? {
                 Outcome::Done => return Ok(()),
                 Outcome::Forgotten => handle.forget(),
+                Outcome::Damaged(error) => return self.read_served(py, offset, out, &error),
             }
         }
         Err(unexpected(&format!("read {}", self.path)))
+    }
+
+    /// Fills `out` by asking the node for the bytes, because the lent file cannot be read. The node checks what it
+    /// serves, and so finds out what is damaged and fetches it again. `error` is why it cannot be read.
+    fn read_served(&self, py: Python<'_>, offset: u64, out: &mut [u8], error: &Error) -> PyResult<()> {
+        let version = self.state().pinned.version.clone();
+        let mut at = offset;
+        for piece in out.chunks_mut(SERVED_BYTES) {
+            let range = ByteRange::new(at, at + piece.len() as u64);
+            let (path, version) = (self.path.clone(), Some(version.clone()));
+            let exchange = self.pool.ask(py, &Request::ReadRanges { path, version, ranges: vec![range] })?;
+            let view = only_view(exchange)?;
+            if view.bytes().len() != piece.len() {
+                return Err(raise(error));
+            }
+            piece.copy_from_slice(view.bytes());
+            at = range.end;
+        }
+        Ok(())
     }
 
     /// The same version again, from a node that has forgotten it or for a process that was forked.
