@@ -48,19 +48,21 @@ impl Corpus {
     }
 }
 
-/// How patient the engine is, and how large.
+/// How patient, large and credulous the engine is.
 #[derive(Clone)]
 pub struct Policy {
     pub attempts: u32,
     pub deadline: Duration,
     pub tier_bytes: u64,
     pub memory_bytes: u64,
+    pub freshness: Freshness,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         let deadline = Duration::from_secs(30);
-        Self { attempts: 3, deadline, tier_bytes: 4096 * KIB, memory_bytes: 16 * 1024 * KIB }
+        let freshness = Freshness::Seconds(60.0);
+        Self { attempts: 3, deadline, tier_bytes: 4096 * KIB, memory_bytes: 16 * 1024 * KIB, freshness }
     }
 }
 
@@ -113,7 +115,7 @@ impl<'a> World<'a> {
             path: "/data".into(),
             source: self.corpus.spec.clone(),
             prefix: String::new(),
-            freshness: Freshness::Seconds(60.0),
+            freshness: self.policy.freshness,
         };
         engine.attach_source(spec, Arc::clone(&self.source), None)?;
         Ok(engine)
