@@ -49,6 +49,11 @@ impl ArenaBudget {
         Self { limit: memory_budget_bytes / 2, used: Arc::default(), metrics }
     }
 
+    /// Most bytes in use.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// Largest arena that this budget admits.
     pub fn arena_bytes_max(&self) -> u64 {
         ARENA_BYTES_MAX.min(self.limit)

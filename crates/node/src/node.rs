@@ -37,6 +37,8 @@ pub struct Node {
     metrics_address: Option<SocketAddr>,
     clock: Arc<dyn Clock>,
     started: Duration,
+    /// Of fills and batches together.
+    memory_budget_bytes: u64,
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -70,8 +72,9 @@ impl Node {
         let metrics = Metrics::default();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let tiers: Vec<PathBuf> = config.cache.tiers.iter().map(|tier| tier.directory.clone()).collect();
+        let arenas = ArenaBudget::new(config.memory_budget_bytes, metrics.clone());
         let engine = Engine::new(EngineParts {
-            config: config.clone(),
+            config: NodeConfig { memory_budget_bytes: config.memory_budget_bytes - arenas.limit(), ..config.clone() },
             clock: Arc::clone(&clock),
             disk: Arc::new(RealDisk),
             metrics: metrics.clone(),
@@ -90,8 +93,8 @@ impl Node {
             engine: Arc::clone(&engine),
             runtime: runtime.handle().clone(),
             clock: Arc::clone(&clock),
-            metrics: metrics.clone(),
-            arenas: ArenaBudget::new(config.memory_budget_bytes, metrics),
+            metrics,
+            arenas,
             links: Links::new(tiers),
             batch_files_max: BATCH_FILES_MAX.min(files / 4).clamp(1, BATCH_PATHS_MAX),
         });
@@ -104,7 +107,8 @@ impl Node {
         runtime.spawn(keep_clients(Arc::clone(&socket)));
         let started = clock.monotonic();
         tracing::info!(socket = %config.data_socket.display(), open_files = files, "node started");
-        Ok(Self { engine, socket, metrics_address, clock, started, runtime: Mutex::new(Some(runtime)) })
+        let (runtime, memory_budget_bytes) = (Mutex::new(Some(runtime)), config.memory_budget_bytes);
+        Ok(Self { engine, socket, metrics_address, clock, started, memory_budget_bytes, runtime })
     }
 
     /// Puts a source into the tree. Blocks for the probe.
@@ -147,7 +151,7 @@ impl Node {
             uptime_s: (self.clock.monotonic() - self.started).as_secs_f64(),
             metrics_port: self.metrics_port(),
             clients: self.socket.clients(),
-            engine: self.engine.status(),
+            engine: EngineStatus { memory_budget_bytes: self.memory_budget_bytes, ..self.engine.status() },
         }
     }
 
