@@ -364,6 +364,31 @@ mod tests {
         }
     }
 
+    /// Images that no map of ours made: bits without checksums, pages behind the end.
+    fn image() -> impl Strategy<Value = StripeImage> {
+        let bits = prop_oneof![any::<[u64; WORDS_PER_STRIPE]>(), Just([u64::MAX; WORDS_PER_STRIPE])];
+        (bits, prop::collection::vec(any::<u32>(), 0..300)).prop_map(|(bits, sums)| StripeImage { bits, sums })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_stored_stripe_says_the_map_counts_what_it_shows(
+            size in 1u64..3 * STRIPE_SIZE,
+            images in prop::collection::btree_map(0u64..4, image(), 0..4),
+            complete in any::<bool>(),
+        ) {
+            let kept = Kept(Arc::new(Mutex::new(images)));
+            let map = if complete { PageMap::complete(size, Box::new(kept)) } else { PageMap::partial(size, &kept) };
+            let shown = (0..map.pages()).filter_map(|page| Some((page, map.sum(page)?)));
+            let shown: BTreeMap<u64, u32> = shown.collect();
+            prop_assert_eq!(map.present(), shown.len() as u64);
+            prop_assert_eq!(map.is_complete(), shown.len() as u64 == map.pages());
+            let bytes: u64 = shown.keys().map(|page| map.page_range(*page).len()).sum();
+            prop_assert_eq!(map.present_bytes(), bytes);
+            check_runs(&map, &shown)?;
+        }
+    }
+
     fn check_runs(map: &PageMap, model: &BTreeMap<u64, u32>) -> Result<(), TestCaseError> {
         let missing: Vec<u64> = map.missing(0..map.pages()).into_iter().flatten().collect();
         let expected: Vec<u64> = (0..map.pages()).filter(|page| !model.contains_key(page)).collect();

@@ -1,7 +1,8 @@
-//! Dev-only: bytes that say what they are, a clock that tests turn, and sources and disks that misbehave on
-//! demand.
+//! Dev-only: bytes that say what they are, a clock that tests turn, sources and disks that misbehave on demand,
+//! and inputs of decoders that are kept.
 
 mod clock;
+pub mod corpus;
 mod disk;
 mod faults;
 pub mod oracle;
