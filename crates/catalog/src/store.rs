@@ -1,5 +1,7 @@
 //! The file of the catalog: `redb` tables, what is read from them and the transactions that change them. Blocking.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -144,7 +146,10 @@ impl Store {
         let place = path.display().to_string();
         // A damaged file can make redb panic as well as fail; neither may keep a node from starting.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = builder().create(path).map_err(|error| Failure::of(&place, &error))?;
+            // Names of objects are nobody else's business.
+            let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+            let file = file.map_err(|error| Failure::Other(disk(&place, &error)))?;
+            let database = builder().create_file(file).map_err(|error| Failure::of(&place, &error))?;
             check_format(&database)?;
             Ok(database)
         }));

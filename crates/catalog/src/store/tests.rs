@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -89,6 +91,14 @@ fn a_damaged_file_is_set_aside_and_begun_anew() {
         assert!(directory.path().join("catalog.redb.damaged").exists());
         std::fs::remove_file(directory.path().join("catalog.redb.damaged")).unwrap();
     }
+}
+
+#[test]
+fn only_its_owner_can_read_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalog.redb");
+    let _store = Store::open(&path, 0).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
