@@ -373,4 +373,14 @@ mod tests {
             }
         }
     }
+
+    /// Rows of this format, and rows that once were, or could be, mistaken for some.
+    #[test]
+    fn the_corpus_of_chunks_is_read_or_refused_as_it_must_be() {
+        penstock_testkit::corpus::check(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/chunks"), |row| {
+            let entries = Chunk::parse(row).and_then(|chunk| Ok((chunk.unpack()?, chunk.sent)));
+            let _ = Chunk::parse_checked(row).map(|chunk| (chunk.unpack(), chunk.lower_bound(row)));
+            entries.is_ok_and(|(entries, sent)| pack(&entries, sent) == row)
+        });
+    }
 }

@@ -90,4 +90,12 @@ mod tests {
             }
         }
     }
+
+    /// Cursors as clients hold them, and texts that are none.
+    #[test]
+    fn the_corpus_of_cursors_is_read_or_refused_as_it_must_be() {
+        penstock_testkit::corpus::check(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/cursors"), |text| {
+            std::str::from_utf8(text).is_ok_and(|text| Cursor::parse(text).is_ok_and(|cursor| cursor.text() == text))
+        });
+    }
 }

@@ -74,4 +74,12 @@ mod tests {
             let _ = from_row(&row, b"d/a", 0);
         }
     }
+
+    /// Rows as they are kept, and rows that announce what does not follow.
+    #[test]
+    fn the_corpus_of_names_is_read_or_refused_as_it_must_be() {
+        penstock_testkit::corpus::check(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/names"), |row| {
+            from_row(row, b"d/a", 7).is_some_and(|fact| to_row(&fact, 7).as_deref() == Some(row))
+        });
+    }
 }
