@@ -336,3 +336,16 @@ def test_threads_that_read_while_others_fork_never_hang_a_child(lake: Any) -> No
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_a_program_that_waits_for_its_children_never_waits_for_the_node(machine: Any) -> None:
+    script = (
+        "import os, penstock\n"
+        "print(penstock.connect().status()['pid'])\n"
+        "try: print(os.wait())\n"
+        "except ChildProcessError: print('no child')\n"
+    )
+    program = machine.spawn(sys.executable, "-W", "error", "-c", script)
+    said, complaints = program.communicate(timeout=30)
+    assert said == f"{machine.pid()}\nno child\n"
+    assert complaints == ""

@@ -73,7 +73,7 @@ def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: 
     with errors.open("ab") as stream:
         errors.chmod(0o600)
         said_before = stream.seek(0, os.SEEK_END)
-        arguments = [sys.executable, "-P", "-m", "penstock.server", "--project", str(Path.cwd())]
+        arguments = [sys.executable, "-P", "-m", "penstock.server", "--detach", "--project", str(Path.cwd())]
         # The node works in another directory, where a relative home would be another home.
         environment = dict(os.environ)
         if explicit is not None:
@@ -86,11 +86,11 @@ def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: 
         node = subprocess.Popen(arguments, **streams, env=environment, cwd="/", start_new_session=True)
     while time.monotonic() < deadline:
         code = node.poll()
+        if code == 0:
+            return
         if code not in (None, EXIT_ALREADY_RUNNING):
             raise _reason(errors, said_before, code)
-        if home.node_file.exists() and running_pid(home) is not None:
-            # It is not ours to wait for: it outlives this process, and leaves no zombie behind when it does not.
-            node.returncode = 0
+        if code == EXIT_ALREADY_RUNNING and running_pid(home) is not None:
             return
         time.sleep(_STEP_S)
     raise _silent(home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -13,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
-from penstock.errors import InternalError, InvalidInputError, NotFoundError, PenstockError
+from penstock.errors import InternalError, InvalidInputError, NotFoundError, PenstockError, ResourceLimitError
 from penstock.jobs import JobKind  # noqa: TC001 - pydantic reads it at run time
 from penstock.server.service import WAIT_MAX_S, NodeService
 
 __all__ = ["STATUS_OF_CODE", "create_app"]
+
+_NO_DESCRIPTOR = "every descriptor of the node is in use: its clients hold many files"
+_MORE_DESCRIPTORS = "close files, or start the node with a higher `ulimit -n`"
 
 STATUS_OF_CODE = {
     "invalid-input": HTTPStatus.BAD_REQUEST,
@@ -143,6 +147,8 @@ class _Watch:
             return await call_next(request)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets words and the log the trace
             action = f"{request.method} {request.url.path}"
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                return await _answer_error(request, ResourceLimitError(action, _NO_DESCRIPTOR, _MORE_DESCRIPTORS))
             _log.exception("a defect in %s", action)
             return await _answer_error(request, InternalError(action, repr(error), "report it with the node's log"))
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from penstock.errors import DiskError, InvalidInputError, PenstockError
 from penstock.home import Home, locate, write_atomically
 from penstock.jobs import JobLimits, JobRunner, JobStore
 from penstock.server.api import create_app
+from penstock.server.detach import detached
 from penstock.server.lock import AlreadyRunningError, NodeLock
 from penstock.server.service import NodeService
 
@@ -39,6 +40,9 @@ HOUSEKEEPING_S = 5.0
 CONTROL_GRACE_S = 2
 """How long control requests under way may take once the node stops."""
 
+Announce = Callable[[dict[str, Any]], None]
+"""Says that the node answers, with facts about it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,8 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         another node runs already.
     """
     options = _parser().parse_args(arguments)
+    if options.detach:
+        return detached(lambda ready: _guarded(options, ready))
+    return _guarded(options, lambda: None)
+
+
+def _guarded(options: argparse.Namespace, ready: Callable[[], None]) -> int:
     try:
-        _run(options)
+        _run(options, ready)
     except AlreadyRunningError as error:
         return _refused(error, options, 1 if options.foreground else EXIT_ALREADY_RUNNING)
     except InvalidInputError as error:
@@ -66,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--home", help="directory for everything; default: PENSTOCK_HOME, else the platform's")
     parser.add_argument("--project", type=Path, help="where the search for penstock.toml begins; default: none")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a configuration key")
+    parser.add_argument("--detach", action="store_true", help="end once the node answers, and leave it behind")
     parser.add_argument("--foreground", action="store_true", help="log to standard error and stay when idle")
     return parser
 
@@ -77,21 +88,28 @@ def _refused(error: PenstockError, options: argparse.Namespace, code: int) -> in
     return code
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
     home = locate(options.home)
     settings = config.load(home, flags=options.set, directory=options.project).settings
     home.prepare()
     lock = NodeLock(home)
+
+    def announce(facts: dict[str, Any]) -> None:
+        lock.announce(facts)
+        ready()
+
     lock.acquire()
     try:
         logs.start(settings.log.level, home.log_file, sys.stderr if options.foreground else None)
         with _control_socket(home) as listener:
-            _host(home, settings, listener, lock, foreground=options.foreground)
+            _host(home, settings, listener, announce, foreground=options.foreground)
     finally:
         lock.release()
 
 
-def _host(home: Home, settings: config.Settings, listener: socket.socket, lock: NodeLock, *, foreground: bool) -> None:
+def _host(
+    home: Home, settings: config.Settings, listener: socket.socket, announce: Announce, *, foreground: bool
+) -> None:
     from penstock._native import VERSION, Node
     from penstock.jobs.core_tree import CoreTree
 
@@ -112,7 +130,7 @@ def _host(home: Home, settings: config.Settings, listener: socket.socket, lock: 
         service.restore()
         port = core.metrics_port()
         facts = {"version": VERSION, "started": time.time(), "metrics_port": port, "home": str(home.name)}
-        server = _ControlServer(service, announce=lambda: lock.announce(facts))
+        server = _ControlServer(service, announce=lambda: announce(facts))
         _log.info("node started", extra={"pid": os.getpid(), "version": VERSION, "home": str(home.name)})
         asyncio.run(server.serve(sockets=[listener]))
     finally:
