@@ -13,6 +13,7 @@ MAGIC = int.from_bytes(b"PENSTOCK", "little")
 
 _HEADER = struct.Struct("<QQQQ")
 _CHECKSUM = struct.Struct("<Q")
+HEADER_BYTES = _HEADER.size
 _REPEATS = RECORD_BYTES // _HEADER.size
 
 
@@ -30,7 +31,7 @@ def content(number: int, version: int, start: int, end: int) -> bytes:
 
 
 def version_in(found: bytes | memoryview, start: int) -> int:
-    """The version that bytes from ``start`` on claim to be; at least 63 of them."""
+    """The version that bytes from ``start`` on claim to be; at least 128 of them."""
     at = -start % _HEADER.size
     if start % RECORD_BYTES > RECORD_BYTES - 2 * _HEADER.size:
         # The last header of a record is cut short by the sum.
