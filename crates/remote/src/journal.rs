@@ -158,6 +158,7 @@ fn read_whole(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_torn_tail_is_cut_off_wherever_the_writer_was_killed() {
@@ -187,6 +188,38 @@ mod tests {
             })
             .unwrap();
             assert_eq!(again, replayed + 1);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_behind_the_magic_are_cut_off_or_refused(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            sealed in any::<bool>(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("index");
+            let mut content = MAGIC.to_vec();
+            if sealed {
+                content.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+                content.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+            }
+            content.extend_from_slice(&bytes);
+            std::fs::write(&path, &content).unwrap();
+            match Journal::open(&path, |_| Ok(())) {
+                Ok(mut journal) => journal.append(&Record::DeleteBucket { bucket: "one".into() }).unwrap(),
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), ErrorKind::InvalidData);
+                    return Ok(());
+                }
+            }
+            let mut last = None;
+            Journal::open(&path, |record| {
+                last = Some(record);
+                Ok(())
+            })
+            .unwrap();
+            prop_assert!(matches!(last, Some(Record::DeleteBucket { .. })), "the last record is lost");
         }
     }
 }

@@ -102,3 +102,22 @@ pub(crate) fn encode_token(key: &ObjectKey) -> String {
 pub(crate) fn decode_token(token: &str) -> ObjectKey {
     ObjectKey::new(percent_decode_str(token).collect::<Vec<u8>>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_key_comes_back_from_its_continuation(key in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let key = ObjectKey::new(key);
+            prop_assert_eq!(decode_token(&encode_token(&key)), key);
+        }
+
+        #[test]
+        fn any_text_as_a_continuation_is_some_key(text in "(%|[0-9A-F]|\\PC){0,20}") {
+            let _ = decode_token(&text);
+        }
+    }
+}

@@ -133,6 +133,7 @@ text_id!(Version);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn prefix_end_is_the_first_key_after_every_key_with_the_prefix() {
@@ -147,5 +148,17 @@ mod tests {
         let key = ObjectKey::new(vec![0, 0xff, b'/', b'a']);
         let text = serde_json::to_string(&key).unwrap();
         assert_eq!(serde_json::from_str::<ObjectKey>(&text).unwrap(), key);
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_below_the_end_of_a_prefix_exactly_when_it_has_it_or_sorts_before(
+            prefix in proptest::collection::vec(prop_oneof![Just(0xff), Just(0xfe), any::<u8>()], 0..4),
+            key in proptest::collection::vec(prop_oneof![Just(0xff), Just(0xfe), any::<u8>()], 0..6),
+        ) {
+            let end = ObjectKey::new(prefix.clone()).prefix_end();
+            let below = end.is_none_or(|end| ObjectKey::new(key.clone()) < end);
+            prop_assert_eq!(below, key.starts_with(&prefix) || key < prefix);
+        }
     }
 }

@@ -96,6 +96,7 @@ impl fmt::Display for TreePath {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_path_is_normalised_and_never_leaves_the_tree() {
@@ -115,5 +116,22 @@ mod tests {
         assert_eq!(path.below(&TreePath::root()), Some("data/train"));
         assert_eq!(path.parent(), Some(TreePath::parse("/data").unwrap()));
         assert_eq!(TreePath::root().join("a/b").as_str(), "/a/b");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_a_normal_path_that_stays_in_the_tree(text in "(/|\\.|\\.\\.|a|\u{0}|\\PC){0,12}") {
+            if let Ok(path) = TreePath::parse(&text) {
+                prop_assert_eq!(TreePath::parse(path.as_str()), Ok(path.clone()));
+                prop_assert!(path.as_str().starts_with('/') && !path.as_str().contains("//"));
+                prop_assert!(path.is_root() || !path.as_str().ends_with('/'));
+                prop_assert!(path.as_str().split('/').all(|part| part != "." && part != ".."));
+                prop_assert!(path.below(&TreePath::root()).is_some());
+                if let Some(parent) = path.parent() {
+                    prop_assert_eq!(parent.join(path.name()), path.clone());
+                    prop_assert_eq!(path.below(&parent), Some(path.name()));
+                }
+            }
+        }
     }
 }

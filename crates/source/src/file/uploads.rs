@@ -241,4 +241,12 @@ mod tests {
             let _ = decode_head(&bytes);
         }
     }
+
+    /// Heads as they are kept, and heads that announce what does not follow.
+    #[test]
+    fn the_corpus_of_heads_is_read_or_refused_as_it_must_be() {
+        penstock_testkit::corpus::check(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/heads"), |bytes| {
+            decode_head(bytes).is_some_and(|(key, metadata)| encode_head(&key, &metadata) == bytes)
+        });
+    }
 }

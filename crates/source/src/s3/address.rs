@@ -164,6 +164,7 @@ fn parse_endpoint(bucket: &str, endpoint: &str) -> Result<(&'static str, String)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn uri(address: &Address, key: &str) -> String {
         address.uri(&ObjectKey::from(key), &[]).unwrap().to_string()
@@ -206,5 +207,23 @@ mod tests {
             assert!(Address::new("b", Some(bad), "r", None).is_err(), "{bad}");
         }
         assert!(Address::new("a/b", None, "r", None).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_an_address_that_names_its_keys_and_keeps_no_password(
+            bucket in "[a-z0-9._-]{0,12}|\\PC{0,12}",
+            endpoint in proptest::option::of("https?://[a-z0-9.:@/?\\[\\]-]{0,20}|\\PC{0,20}"),
+            region in "[a-z0-9-]{0,12}|\\PC{0,12}",
+            virtual_host in any::<Option<bool>>(),
+            key in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            if let Ok(address) = Address::new(&bucket, endpoint.as_deref(), &region, virtual_host) {
+                prop_assert!(!address.identity().contains('@') || endpoint.is_none());
+                if let Ok(uri) = address.uri(&ObjectKey::new(key), &[("prefix", b"a b/c")]) {
+                    prop_assert!(uri.authority().is_some() && uri.query().is_some());
+                }
+            }
+        }
     }
 }

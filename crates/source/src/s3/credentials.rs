@@ -320,3 +320,22 @@ pub(crate) fn default_region(reference: &Reference, environment: &Environment) -
     };
     found.unwrap_or_else(|| "us-east-1".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_reference_that_is_written_as_it_was_or_is_refused_without_being_repeated(
+            text in "(chain|env|anonymous|profile|file){0,1}(:){0,2}(/|[a-z]|\\PC){0,12}",
+        ) {
+            match Reference::parse(&text) {
+                Ok(reference) => prop_assert_eq!(reference.to_string(), text),
+                // The same for every text: somebody may have put a key there.
+                Err(error) => prop_assert_eq!(Some(error), Reference::parse("").err()),
+            }
+        }
+    }
+}

@@ -210,4 +210,15 @@ mod tests {
             let _ = parse_error(&body);
         }
     }
+
+    /// Documents of stores, and what came in their place.
+    #[test]
+    fn the_corpus_of_documents_is_read_or_refused_as_it_must_be() {
+        let corpus = |name: &str| format!("{}/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+        penstock_testkit::corpus::check(corpus("listings"), |body| {
+            let body = Bytes::copy_from_slice(body);
+            parse::<ListBucketResult>("list", "ListBucketResult", &body).is_ok()
+        });
+        penstock_testkit::corpus::check(corpus("errors"), |body| parse_error(body).is_some());
+    }
 }
