@@ -169,6 +169,16 @@ def test_pages_that_cannot_be_repaired_fail_their_file(make: Callable[..., Bench
     assert [(each["path"], each["code"]) for each in job["failures"]] == [("/data/odd", "corrupt")]
 
 
+@pytest.mark.parametrize(("kind", "state"), [("evict", "finished"), ("verify", "finished"), ("preload", "failed")])
+def test_a_file_that_left_the_source_has_nothing_to_evict_or_check_but_cannot_be_preloaded(
+    make: Callable[..., Bench], kind: str, state: str
+) -> None:
+    bench = make({"a": 4, "b": 6})
+    bench.tree.failing["/data/a"] = [NotFoundError("open /data/a", "no such file")]
+    job = bench.run(JobKind(kind))
+    assert (job["state"], job["done_files"] + job["failed_files"]) == (state, 2)
+
+
 def test_transient_failures_are_tried_again_and_lasting_ones_are_kept_with_their_reason(
     make: Callable[..., Bench],
 ) -> None:

@@ -83,8 +83,10 @@ def work(kind: JobKind, tree: Tree, root: str, files: Sequence[tuple[str, int]],
                 result.counters.add(Counters(1, known, 0, outcome.amounts))
             elif isinstance(outcome, _TRANSIENT) and attempt + 1 < ATTEMPTS_MAX:
                 failed.append((path, size))
+            elif isinstance(outcome, NotFoundError) and _is_there(tree, root) and kind is not JobKind.PRELOAD:
+                # It left the source after it was listed: there is nothing of it to evict or to check any more.
+                result.counters.add(Counters(1, size, 0, {}))
             else:
-                _check_root(tree, root, outcome)
                 result.counters.failed_files += 1
                 result.failures.append(Failure(path, outcome.code, str(outcome)))
         if not failed:
@@ -153,13 +155,16 @@ _ACTS: dict[JobKind, Callable[[Tree, list[str]], list[_Outcome | PenstockError]]
 }
 
 
-def _check_root(tree: Tree, root: str, outcome: PenstockError) -> None:
-    """Tells a file that vanished from a path that is not attached any more."""
-    if not isinstance(outcome, NotFoundError):
-        return
+def _is_there(tree: Tree, root: str) -> bool:
+    """Tells a file that vanished from a path that is not attached any more.
+
+    Raises:
+        GoneError: it is the path.
+    """
     try:
         tree.stat(root)
     except NotFoundError as error:
         raise GoneError(error) from None
     except PenstockError:
-        return
+        return True
+    return True

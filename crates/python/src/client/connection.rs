@@ -155,18 +155,19 @@ fn is_broken(error: &FrameError) -> bool {
 }
 
 fn no_node(path: &Path, error: &std::io::Error) -> Error {
-    let (kind, reason) = match error.kind() {
+    let start = "start it: penstock up, or penstock.connect()";
+    let (kind, reason, advice) = match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-            (ErrorKind::Unavailable, "no node is running".to_string())
+            (ErrorKind::Unavailable, "no node is running".to_string(), start)
         }
-        std::io::ErrorKind::PermissionDenied => {
-            (ErrorKind::PermissionDenied, "the node belongs to another user".to_string())
-        }
-        _ => (ErrorKind::Unavailable, error.to_string()),
+        std::io::ErrorKind::PermissionDenied => (
+            ErrorKind::PermissionDenied,
+            "the node belongs to another user".to_string(),
+            "use a home of your own: set PENSTOCK_HOME, or unset it",
+        ),
+        _ => (ErrorKind::Unavailable, error.to_string(), start),
     };
-    Error::new(kind, "connect to the node", reason)
-        .advise("start it: penstock up, or penstock.connect()")
-        .fact("socket", path.display())
+    Error::new(kind, "connect to the node", reason).advise(advice).fact("socket", path.display())
 }
 
 fn out_of_order() -> Error {
