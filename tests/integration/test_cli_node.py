@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,3 +196,28 @@ def test_starting_twice_from_python_is_harmless(machine: Any, monkeypatch: pytes
     pid = machine.pid()
     start_node(machine.home)
     assert machine.pid() == pid
+
+
+def test_ctrl_c_while_a_node_starts_leaves_none_behind(machine: Any) -> None:
+    machine.home.prepare()
+    os.mkfifo(machine.home.config)  # holds the start until somebody writes, which nobody does
+    start = machine.spawn(sys.executable, "-m", "penstock.cli", "up")
+
+    def processes() -> list[Path]:
+        return [process for process in Path("/proc").glob("[0-9]*") if is_server(process)]
+
+    def is_server(process: Path) -> bool:
+        name = b"PENSTOCK_HOME=" + os.fsencode(machine.home.name)
+        try:
+            # Another user's, or gone meanwhile, is none of ours.
+            return b"penstock.server" in (process / "cmdline").read_bytes().split(b"\0") and name in (
+                process / "environ"
+            ).read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+    machine.until(lambda: len(processes()) == 2)
+    start.send_signal(signal.SIGINT)
+    start.communicate(timeout=30)
+    assert start.returncode == 130
+    assert processes() == []

@@ -24,6 +24,9 @@ __all__ = ["START_TIMEOUT_S", "running_pid", "start_node"]
 START_TIMEOUT_S = 60.0
 """A start asks no source and scans nothing; longer than this is a fault."""
 
+STOP_TIMEOUT_S = 10.0
+"""Longest wait for a start that was given up."""
+
 EXIT_ALREADY_RUNNING = 3
 _STEP_S = 0.02
 
@@ -83,15 +86,24 @@ def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: 
         for setting in settings:
             arguments += ["--set", setting]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-        node = subprocess.Popen(arguments, **streams, env=environment, cwd="/", start_new_session=True)
+        start = subprocess.Popen(arguments, **streams, env=environment, cwd="/", start_new_session=True)
+    try:
+        code = _await(start, home, deadline)
+    except BaseException:
+        # Ctrl-C, or a node that does not come up: nobody is left who waits for it.
+        start.terminate()
+        start.wait(STOP_TIMEOUT_S)
+        raise
+    if code not in (0, EXIT_ALREADY_RUNNING):
+        raise _reason(errors, said_before, code)
+
+
+def _await(start: subprocess.Popen[bytes], home: Home, deadline: float) -> int:
+    """Waits until a node answers or could not start; the exit code of its start, which ends then."""
     while time.monotonic() < deadline:
-        code = node.poll()
-        if code == 0:
-            return
-        if code not in (None, EXIT_ALREADY_RUNNING):
-            raise _reason(errors, said_before, code)
-        if code == EXIT_ALREADY_RUNNING and running_pid(home) is not None:
-            return
+        code = start.poll()
+        if code is not None and (code != EXIT_ALREADY_RUNNING or running_pid(home) is not None):
+            return code
         time.sleep(_STEP_S)
     raise _silent(home)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["detached"]
 def detached(run: Callable[[Callable[[], None]], int]) -> int:
     """Runs a node in a child with a session of its own, which is left behind once it answers.
 
-    Call it before there are threads: it forks.
+    Call it before there are threads: it forks. SIGTERM meanwhile ends both.
 
     Args:
         run: the life of the node; calls what it is given once the node answers, and returns its exit code.
@@ -28,6 +29,7 @@ def detached(run: Callable[[Callable[[], None]], int]) -> int:
         os.close(reading)
         os.setsid()
         return run(lambda: _answer(writing))
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     os.close(writing)
     if os.read(reading, 1):
         return 0
