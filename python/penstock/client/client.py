@@ -154,15 +154,32 @@ class Client:
         return self.core.read_ranges(os.fspath(path), list(ranges))
 
     def stat(self, path: TreePath) -> Entry:
-        """Kind, size, time and version of a path. No request to the source while what is known is fresh."""
+        """Kind, size in bytes, modification time in milliseconds and version of a path.
+
+        Raises:
+            NotFoundError: nothing has that name.
+        Cost: one round trip; no request to the source while what is known is fresh, or after a listing.
+        """
         return self.core.stat(os.fspath(path))
 
     def list(self, path: TreePath = "/") -> Iterator[Entry]:
-        """What is in a directory, in a stable order, as it comes: a million entries need little memory."""
+        """What is in a directory, in a stable order, as it comes: a million entries need little memory.
+
+        Raises:
+            NotFoundError: no such directory.
+            NotDirectoryError: it is a file.
+        Cost: one round trip for thousands of entries; none to the source while the listing is fresh.
+        """
         return self._pages(self.core.list_page, path)
 
     def walk(self, path: TreePath = "/") -> Iterator[Entry]:
-        """Everything below a directory, parents before children; names are relative to it."""
+        """Everything below a directory, parents before children; names are relative to it.
+
+        Raises:
+            NotFoundError: no such directory.
+            NotDirectoryError: it is a file.
+        Cost: as :meth:`list`; the first time few parallel listings of the source, not one a directory.
+        """
         return self._pages(self.core.walk_page, path)
 
     def local_path(self, path: TreePath) -> Lease:
@@ -170,6 +187,9 @@ class Client:
 
         Returns:
             A lease: an ``os.PathLike`` and a context manager. The path is there until it ends.
+        Raises:
+            NotFoundError: no such file.
+            UnsupportedError: it is larger than the cache; :meth:`open` reads it.
         Cost: fetches what is missing of the file.
         """
         return self.core.local_path(os.fspath(path))
@@ -181,7 +201,16 @@ class Client:
         return dict(json.loads(self.core.why(os.fspath(path))))
 
     def preload(self, path: TreePath, max_bytes_per_s: int | None = None) -> Job:
-        """Brings everything below a path into the cache, as a job of the node that survives restarts."""
+        """Brings everything below a path into the cache, as a job of the node that survives restarts.
+
+        Args:
+            path: a file or directory of the tree.
+            max_bytes_per_s: average rate at most; ``None`` is as fast as foreground reads leave room for.
+        Returns:
+            The job, which goes on without this process; :meth:`Job.wait` waits for it.
+        Raises:
+            NotFoundError: nothing is attached at the path. A file that is not there fails the job.
+        """
         return self._job("preload", path, {"max_bytes_per_s": max_bytes_per_s})
 
     def evict(self, path: TreePath) -> Job:
@@ -223,7 +252,11 @@ class Client:
         return self.control.attach(request(url, os.fspath(path), **options))
 
     def detach(self, path: TreePath) -> None:
-        """Takes the attachment at exactly that path out of the tree; open files go on."""
+        """Takes the attachment at exactly that path out of the tree; open files go on.
+
+        Raises:
+            NotFoundError: nothing is attached at that path.
+        """
         self.control.detach(os.fspath(path))
 
     def attachments(self) -> Sequence[dict[str, Any]]:
