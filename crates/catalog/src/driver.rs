@@ -359,8 +359,8 @@ impl Driver {
         let directory = directory_of(object);
         let after = ObjectKey::new(directory.clone()).prefix_end();
         // Ranges further behind may have brought them already.
-        let sight =
-            Sight { store: self.ingest.store.clone(), generation: self.ingest.generation, sent: 0, below: None };
+        let reader = Arc::new(self.ingest.store.reader()?);
+        let sight = Sight { reader, generation: self.ingest.generation, sent: 0, below: None };
         let mut found = false;
         scan(&sight, &directory, true, |seen| {
             found = seen.key.starts_with(&directory);

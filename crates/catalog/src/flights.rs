@@ -196,7 +196,7 @@ impl View {
         if matches!(reached.outcome, Some(Err(_))) {
             return None;
         }
-        let fact = known::look_up(&ingest.sight(&reached), place, attached).ok()?;
+        let fact = known::look_up(&ingest.sight(&reached).ok()?, place, attached).ok()?;
         self.learn(path, place, fact.clone());
         Some(fact)
     }

@@ -93,9 +93,21 @@ impl Ingest {
     }
 
     /// What can be read at that progress.
-    pub(crate) fn sight(&self, progress: &Progress) -> Sight {
+    ///
+    /// # Errors
+    /// `Cancelled` when the listing has ended and another has taken its place; `Disk`; what it failed with.
+    pub(crate) fn sight(&self, progress: &Progress) -> Result<Sight> {
+        let reader = self.store.reader()?;
+        // Looked at after the tables: as long as it is under way its chunks are there.
+        if let Some(outcome) = &self.progress.borrow().outcome {
+            outcome.clone()?;
+            let listed = reader.listing(self.order.scope, self.order.kind, &self.order.prefix)?;
+            if listed.is_none_or(|listing| listing.generation != self.generation) {
+                return Err(Error::new(ErrorKind::Cancelled, "read a listing", "a newer one has taken its place"));
+            }
+        }
         let below = if progress.outcome == Some(Ok(())) { None } else { Some(progress.below.clone()) };
-        Sight { store: self.store.clone(), generation: self.generation, sent: self.sent, below }
+        Ok(Sight { reader: Arc::new(reader), generation: self.generation, sent: self.sent, below })
     }
 
     /// Entries that readers have taken, about.

@@ -49,6 +49,7 @@ pub(crate) struct Covering {
     pub(crate) kind: Kind,
     pub(crate) prefix: Vec<u8>,
     pub(crate) listing: Listing,
+    pub(crate) store: Arc<Store>,
     pub(crate) sight: Sight,
 }
 
@@ -58,9 +59,8 @@ impl Covering {
         if self.kind == Kind::Directory {
             return Ok(self.listing.entries);
         }
-        let reader = self.sight.store.reader()?;
         let mut chunks = 1;
-        for first in reader.first_keys_from(self.listing.generation, directory)? {
+        for first in self.sight.reader.first_keys_from(self.listing.generation, directory)? {
             if !first?.starts_with(directory) || chunks * (CHUNK_ENTRIES as u64) > limit {
                 break;
             }
@@ -72,19 +72,19 @@ impl Covering {
 
 /// Every complete listing that shows what is in the directory whose keys begin with `prefix`.
 pub(crate) fn covering(store: &Arc<Store>, scope: u32, prefix: &[u8]) -> Result<Vec<Covering>> {
-    let reader = store.reader()?;
+    let reader = Arc::new(store.reader()?);
     let mut found = Vec::new();
     let trees = ancestors(prefix).map(|prefix| (Kind::Tree, prefix));
     for (kind, prefix) in std::iter::once((Kind::Directory, prefix)).chain(trees) {
         if let Some(listing) = reader.listing(scope, kind, prefix)? {
             let believed = listing.epoch == store.epoch();
             let sight = Sight {
-                store: store.clone(),
+                reader: reader.clone(),
                 generation: listing.generation,
                 sent: if believed { listing.sent } else { LONG_AGO },
                 below: None,
             };
-            found.push(Covering { kind, prefix: prefix.to_vec(), listing, sight });
+            found.push(Covering { kind, prefix: prefix.to_vec(), listing, store: store.clone(), sight });
         }
     }
     Ok(found)

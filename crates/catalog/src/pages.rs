@@ -112,7 +112,7 @@ impl View {
             return Ok(Shown { items: Vec::new(), cursor, exhausted: true });
         };
         let reached = ingest.progress().borrow().clone();
-        let shown = present::list(&ingest.sight(&reached), directory, cursor, limit)?;
+        let shown = present::list(&ingest.sight(&reached)?, directory, cursor, limit)?;
         if shown.exhausted {
             ingest.took_all(&reached);
         }
@@ -132,12 +132,8 @@ impl View {
         let mut cursor = cursor;
         loop {
             let reached = progress.borrow_and_update().clone();
-            let sight = ingest.sight(&reached);
-            let shown = self.parts.catalog.writer.guard(|| show(wanted, &sight, cursor))?;
-            let complete = match &reached.outcome {
-                Some(Err(error)) if shown.exhausted => return Err(error.clone()),
-                outcome => outcome.is_some(),
-            };
+            let shown = self.parts.catalog.writer.guard(|| show(wanted, &ingest.sight(&reached)?, cursor))?;
+            let complete = reached.outcome.is_some();
             if !shown.items.is_empty() || (shown.exhausted && complete) {
                 ingest.took(shown.items.len());
                 return Ok(page_of(shown, complete));
@@ -173,7 +169,7 @@ impl View {
             generation: covering.listing.generation,
         };
         let writer = &self.parts.catalog.writer;
-        if let Err(error) = writer.apply(&covering.sight.store, vec![change]) {
+        if let Err(error) = writer.apply(&covering.store, vec![change]) {
             tracing::warn!(%error, "the damaged listing could not be dropped");
         }
     }

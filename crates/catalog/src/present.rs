@@ -250,7 +250,7 @@ mod tests {
         let changes =
             chunks.map(|chunk| Change::Chunk { generation: 1, first: chunk[0].key.clone(), row: pack(chunk, 0) });
         store.apply(changes.collect()).unwrap();
-        Sight { store: Arc::new(store), generation: 1, sent: 0, below: None }
+        Sight { reader: Arc::new(store.reader().unwrap()), generation: 1, sent: 0, below: None }
     }
 
     fn pages(

@@ -6,13 +6,14 @@ use bytes::Bytes;
 use penstock_types::{Error, ErrorKind, ObjectAttributes, Result};
 
 use crate::chunk::{Chunk, EntryRef, Malformed};
-use crate::store::{Reader, Store};
+use crate::store::Reader;
 use crate::timeline::Moment;
 
 /// A listing as far as it can be read: complete, or up to where it has come.
 #[derive(Clone)]
 pub(crate) struct Sight {
-    pub(crate) store: Arc<Store>,
+    /// The tables at a moment when every chunk was there: those of a listing that another replaces are removed.
+    pub(crate) reader: Arc<Reader>,
     pub(crate) generation: u64,
     /// When it was asked for; `LONG_AGO` when that is not known any more.
     pub(crate) sent: Moment,
@@ -55,10 +56,9 @@ pub(crate) fn scan(
     inclusive: bool,
     mut visit: impl FnMut(&Seen<'_>) -> Result<Step>,
 ) -> Result<bool> {
-    let reader = sight.store.reader()?;
     let (mut from, mut inclusive) = (from.to_vec(), inclusive);
     loop {
-        match scan_run(&reader, sight, (&from, inclusive), &mut visit)? {
+        match scan_run(sight, (&from, inclusive), &mut visit)? {
             Run::Stopped => return Ok(false),
             Run::Ended => return Ok(true),
             Run::Seek(key) => (from, inclusive) = (key, true),
@@ -73,11 +73,11 @@ enum Run {
 }
 
 fn scan_run(
-    reader: &Reader,
     sight: &Sight,
     (from, inclusive): (&[u8], bool),
     visit: &mut impl FnMut(&Seen<'_>) -> Result<Step>,
 ) -> Result<Run> {
+    let reader = &sight.reader;
     let around = reader.chunk_around(sight.generation, from)?;
     for row in around.into_iter().map(Ok).chain(reader.chunks_after(sight.generation, from)?) {
         let row = row?;

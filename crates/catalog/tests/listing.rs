@@ -305,3 +305,21 @@ async fn odd_keys_are_shown_below_a_prefix_and_found_by_the_paths_shown() {
     }
     let _ = Arc::clone(&bench.view);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_walk_misses_nothing_while_newer_listings_take_the_place_of_the_one_it_reads() {
+    // Long enough for many rows, and stale at once: every walk that begins lists anew and removes what others read.
+    let bench = Bench::new(TestSource::default().with(dataset(10, 900)), Freshness::Seconds(0.0));
+    let walks = (0..4).map(|reader| {
+        let view = Arc::clone(&bench.view);
+        tokio::spawn(async move {
+            for _ in 0..12 {
+                let items = walk(&view, "", 1500 + reader).await.unwrap();
+                assert_eq!(items.len(), 9011, "reader {reader} missed names");
+            }
+        })
+    });
+    for walked in futures_util::future::join_all(walks).await {
+        walked.unwrap();
+    }
+}
