@@ -33,18 +33,34 @@ impl MemoryBudget {
 
     /// Waits until `bytes` are free, at most `deadline`. More than the whole budget counts as the whole.
     pub async fn hold(&self, bytes: u64, deadline: Duration) -> Result<MemoryHold> {
-        let wanted = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units);
-        let acquire = Arc::clone(&self.semaphore).acquire_many_owned(wanted);
+        let units = self.units_of(bytes);
+        let acquire = Arc::clone(&self.semaphore).acquire_many_owned(units);
         let permit = tokio::time::timeout(deadline, acquire).await.ok().and_then(std::result::Result::ok);
-        let permit = permit.ok_or_else(|| {
-            Error::new(ErrorKind::ResourceLimit, "reserve memory for a transfer", "the memory budget is in use")
-                .advise("try again, or raise memory.budget")
-                .fact("wanted_bytes", bytes)
-                .fact("budget_bytes", u64::from(self.units) * UNIT_BYTES)
-        })?;
-        let bytes = u64::from(wanted) * UNIT_BYTES;
+        permit.map(|permit| self.held(permit, units)).ok_or_else(|| self.in_use(bytes))
+    }
+
+    /// Takes `bytes` where they are free now.
+    pub fn try_hold(&self, bytes: u64) -> Option<MemoryHold> {
+        let units = self.units_of(bytes);
+        Arc::clone(&self.semaphore).try_acquire_many_owned(units).ok().map(|permit| self.held(permit, units))
+    }
+
+    /// What is said to whom `bytes` cannot be given.
+    pub fn in_use(&self, bytes: u64) -> Error {
+        Error::new(ErrorKind::ResourceLimit, "reserve memory for a transfer", "the memory budget is in use")
+            .advise("try again, or raise memory.budget")
+            .fact("wanted_bytes", bytes)
+            .fact("budget_bytes", u64::from(self.units) * UNIT_BYTES)
+    }
+
+    fn units_of(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units)
+    }
+
+    fn held(&self, permit: OwnedSemaphorePermit, units: u32) -> MemoryHold {
+        let bytes = u64::from(units) * UNIT_BYTES;
         self.metrics.memory_used_bytes.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
-        Ok(MemoryHold { _permit: permit, bytes, metrics: self.metrics.clone() })
+        MemoryHold { _permit: permit, bytes, metrics: self.metrics.clone() }
     }
 }
 

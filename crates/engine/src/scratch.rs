@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use penstock_types::{ByteRange, Error, ErrorKind, PAGE_SIZE, Result};
@@ -21,7 +21,13 @@ pub struct Scratch {
     file: File,
     lent: Arc<OwnedFd>,
     size: u64,
-    pages: Mutex<BTreeMap<u64, Held>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What is kept; bytes that arrive outside it are thrown away.
+    window: ByteRange,
+    pages: BTreeMap<u64, Held>,
 }
 
 /// A page's share of the memory that its fill took from the budget.
@@ -38,7 +44,12 @@ impl Scratch {
         ftruncate(&made, size).map_err(failed)?;
         let through = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&made));
         let lent = open(through, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-        Ok(Self { file: made.into(), lent: Arc::new(lent), size, pages: Mutex::default() })
+        Ok(Self {
+            file: made.into(),
+            lent: Arc::new(lent),
+            size,
+            state: Mutex::new(State { window: ByteRange::new(0, size), pages: BTreeMap::new() }),
+        })
     }
 
     /// Read-only descriptor of the memory; absent pages read as zeros, so read present ones only.
@@ -46,37 +57,44 @@ impl Scratch {
         Arc::clone(&self.lent)
     }
 
-    /// Writes whole pages (but at the end of the object) that `held` accounts for.
+    /// Keeps of these bytes, whole pages but at the end of the object, what the window wants; `held` accounts for them.
     pub fn fill(&self, offset: u64, data: &[Bytes], held: &Held) -> Result<()> {
+        let mut state = self.state();
         let mut at = offset;
         for chunk in data {
-            self.file
-                .write_all_at(chunk, at)
-                .map_err(|error| Error::new(ErrorKind::ResourceLimit, "hold bytes in memory", error.to_string()))?;
-            at += chunk.len() as u64;
+            let whole = ByteRange::new(at, at + chunk.len() as u64);
+            let kept = whole.intersect(state.window);
+            let inside = |offset: u64| usize::try_from(offset - whole.start).expect("a chunk fits memory");
+            if !kept.is_empty() {
+                self.file
+                    .write_all_at(&chunk[inside(kept.start)..inside(kept.end)], kept.start)
+                    .map_err(|error| Error::new(ErrorKind::ResourceLimit, "hold bytes in memory", error.to_string()))?;
+            }
+            at = whole.end;
         }
-        let mut pages = self.pages.lock().expect("no panic while pages are noted");
-        pages.extend(ByteRange::new(offset, at).pages().map(|page| (page, Arc::clone(held))));
+        let kept = ByteRange::new(offset, at).intersect(state.window);
+        state.pages.extend(kept.pages().map(|page| (page, Arc::clone(held))));
         Ok(())
     }
 
-    /// Forgets every page outside `window` and gives its memory back.
+    /// Forgets every page outside `window`, which is of whole pages, and gives its memory back.
     pub fn keep_only(&self, window: ByteRange) {
+        let mut state = self.state();
+        state.window = window;
         let keep = window.pages();
-        let mut pages = self.pages.lock().expect("no panic while pages are noted");
-        let dropped: Vec<u64> = pages.keys().copied().filter(|page| !keep.contains(page)).collect();
+        let dropped: Vec<u64> = state.pages.keys().copied().filter(|page| !keep.contains(page)).collect();
         for page in dropped {
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // A page that cannot be punched stays in memory with its hold until the reader closes.
             if fallocate(&self.file, punch, page * PAGE_SIZE, PAGE_SIZE).is_ok() {
-                pages.remove(&page);
+                state.pages.remove(&page);
             }
         }
     }
 
     /// Contiguous present bytes from `offset`.
     pub fn present_run(&self, offset: u64) -> ByteRange {
-        let pages = self.pages.lock().expect("no panic while pages are noted");
+        let pages = &self.state().pages;
         let mut page = offset / PAGE_SIZE;
         while pages.contains_key(&page) {
             page += 1;
@@ -86,7 +104,7 @@ impl Scratch {
 
     /// Absent page runs that `range` touches.
     pub fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
-        let pages = self.pages.lock().expect("no panic while pages are noted");
+        let pages = &self.state().pages;
         let mut runs: Vec<ByteRange> = Vec::new();
         for page in range.pages().filter(|page| !pages.contains_key(page)) {
             let end = ((page + 1) * PAGE_SIZE).min(self.size);
@@ -96,6 +114,10 @@ impl Scratch {
             }
         }
         runs
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while pages are noted")
     }
 
     /// Copies present bytes out.

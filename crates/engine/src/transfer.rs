@@ -134,11 +134,26 @@ pub struct Ahead {
 struct Flight {
     range: ByteRange,
     priority: Priority,
+    /// Whether it waits for memory where none is free; otherwise it is not flown then.
+    patient: bool,
+    waits_for_memory: AtomicBool,
     started: AtomicBool,
     ended: OnceLock<Option<Error>>,
 }
 
+/// How a flight ended that did not fail.
+enum Fetched {
+    All,
+    /// There was no memory for it.
+    Nothing,
+}
+
 impl Flight {
+    fn new(range: ByteRange, priority: Priority, patient: bool) -> Arc<Self> {
+        let (waits_for_memory, started, ended) = Default::default();
+        Arc::new(Self { range, priority, patient, waits_for_memory, started, ended })
+    }
+
     /// Whether somebody who waits with `priority` may rely on it: a queued background request could wait long.
     fn serves(&self, priority: Priority) -> bool {
         self.priority >= priority || self.started.load(Ordering::Relaxed)
@@ -162,6 +177,7 @@ impl Transfer {
         match tokio::time::timeout(self.carrier.deadline, wait).await {
             Ok(result) => result,
             Err(_) if !self.store.present_run(need.start).is_empty() => Ok(()),
+            Err(_) if self.waits_for_memory(need) => Err(self.carrier.budget.in_use(need.len())),
             Err(_) => Err(self.late(need)),
         }
     }
@@ -186,6 +202,10 @@ impl Transfer {
                     return Err(error.clone());
                 }
                 if flights.iter().all(|flight| flight.ended.get().is_some()) {
+                    if self.is_scratch() && !self.store.present_run(need.start).is_empty() {
+                        // There was no memory for the rest: it comes when this part has been read.
+                        return Ok(());
+                    }
                     break;
                 }
                 notified.await;
@@ -208,9 +228,11 @@ impl Transfer {
         // What the plan's end cuts short waits until the plan moves on.
         let rest =
             rest.into_iter().filter(|piece| piece.end < plan.want.end || piece.end == plan.piece_end(piece.start));
-        for range in needed.into_iter().chain(rest.take(free)) {
-            let (started, ended) = (AtomicBool::new(false), OnceLock::new());
-            let flight = Arc::new(Flight { range, priority, started, ended });
+        for (position, range) in needed.into_iter().chain(rest.take(free)).enumerate() {
+            // Who holds memory until it is read must not wait for more: the readers would wait for each other.
+            let patient =
+                !self.is_scratch() || (position == 0 && range.contains(ByteRange::new(need.start, need.start + 1)));
+            let flight = Flight::new(range, priority, patient);
             under_way.push(Arc::clone(&flight));
             self.carrier.runtime.spawn(Arc::clone(self).fly(flight));
         }
@@ -239,7 +261,7 @@ impl Transfer {
 
     async fn fly(self: Arc<Self>, flight: Arc<Flight>) {
         let result = self.fetch(&flight).await;
-        let well = result.is_ok();
+        let well = matches!(result, Ok(Fetched::All));
         let error = result.err().map(|error| match error.kind() {
             // The object went away: so did the version that was pinned.
             ErrorKind::NotFound => error.with_kind(ErrorKind::StaleVersion),
@@ -261,11 +283,13 @@ impl Transfer {
         self.flights.lock().expect("no panic while flights are noted")
     }
 
-    async fn fetch(&self, flight: &Flight) -> Result<()> {
+    async fn fetch(&self, flight: &Flight) -> Result<Fetched> {
         let range = flight.range;
-        let in_memory = if matches!(self.store, Store::Scratch(_)) { range.len() } else { 2 * FILL_BYTES };
-        let held = Arc::new(self.carrier.budget.hold(in_memory.min(range.len()), self.carrier.deadline).await?);
-        let mut body = self.read_origins(range, flight.priority).await?;
+        let Some(held) = self.memory(flight).await? else { return Ok(Fetched::Nothing) };
+        let held = Arc::new(held);
+        let answer = self.read_origins(range, flight.priority);
+        let answer = tokio::time::timeout(self.carrier.deadline, answer).await;
+        let mut body = answer.map_err(|_| self.late(range))??;
         flight.started.store(true, Ordering::Relaxed);
         let mut gathered = Gathered { offset: range.start, chunks: Vec::new(), bytes: 0 };
         while let Some(chunk) =
@@ -278,9 +302,41 @@ impl Transfer {
         }
         self.store_gathered(&mut gathered, range, &held)?;
         if gathered.offset == range.end {
-            return Ok(());
+            return Ok(Fetched::All);
         }
         Err(Error::new(ErrorKind::Corrupt, self.action(range), "the answer ended early").fact("at", gathered.offset))
+    }
+
+    /// The memory that a flight needs; `None` where it does not wait for it.
+    async fn memory(&self, flight: &Flight) -> Result<Option<MemoryHold>> {
+        let Carrier { budget, deadline, .. } = &*self.carrier;
+        let len = flight.range.len();
+        let bytes = if self.is_scratch() { len } else { len.min(2 * FILL_BYTES) };
+        let free = budget.try_hold(bytes);
+        if free.is_some() || !flight.patient {
+            return Ok(free);
+        }
+        flight.waits_for_memory.store(true, Ordering::Relaxed);
+        if let Store::Scratch(scratch) = &self.store {
+            // Whoever waits holds nothing, so that memory comes free whatever the others do.
+            scratch.keep_only(flight.range);
+        }
+        let held = budget.hold(bytes, *deadline).await?;
+        flight.waits_for_memory.store(false, Ordering::Relaxed);
+        if let (Store::Scratch(scratch), Some(ahead)) = (&self.store, self.flights().ahead.upgrade()) {
+            scratch.keep_only(ahead.plan.want);
+        }
+        Ok(Some(held))
+    }
+
+    fn is_scratch(&self) -> bool {
+        matches!(self.store, Store::Scratch(_))
+    }
+
+    fn waits_for_memory(&self, need: ByteRange) -> bool {
+        let flights = self.flights();
+        let mut needed = flights.under_way.iter().filter(|flight| !flight.range.intersect(need).is_empty());
+        needed.any(|flight| flight.waits_for_memory.load(Ordering::Relaxed))
     }
 
     fn store_gathered(&self, gathered: &mut Gathered, range: ByteRange, held: &Arc<MemoryHold>) -> Result<()> {

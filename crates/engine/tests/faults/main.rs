@@ -10,5 +10,6 @@ mod door;
 mod history;
 mod model;
 mod once_each;
+mod pressure;
 mod run;
 mod world;

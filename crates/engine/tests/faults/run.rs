@@ -49,7 +49,7 @@ pub fn recovers(world: &World<'_>) {
     // A disk that failed is left alone for a while; what was learnt of a source is old.
     world.clock.advance(Duration::from_secs(90));
     let engine = world.start().unwrap();
-    assert!(names(world, &engine).unwrap() == expected_names());
+    assert_eq!(names(world, &engine).unwrap(), expected_names());
     for (name, size) in FILES {
         read(world, &engine, name, &[ByteRange::new(0, *size)], ReadHint::Auto).unwrap();
     }
