@@ -10,9 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use penstock_cache::Extent;
-use penstock_types::{ByteRange, Error, ErrorKind, ObjectBody, ObjectId, Origin, Priority, Result};
+use penstock_types::{ByteRange, Error, ErrorKind, ObjectBody, ObjectId, Origin, PAGE_SIZE, Priority, Result};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::budget::{MemoryBudget, MemoryHold};
 use crate::pattern::Plan;
@@ -21,6 +22,8 @@ use crate::scratch::Scratch;
 /// Bytes gathered before they are written, at offsets that are multiples of it: a system call and a wake-up per so
 /// many. The kernel then keeps them in large folios, which are read an eighth faster than those of small writes.
 const FILL_BYTES: u64 = 1024 * 1024;
+/// From a slow source whole pages are written after so long: who waits for them gets on.
+const FILL_AFTER: Duration = Duration::from_millis(200);
 /// Requests that one transfer has under way at once.
 const FLIGHTS_MAX: usize = 32;
 /// Rounds of asking again for pages that vanished (dropped as damaged) while they were waited for.
@@ -292,15 +295,18 @@ impl Transfer {
         let mut body = answer.map_err(|_| self.late(range))??;
         flight.started.store(true, Ordering::Relaxed);
         let mut gathered = Gathered { offset: range.start, chunks: Vec::new(), bytes: 0 };
+        let mut filled = Instant::now();
         while let Some(chunk) =
             tokio::time::timeout(self.carrier.deadline, body.chunks.next()).await.map_err(|_| self.late(range))?
         {
             gathered.push(chunk?);
-            if gathered.end() / FILL_BYTES > gathered.offset / FILL_BYTES {
-                self.store_gathered(&mut gathered, range, &held)?;
+            let unit = if filled.elapsed() < FILL_AFTER { FILL_BYTES } else { PAGE_SIZE };
+            if gathered.end() / unit > gathered.offset / unit {
+                self.store_gathered(gathered.take(range.end, unit), &held)?;
+                filled = Instant::now();
             }
         }
-        self.store_gathered(&mut gathered, range, &held)?;
+        self.store_gathered(gathered.take(range.end, PAGE_SIZE), &held)?;
         if gathered.offset == range.end {
             return Ok(Fetched::All);
         }
@@ -339,8 +345,7 @@ impl Transfer {
         needed.any(|flight| flight.waits_for_memory.load(Ordering::Relaxed))
     }
 
-    fn store_gathered(&self, gathered: &mut Gathered, range: ByteRange, held: &Arc<MemoryHold>) -> Result<()> {
-        let (offset, chunks) = gathered.take(range.end);
+    fn store_gathered(&self, (offset, chunks): (u64, Vec<Bytes>), held: &Arc<MemoryHold>) -> Result<()> {
         if chunks.is_empty() {
             return Ok(());
         }
@@ -389,9 +394,9 @@ impl Gathered {
         self.offset + self.bytes as u64
     }
 
-    /// What is gathered up to the last multiple of a fill, or everything once `end` is reached, and where it belongs.
-    fn take(&mut self, end: u64) -> (u64, Vec<Bytes>) {
-        let until = if self.end() == end { end } else { self.end() / FILL_BYTES * FILL_BYTES };
+    /// What is gathered up to the last multiple of `unit`, or everything once `end` is reached, and where it belongs.
+    fn take(&mut self, end: u64, unit: u64) -> (u64, Vec<Bytes>) {
+        let until = if self.end() == end { end } else { self.end() / unit * unit };
         let take = usize::try_from(until.saturating_sub(self.offset)).expect("what is gathered fits memory");
         let offset = self.offset;
         let mut taken = Vec::with_capacity(self.chunks.len());
@@ -417,7 +422,6 @@ impl Gathered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_types::PAGE_SIZE;
     use proptest::prelude::*;
 
     proptest! {
@@ -433,7 +437,7 @@ mod tests {
             for size in sizes {
                 gathered.push(Bytes::copy_from_slice(&content[at..at + size]));
                 at += size;
-                let (offset, chunks) = gathered.take(start + total as u64);
+                let (offset, chunks) = gathered.take(start + total as u64, FILL_BYTES);
                 prop_assert_eq!(offset, start + out.len() as u64);
                 let bytes: usize = chunks.iter().map(Bytes::len).sum();
                 prop_assert!(bytes == 0 || (offset + bytes as u64).is_multiple_of(FILL_BYTES) || at == total);
