@@ -54,6 +54,13 @@ impl Descriptors {
         kept
     }
 
+    /// Closes what was only open because it was lent, where that made too many.
+    pub fn settle(&self) {
+        if self.open() > self.limit {
+            self.shrink(self.limit);
+        }
+    }
+
     /// Files that are kept open.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Acquire)

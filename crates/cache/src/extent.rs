@@ -330,6 +330,9 @@ impl fmt::Debug for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.extent.end_lease();
+        if let Some(owner) = self.extent.owner.upgrade() {
+            owner.descriptors.settle();
+        }
     }
 }
 

@@ -344,7 +344,7 @@ impl Extent {
         let (file, facts) = match opened {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(self.damaged("the cache file is missing"));
+                return Err(self.retire("the cache file is missing"));
             }
             Err(error) => {
                 self.tier.fail("open", &path, &error);

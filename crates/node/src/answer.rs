@@ -1,7 +1,8 @@
 //! Answers requests: translates between the protocol and the engine, and decides nothing.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{StreamExt, stream};
 use penstock_engine::{Engine, Entry, EntryPage, OpenFile, OpenOptions, ReadHint};
@@ -39,6 +40,10 @@ pub struct Service {
     pub arenas: ArenaBudget,
     /// Local names of files.
     pub links: Links,
+    /// No file is lent while so many descriptors are in use: the rest is for what the node does itself.
+    pub lent_below: usize,
+    /// Whether a file was refused for that lately.
+    pub scarce: AtomicBool,
     /// Files opened for one batch: bounded by the descriptors of the process.
     pub batch_files_max: usize,
 }
@@ -174,9 +179,14 @@ impl Answerer<'_> {
 
     fn open(&self, path: &str, version: Option<Version>, priority: Priority) -> Result<Answer> {
         let path = TreePath::parse(path)?;
+        if self.service.scarce.load(Ordering::Relaxed) {
+            // Before another file is opened, which would take one more.
+            self.check_descriptors(&path, RawFd::MAX)?;
+        }
         let file = self.opened(&path, version, priority)?;
         let attributes = file.attributes().clone();
         let (descriptor, complete) = (file.descriptor(), file.is_complete());
+        self.check_descriptors(&path, descriptor.as_raw_fd())?;
         let lease = self.session.lend(Arc::new(file), None)?;
         Ok(Answer {
             reply: Reply::Opened(Opened {
@@ -189,6 +199,21 @@ impl Answerer<'_> {
             descriptor: Some(descriptor),
             granted: Some(Returned::Lease(lease)),
         })
+    }
+
+    /// Refuses to lend a file while there is still a descriptor for everything else. `descriptor` is the newest one.
+    fn check_descriptors(&self, path: &TreePath, descriptor: RawFd) -> Result<()> {
+        let limit = self.service.lent_below;
+        // The system gives the lowest free number: only where that is high are many in use, perhaps.
+        let is_high = usize::try_from(descriptor).is_ok_and(|number| number >= limit);
+        let is_scarce = is_high && descriptors_in_use().is_none_or(|count| count >= limit);
+        self.service.scarce.store(is_scarce, Ordering::Relaxed);
+        if !is_scarce {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::ResourceLimit, format!("open {path}"), "the descriptors of the node are lent")
+            .advise("close files, or start the node with a higher `ulimit -n`")
+            .fact("limit", limit))
     }
 
     /// The file, from the cache alone where that is possible.
@@ -245,6 +270,11 @@ impl Answerer<'_> {
         let reply = Reply::Linked(Link { lease, path: local, size, version });
         Ok(Answer { reply, descriptor: None, granted: Some(Returned::Lease(lease)) })
     }
+}
+
+/// How many descriptors this process has; `None` when it has none left to look.
+fn descriptors_in_use() -> Option<usize> {
+    std::fs::read_dir("/proc/self/fd").ok().map(Iterator::count)
 }
 
 /// Ranges from outside are not trusted to be ranges.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,9 @@ const WORKERS_MAX: usize = 8;
 const BLOCKING_THREADS_MAX: usize = 64;
 /// Files opened for one batch, where the limit of open files admits it.
 const BATCH_FILES_MAX: usize = 1024;
+/// Descriptors that are left when files are refused, so that connections, batches and the control API go on; a
+/// sixteenth where few are allowed.
+const RESERVED_DESCRIPTORS: usize = 128;
 /// What a drain leaves for the runtime to end its tasks.
 const RUNTIME_GRACE: Duration = Duration::from_millis(500);
 
@@ -73,8 +77,12 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let tiers: Vec<PathBuf> = config.cache.tiers.iter().map(|tier| tier.directory.clone()).collect();
         let arenas = ArenaBudget::new(config.memory_budget_bytes, metrics.clone());
+        let mut granted = config.clone();
+        granted.memory_budget_bytes -= arenas.limit();
+        // Every request under way has a connection, which is a descriptor.
+        granted.source.max_requests = granted.source.max_requests.min(files / 8).max(1);
         let engine = Engine::new(EngineParts {
-            config: NodeConfig { memory_budget_bytes: config.memory_budget_bytes - arenas.limit(), ..config.clone() },
+            config: granted,
             clock: Arc::clone(&clock),
             disk: Arc::new(RealDisk),
             metrics: metrics.clone(),
@@ -96,6 +104,8 @@ impl Node {
             metrics,
             arenas,
             links: Links::new(tiers),
+            scarce: AtomicBool::new(false),
+            lent_below: files - RESERVED_DESCRIPTORS.min(files / 16),
             batch_files_max: BATCH_FILES_MAX.min(files / 4).clamp(1, BATCH_PATHS_MAX),
         });
         let socket = DataSocket::bind(&config.data_socket, service, config.max_connections)?;
