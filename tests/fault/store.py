@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from email.utils import formatdate
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -43,13 +44,16 @@ Fault = Callable[["Handler", Question, Answer], None]
 
 
 class Store:
-    """Buckets of all names hold the same objects. ``judge`` decides which request is answered by which fault."""
+    """Buckets of all names hold the same objects. ``judge`` decides which request is answered by which fault; ``watch``
+    is told the headers of each.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.asked: Counter[str] = Counter()
         self.faulty: Counter[str] = Counter()
         self.judge: Callable[[Question], Fault | None] = lambda _: None
+        self.watch: Callable[[str, Message], object] = lambda *_: None
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._connections: set[socket.socket] = set()
@@ -81,7 +85,9 @@ class Store:
         self.judge = lambda _: None
 
     def close(self) -> None:
-        """Ends it and every connection, the silent ones too."""
+        """Ends it and every connection, the silent ones too; once."""
+        if self.closing.is_set():
+            return
         self.closing.set()
         self._server.shutdown()
         self._thread.join()
@@ -138,6 +144,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         store = self.server.store
         question, answer = self._right()
+        store.watch(question.kind, self.headers)
         with store.lock:
             fault = store.judge(question)
             store.asked[question.kind] += 1
