@@ -61,7 +61,7 @@ def no_node(lake: Lake) -> None:
     lake.machine.kill()
 
 
-TROUBLES = {
+TROUBLES: dict[Callable[[Lake], None], Any] = {
     no_store: errors.UnavailableError,
     silence: errors.TimedOutError,
     refusal: errors.PermissionDeniedError,
