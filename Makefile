@@ -11,6 +11,7 @@ VENV := $(CURDIR)/.venv
 TOOLS := $(CURDIR)/.tools
 CARGO_DENY_VERSION := 0.20.2
 VERSITYGW_VERSION := v1.7.0
+FUZZ_CASES ?= 10000
 
 export PATH := $(VENV)/bin:$(TOOLS)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
@@ -71,8 +72,10 @@ bench: core-release ## the bars, both sides from one run; results go to benchmar
 	@status=0; python -m benchmarks.run $(ARGS) || status=$$?; python docs/_extensions/measured.py; exit $$status
 
 soak: core-release servers ## what takes long: a million checked reads, long fuzzing
-	$(call say,soak)
+	$(call say,a million checked reads and hundreds of kills)
 	@pytest -m soak --timeout 7200 $(ARGS)
+	$(call say,every decoder and model against $(FUZZ_CASES) random cases each)
+	@PROPTEST_CASES=$(FUZZ_CASES) $(as-maturin) cargo test --workspace --locked --lib --test faults
 
 wheel: $(VENV)/.requirements ## one wheel with everything in it, in dist
 	$(call say,wheel)

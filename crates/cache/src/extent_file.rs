@@ -15,6 +15,8 @@ use crate::tier::{disk_error, is_lack_of_descriptors};
 const MAX_SLICES: usize = 1024;
 /// Pages that verification reads at once: 1 MiB.
 const VERIFY_PAGES: u64 = 16;
+/// How often a call that opens files has some closed for it.
+const RELIEFS: u32 = 4;
 /// Permissions of a file that is still written, and of a complete one.
 const WRITABLE: u32 = 0o600;
 const SEALED: u32 = 0o400;
@@ -367,16 +369,20 @@ impl Extent {
         Ok(file)
     }
 
-    /// Runs a call that opens files; when the process has no descriptor left, closes some and tries once more.
+    /// Runs a call that opens files; when the process has no descriptor left, closes some and tries again. More than
+    /// once, because other threads may take what was freed.
     fn with_descriptors<T>(&self, call: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        match call() {
-            Err(error) if is_lack_of_descriptors(&error) => {
-                if let Some(owner) = self.owner.upgrade() {
-                    owner.descriptors.relieve();
+        let mut reliefs = 0;
+        loop {
+            match call() {
+                Err(error) if is_lack_of_descriptors(&error) && reliefs < RELIEFS => {
+                    reliefs += 1;
+                    if let Some(owner) = self.owner.upgrade() {
+                        owner.descriptors.relieve();
+                    }
                 }
-                call()
+                other => return other,
             }
-            other => other,
         }
     }
 

@@ -31,6 +31,11 @@ impl MemoryBudget {
         Self { semaphore: Arc::new(Semaphore::new(units as usize)), units, metrics }
     }
 
+    /// The whole budget.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.units) * UNIT_BYTES
+    }
+
     /// Waits until `bytes` are free, at most `deadline`. More than the whole budget counts as the whole.
     pub async fn hold(&self, bytes: u64, deadline: Duration) -> Result<MemoryHold> {
         let units = self.units_of(bytes);
@@ -50,7 +55,7 @@ impl MemoryBudget {
         Error::new(ErrorKind::ResourceLimit, "reserve memory for a transfer", "the memory budget is in use")
             .advise("try again, or raise memory.budget")
             .fact("wanted_bytes", bytes)
-            .fact("budget_bytes", u64::from(self.units) * UNIT_BYTES)
+            .fact("budget_bytes", self.bytes())
     }
 
     fn units_of(&self, bytes: u64) -> u32 {

@@ -12,7 +12,7 @@ use penstock_types::{
 use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::pattern::{Pattern, Plan, ReadHint};
-use crate::scratch::{SCRATCH_WINDOW, Scratch};
+use crate::scratch::{self, Scratch};
 use crate::transfer::{Ahead, Store, Transfer};
 
 /// Objects up to this size are fetched whole inside `open`: their first read then needs no further talk.
@@ -301,18 +301,20 @@ impl OpenFile {
         self.store().missing(ByteRange::new(0, self.size())).iter().map(ByteRange::len).sum()
     }
 
-    async fn bring(&self, need: ByteRange, mut plan: Plan) -> Result<()> {
+    async fn bring(&self, mut need: ByteRange, mut plan: Plan) -> Result<()> {
         let (store, transfer) = self.transfer();
-        let absent: u64 = store.missing(need).iter().map(|run| run.intersect(need).len()).sum();
         let metrics = &self.engine.parts.metrics;
-        metrics.read_bytes.inc_by(need.len());
-        metrics.cache_hit_bytes.inc_by(need.len() - absent);
         if matches!(store, Store::Scratch(_)) {
-            plan.want = plan.want.intersect(ByteRange::new(need.start, need.start + SCRATCH_WINDOW));
+            let window = scratch::window(self.engine.carrier.budget.bytes());
+            plan.want = plan.want.intersect(ByteRange::new(need.start, need.start + window));
             plan.want = plan.want.rounded_out(crate::pattern::RANDOM_UNIT, self.size());
-            plan.piece_max = SCRATCH_WINDOW / 8;
+            plan.piece_max = scratch::PIECE_MAX;
+            need = need.intersect(plan.want);
             metrics.uncached_bytes.inc_by(need.len());
         }
+        let absent: u64 = store.missing(need).iter().map(|run| run.intersect(need).len()).sum();
+        metrics.read_bytes.inc_by(need.len());
+        metrics.cache_hit_bytes.inc_by(need.len() - absent);
         let ahead = Arc::new(Ahead { plan, priority: self.priority });
         self.holding().ahead = Some(Arc::clone(&ahead));
         let brought = transfer.ensure(need, &ahead).await;

@@ -13,8 +13,17 @@ use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, ftruncate,
 
 use crate::budget::MemoryHold;
 
-/// Bytes fetched ahead for a reader whose bytes are not cached: enough for eight requests of 1 MiB in flight.
-pub const SCRATCH_WINDOW: u64 = 8 * 1024 * 1024;
+/// Bytes fetched ahead at most for a reader whose bytes are not cached: enough for eight requests of 1 MiB in flight.
+const WINDOW_MAX: u64 = 8 * PIECE_MAX;
+/// Largest request of such a reader.
+pub const PIECE_MAX: u64 = 1024 * 1024;
+/// A reader who stays away keeps its window; so many may do so before others have to wait for memory.
+const IDLE_READERS: u64 = 16;
+
+/// Bytes fetched ahead for a reader whose bytes are not cached, of a budget of so many.
+pub fn window(budget_bytes: u64) -> u64 {
+    (budget_bytes / IDLE_READERS / PIECE_MAX * PIECE_MAX).clamp(PIECE_MAX, WINDOW_MAX)
+}
 
 /// One object's pages in anonymous memory, of which only a window is present.
 pub struct Scratch {

@@ -270,7 +270,7 @@ impl Pair<'_> {
 static CASES: AtomicU64 = AtomicU64::new(0);
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(300), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn contract_1_and_3_hold_in_any_order_of_writes_reads_evictions_restarts_and_time(
