@@ -146,7 +146,7 @@ impl Extent {
         self.state().charged
     }
 
-    /// Closes the files that are kept open, unless it is lent or was used since it was asked last.
+    /// Closes the files that are kept open, unless it is lent, is being opened or was used since it was asked last.
     pub(crate) fn close_files(&self) -> bool {
         if self.touched.swap(false, Ordering::Relaxed) {
             return false;
@@ -155,7 +155,8 @@ impl Extent {
         if state.life != Life::Here {
             return true;
         }
-        if state.leases > 0 && state.read.is_some() {
+        // A file that is being opened has its place in the ring already and is kept in a moment.
+        if state.opening || (state.leases > 0 && state.read.is_some()) {
             return false;
         }
         let unused = [state.read.take(), state.write.take()];

@@ -53,8 +53,16 @@ impl Engine {
             (position, self.open(&paths[position], options).await)
         });
         let mut opens = stream::iter(opens).buffer_unordered(OPENS_AT_ONCE);
+        let mut refused = Vec::new();
         while let Some((position, result)) = opens.next().await {
+            if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ResourceLimit) {
+                refused.push(position);
+            }
             opened[position] = Some(result);
+        }
+        // What was short because so many were opened at once is enough for one after another.
+        for position in refused {
+            opened[position] = Some(self.open(&paths[position], OpenOptions { priority, version: None }).await);
         }
         opened.into_iter().map(|result| result.expect("every path was opened")).collect()
     }
