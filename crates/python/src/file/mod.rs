@@ -29,6 +29,8 @@ use crate::view::View;
 
 /// Reads below this size that follow each other are answered from one larger read.
 const SMALL_READ: usize = 8 * 1024;
+/// Reads up to this size are made without giving up the interpreter, where they need not wait.
+const AT_ONCE_BYTES: usize = 64 * 1024;
 /// Views up to this size are copied: mapping costs more.
 const SMALL_VIEW: usize = 16 * 1024;
 /// How often a read opens the file again because the node forgot it.
@@ -207,6 +209,10 @@ impl File {
 
     /// Fills `out` with bytes from `offset` on, all of which are inside the file.
     fn read_at(&self, py: Python<'_>, handle: &Arc<Handle>, offset: u64, out: &mut [u8]) -> PyResult<()> {
+        // Giving up the interpreter and taking it again costs as much as a few pages do.
+        if out.len() <= AT_ONCE_BYTES && handle.read_at_once(offset, out) {
+            return Ok(());
+        }
         if let Some(outcome) = py.detach(|| handle.read_complete(&self.path, offset, out)) {
             return outcome.or_else(|error| self.read_served(py, offset, out, &error));
         }
