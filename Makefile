@@ -11,7 +11,7 @@ VENV := $(CURDIR)/.venv
 TOOLS := $(CURDIR)/.tools
 CARGO_DENY_VERSION := 0.20.2
 VERSITYGW_VERSION := v1.7.0
-FUZZ_CASES ?= 10000
+FUZZ_CASES ?= 2000
 
 export PATH := $(VENV)/bin:$(TOOLS)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
