@@ -201,7 +201,6 @@ impl Extent {
         error
     }
 
-    /// Gives the whole extent up. The error to give.
     /// The file as a whole is not what was written: every page that was present is lost and counts as bad.
     fn damaged(&self, reason: &str) -> Error {
         if !self.is_gone() {
@@ -210,6 +209,7 @@ impl Extent {
         self.retire(reason)
     }
 
+    /// Gives the whole extent up. The error to give.
     fn retire(&self, reason: &str) -> Error {
         if self.is_gone() {
             return self.gone_error();

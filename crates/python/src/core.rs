@@ -18,6 +18,9 @@ use crate::file::File;
 use crate::link::Lease;
 use crate::view::View;
 
+/// Entries, and the cursor of the next page.
+type Page<'py> = (Bound<'py, PyList>, Option<String>);
+
 /// Files or ranges asked for in one request.
 const BATCH_MAX: usize = 1024;
 /// Files read one by one when the node has no memory for a batch, before it is asked for a batch again.
@@ -53,32 +56,14 @@ impl Core {
 
     /// A page of a directory, and the cursor of the next one.
     #[pyo3(signature = (path, after=None, limit=8192))]
-    fn list_page<'py>(
-        &self,
-        py: Python<'py>,
-        path: String,
-        after: Option<String>,
-        limit: u32,
-    ) -> PyResult<(Bound<'py, PyList>, Option<String>)> {
-        match self.pool.ask(py, &Request::List { path, after, limit })?.reply {
-            Reply::Entries(page) => entries(py, page),
-            _ => Err(unexpected("list")),
-        }
+    fn list_page<'py>(&self, py: Python<'py>, path: String, after: Option<String>, limit: u32) -> PyResult<Page<'py>> {
+        self.page(py, "list", &Request::List { path, after, limit })
     }
 
     /// A page of everything below a directory, and the cursor of the next one.
     #[pyo3(signature = (path, after=None, limit=8192))]
-    fn walk_page<'py>(
-        &self,
-        py: Python<'py>,
-        path: String,
-        after: Option<String>,
-        limit: u32,
-    ) -> PyResult<(Bound<'py, PyList>, Option<String>)> {
-        match self.pool.ask(py, &Request::Walk { path, after, limit })?.reply {
-            Reply::Entries(page) => entries(py, page),
-            _ => Err(unexpected("walk")),
-        }
+    fn walk_page<'py>(&self, py: Python<'py>, path: String, after: Option<String>, limit: u32) -> PyResult<Page<'py>> {
+        self.page(py, "walk", &Request::Walk { path, after, limit })
     }
 
     /// Opens a file for reading; with `version`, exactly that one.
@@ -235,6 +220,14 @@ impl Core {
 }
 
 impl Core {
+    /// Asks for a page of entries; `what` names the question in errors.
+    fn page<'py>(&self, py: Python<'py>, what: &str, request: &Request) -> PyResult<Page<'py>> {
+        match self.pool.ask(py, request)?.reply {
+            Reply::Entries(page) => entries(py, page),
+            _ => Err(unexpected(what)),
+        }
+    }
+
     fn ask_json(&self, py: Python<'_>, request: &Request) -> PyResult<String> {
         match self.pool.ask(py, request)?.reply {
             Reply::Json(text) => Ok(text),
@@ -337,7 +330,7 @@ fn view_of(arena: Option<&Arc<ArenaLease>>, slot: Slot) -> PyResult<View> {
     view.ok_or_else(|| unexpected("read a batch"))
 }
 
-fn entries<'py>(py: Python<'py>, page: EntryPage) -> PyResult<(Bound<'py, PyList>, Option<String>)> {
+fn entries<'py>(py: Python<'py>, page: EntryPage) -> PyResult<Page<'py>> {
     let entries: PyResult<Vec<_>> = page.entries.into_iter().map(|entry| Bound::new(py, PyEntry(entry))).collect();
     Ok((PyList::new(py, entries?)?, page.next))
 }
