@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use penstock_types::{Clock, Freshness};
 
@@ -27,6 +28,9 @@ pub(crate) const LONG_AGO: Moment = Moment::MIN + 1;
 const WALL_TOLERANCE: i64 = 50_000;
 /// How long an absence is believed at most, µs, unless a listing that is fresh shows it.
 pub(crate) const ABSENCE_LIMIT: i64 = 60_000_000;
+
+/// Longest that anything is said to be valid: ten years.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The clock of facts.
 pub(crate) struct Timeline {
@@ -72,6 +76,18 @@ pub(crate) fn is_fresh(freshness: Freshness, sent: Moment, now: Moment) -> bool 
     }
 }
 
+/// How much longer a fact that was asked for at `sent` may be believed.
+pub(crate) fn fresh_for(freshness: Freshness, sent: Moment, now: Moment) -> Duration {
+    match freshness {
+        _ if !is_fresh(freshness, sent, now) => Duration::ZERO,
+        Freshness::Immutable => FOREVER,
+        Freshness::Seconds(seconds) => {
+            let age = Duration::from_micros(now.saturating_sub(sent).unsigned_abs());
+            Duration::try_from_secs_f64(seconds).unwrap_or(FOREVER).min(FOREVER).saturating_sub(age)
+        }
+    }
+}
+
 /// Whether "nothing has that name", learnt from a question about that name alone, may be believed.
 pub(crate) fn is_fresh_absence(freshness: Freshness, sent: Moment, now: Moment) -> bool {
     is_fresh(freshness, sent, now) && (0..ABSENCE_LIMIT).contains(&now.saturating_sub(sent))
@@ -79,8 +95,6 @@ pub(crate) fn is_fresh_absence(freshness: Freshness, sent: Moment, now: Moment) 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use penstock_testkit::ManualClock;
 
     use super::*;
@@ -115,5 +129,14 @@ mod tests {
         assert!(!is_fresh(Freshness::Seconds(60.0), 10, 5));
         assert!(is_fresh(Freshness::Immutable, 0, i64::MAX));
         assert!(!is_fresh_absence(Freshness::Immutable, 0, ABSENCE_LIMIT));
+    }
+
+    #[test]
+    fn what_is_left_of_a_freshness_shrinks_with_the_age_of_the_fact() {
+        assert_eq!(fresh_for(Freshness::Seconds(60.0), 0, 15_000_000), Duration::from_secs(45));
+        assert_eq!(fresh_for(Freshness::Seconds(60.0), 0, 60_000_000), Duration::ZERO);
+        assert_eq!(fresh_for(Freshness::Seconds(0.0), 5, 5), Duration::ZERO);
+        assert_eq!(fresh_for(Freshness::Seconds(1e300), 0, 5), FOREVER);
+        assert_eq!(fresh_for(Freshness::Immutable, 0, i64::MAX), FOREVER);
     }
 }

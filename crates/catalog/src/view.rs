@@ -1,6 +1,7 @@
 //! What one attachment sees: names, answered from what is known as long as that is fresh, else asked of the source.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_types::{Error, ErrorKind, Freshness, ObjectKey, Result, Source};
 
@@ -13,7 +14,7 @@ use crate::named;
 use crate::present::{self, Directory};
 use crate::scope::Scope;
 use crate::store::Kind;
-use crate::timeline::{is_fresh, is_fresh_absence, keeps_names};
+use crate::timeline::{ABSENCE_LIMIT, fresh_for, is_fresh, is_fresh_absence, keeps_names};
 use crate::{Catalog, Item, ItemPage, NamedItem};
 
 /// Entries of one page at most, whatever is asked for.
@@ -49,6 +50,29 @@ impl View {
         let fact = self.known(path)?;
         self.parts.catalog.metrics.catalog_hits.inc();
         Some(self.result(path, fact))
+    }
+
+    /// As [`View::stat_cached`], and how much longer it may be believed.
+    pub fn stat_valid(&self, path: &str) -> Option<(Result<Item>, Duration)> {
+        let fact = self.known(path)?;
+        self.parts.catalog.metrics.catalog_hits.inc();
+        let left = fresh_for(self.parts.freshness, fact.sent, self.parts.catalog.timeline.now());
+        let absent = !matches!(fact.answer, Answer::Found(_));
+        let valid = if absent { left.min(Duration::from_micros(ABSENCE_LIMIT.unsigned_abs())) } else { left };
+        Some((self.result(path, fact), valid))
+    }
+
+    /// When the listing was asked for that shows a directory now, milliseconds since the Unix epoch, and how much
+    /// longer it may be believed; `None` when none is fresh.
+    ///
+    /// Cost: no request; a look into the store.
+    pub fn listed(&self, path: &str) -> Option<(i64, Duration)> {
+        let directory = self.directory(path).ok()?;
+        let now = self.parts.catalog.timeline.now();
+        let fresh = self.covering(&directory.prefix).ok()?.into_iter().map(|covering| covering.sight.sent);
+        let fresh =
+            fresh.filter(|&sent| is_fresh(self.parts.freshness, sent, now) && !self.parts.scope.distrusts(sent));
+        fresh.max().map(|sent| (sent / 1000, fresh_for(self.parts.freshness, sent, now)))
     }
 
     /// What a path names.

@@ -204,12 +204,15 @@ impl Engine {
     /// A page of the names in a directory; attachments below it appear as directories on the first page.
     pub async fn list(&self, path: &TreePath, after: Option<&str>, limit: usize) -> Result<EntryPage> {
         let nested = self.tree.children(path);
-        let synthetic = after.is_none().then(|| nested.iter().map(Entry::directory)).into_iter().flatten();
+        let synthetic: Vec<Entry> = match after {
+            None => nested.iter().map(|name| Entry::directory(name.as_str())).collect(),
+            Some(_) => Vec::new(),
+        };
         let Some((attached, inner)) = self.tree.find(path) else {
             if !self.tree.is_directory(path) {
                 return Err(nothing_attached(path));
             }
-            return Ok(EntryPage { entries: synthetic.collect(), next: None });
+            return Ok(EntryPage { entries: synthetic, next: None });
         };
         let listed = self.timely(&attached, path, attached.view.list(&inner, after, limit)).await;
         let page = match listed {
@@ -217,7 +220,7 @@ impl Engine {
             listed => listed.map_err(|error| error.during(format!("list {path}")))?,
         };
         let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
-        let entries = synthetic.chain(own.map(|item| Entry::of(item.name, item.item))).collect();
+        let entries = synthetic.into_iter().chain(own.map(|item| Entry::of(item.name, item.item))).collect();
         Ok(EntryPage { entries, next: page.next })
     }
 

@@ -14,6 +14,7 @@ mod budget;
 mod care;
 mod engine;
 mod entry;
+mod kernel;
 mod open;
 mod pattern;
 mod scratch;

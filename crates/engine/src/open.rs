@@ -58,6 +58,16 @@ pub struct OpenFile {
     holding: Mutex<Holding>,
 }
 
+/// An object version, and the path at which it was found.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub path: TreePath,
+    pub attached: Arc<Attached>,
+    pub inner: String,
+    pub object: ObjectId,
+    pub attributes: ObjectAttributes,
+}
+
 /// Where the bytes are; replaced when the cache cannot take them.
 struct Holding {
     store: Store,
@@ -95,17 +105,35 @@ impl Engine {
         let (attached, inner) = self.tree.find(path)?;
         let Ok(Item::File { key, attributes }) = attached.view.stat_cached(&inner)? else { return None };
         let object = object_id(&attached, key, &attributes.version);
-        let extent = self.cache.get(&object).filter(|extent| extent.is_complete())?;
+        self.lend_complete(&Target { path: path.clone(), attached, inner, object, attributes })
+    }
+
+    /// The object version as a file, where it is completely in the cache.
+    pub(crate) fn lend_complete(self: &Arc<Self>, target: &Target) -> Option<OpenFile> {
+        let extent = self.cache.get(&target.object).filter(|extent| extent.is_complete())?;
         let lease = extent.lend().ok()?;
         let metrics = &self.parts.metrics;
         metrics.opens.inc();
         metrics.open_hits.inc();
-        metrics.read_bytes.inc_by(attributes.size);
-        metrics.cache_hit_bytes.inc_by(attributes.size);
-        self.ahead.note_hit(self, &attached, &inner);
-        let holding = Mutex::new(Holding::cached(lease));
-        let (engine, priority) = (Arc::clone(self), Priority::Foreground);
-        Some(OpenFile { engine, attached, inner, path: path.clone(), object, attributes, priority, holding })
+        metrics.read_bytes.inc_by(target.attributes.size);
+        metrics.cache_hit_bytes.inc_by(target.attributes.size);
+        self.ahead.note_hit(self, &target.attached, &target.inner);
+        Some(self.open_file(target.clone(), Priority::Foreground, Holding::cached(lease)))
+    }
+
+    /// Opens exactly this object version, which need not be what its path means now. A small file is complete when
+    /// this returns.
+    ///
+    /// # Errors
+    /// `StaleVersion` when it is gone and not cached; what the source says.
+    pub(crate) async fn open_version(self: &Arc<Self>, target: Target) -> Result<OpenFile> {
+        self.parts.metrics.opens.inc();
+        let file = self.hold(target, Priority::Foreground)?;
+        self.ahead.note_miss(self, &file.attached, &file.inner);
+        if file.size() <= WHOLE_MAX && !file.is_complete() {
+            file.fetch_whole().await?;
+        }
+        Ok(file)
     }
 
     /// Opens the file at `path` on the version it has now. A small file is complete when this returns.
@@ -152,7 +180,7 @@ impl Engine {
             attributes = ObjectAttributes { size: kept.size(), modified_ms: 0, version: version.clone() };
         }
         let object = object_id(&attached, key, &attributes.version);
-        self.hold(path.clone(), attached, inner, (object, attributes), options.priority)
+        self.hold(Target { path: path.clone(), attached, inner, object, attributes }, options.priority)
     }
 
     /// The object that `path` names now, without holding it: `(attachment, object, size)`.
@@ -187,23 +215,22 @@ impl Engine {
         }
     }
 
-    fn hold(
-        self: &Arc<Self>,
-        path: TreePath,
-        attached: Arc<Attached>,
-        inner: String,
-        (object, attributes): (ObjectId, ObjectAttributes),
-        priority: Priority,
-    ) -> Result<OpenFile> {
+    fn hold(self: &Arc<Self>, target: Target, priority: Priority) -> Result<OpenFile> {
+        let size = target.attributes.size;
         // The first lend after an unclean boot reads every page of the extent.
-        let leased = tokio::task::block_in_place(|| self.lease(&object, attributes.size));
+        let leased = tokio::task::block_in_place(|| self.lease(&target.object, size));
         let holding = match leased {
             Ok(lease) => Holding::cached(lease),
-            Err(error) if cannot_cache(&error) => Holding::scratch(attributes.size)?,
+            Err(error) if cannot_cache(&error) => Holding::scratch(size)?,
             Err(error) => return Err(error),
         };
+        Ok(self.open_file(target, priority, holding))
+    }
+
+    fn open_file(self: &Arc<Self>, target: Target, priority: Priority, holding: Holding) -> OpenFile {
+        let Target { path, attached, inner, object, attributes } = target;
         let (engine, holding) = (Arc::clone(self), Mutex::new(holding));
-        Ok(OpenFile { engine, attached, inner, path, object, attributes, priority, holding })
+        OpenFile { engine, attached, inner, path, object, attributes, priority, holding }
     }
 
     fn lease(&self, object: &ObjectId, size: u64) -> Result<Lease> {

@@ -20,6 +20,8 @@ pub const WINDOW_MAX: u64 = 128 * 1024 * 1024;
 const WINDOW_FIRST: u64 = 16 * 1024 * 1024;
 /// A first read at the start of the file of at least this size is taken for the start of a sequential run.
 const LARGE_FIRST_READ: u64 = 512 * 1024;
+/// A run may come back by so much: a kernel that reads ahead asks for several pieces at once, in no strict order.
+const STEP_BACK_MAX: u64 = 4 * 1024 * 1024;
 /// Forward gaps up to this size still count as sequential (readers that skip headers or padding).
 const GAP_MAX: u64 = 1024 * 1024;
 
@@ -83,7 +85,7 @@ impl Pattern {
             self.from = read.start;
         }
         let first = self.reads == 0;
-        self.next = read.end;
+        self.next = if sequential { self.next.max(read.end) } else { read.end };
         self.reads += 1;
         match hint {
             ReadHint::Whole => Plan { want: ByteRange::new(0, size), from: 0, piece_max: PIECE_MAX, size },
@@ -112,7 +114,8 @@ impl Pattern {
             return read.start == 0;
         }
         let latest = self.next.max(self.handed_out).saturating_add(GAP_MAX);
-        (self.next.saturating_sub(RANDOM_UNIT)..=latest).contains(&read.start)
+        let earliest = self.next.saturating_sub(STEP_BACK_MAX).max(self.from);
+        (earliest..=latest).contains(&read.start)
     }
 }
 
@@ -159,6 +162,21 @@ mod tests {
         pattern.handed_out(18 * MIB);
         let plan = pattern.observe(ByteRange::new(10 * MIB, 11 * MIB), ReadHint::Auto, 512 * MIB);
         assert!(plan.want.end > 11 * MIB + WINDOW_FIRST && plan.from == 0, "{plan:?}");
+    }
+
+    #[test]
+    fn pieces_of_a_run_that_come_out_of_order_are_one_run_and_reading_backwards_is_none() {
+        let mut pattern = Pattern::default();
+        for piece in [0u64, 1, 3, 2, 5, 7, 4, 6] {
+            let start = piece * RANDOM_UNIT;
+            let plan = pattern.observe(ByteRange::new(start, start + RANDOM_UNIT), ReadHint::Auto, 512 * MIB);
+            assert!(piece == 0 || plan.want.end >= start + WINDOW_FIRST, "{piece}: {plan:?}");
+        }
+        for piece in (100..110u64).rev() {
+            let start = piece * RANDOM_UNIT;
+            let plan = pattern.observe(ByteRange::new(start, start + RANDOM_UNIT), ReadHint::Auto, 512 * MIB);
+            assert_eq!(plan.want.len(), RANDOM_UNIT, "{piece}: {plan:?}");
+        }
     }
 
     #[test]

@@ -129,8 +129,15 @@ impl Scratch {
         self.state.lock().expect("no panic while pages are noted")
     }
 
-    /// Copies present bytes out.
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// `Corrupt` when a page of them is not there any more: another reader of the file moved the window.
     pub fn read(&self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+        let state = self.state();
+        if !range.pages().all(|page| state.pages.contains_key(&page)) {
+            return Err(Error::new(ErrorKind::Corrupt, "read bytes held in memory", "they were let go meanwhile"));
+        }
         self.file
             .read_exact_at(out, range.start)
             .map_err(|error| Error::new(ErrorKind::Internal, "read bytes held in memory", error.to_string()))

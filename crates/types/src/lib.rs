@@ -7,6 +7,7 @@ mod config;
 mod disk;
 mod error;
 mod ids;
+mod kernel;
 mod metrics;
 mod origin;
 mod path;
@@ -21,6 +22,9 @@ pub use config::{
 pub use disk::{Disk, FileFacts, OpenMode, Space};
 pub use error::{Error, ErrorKind, Result};
 pub use ids::{AttachmentId, ObjectId, ObjectKey, SourceId, Version};
+pub use kernel::{
+    Answer, KernelTree, ListedNode, Looked, NodeAttributes, NodeFile, NodeId, NodePage, OpenedNode, TreeSpace,
+};
 pub use metrics::Metrics;
 pub use origin::Origin;
 pub use path::TreePath;

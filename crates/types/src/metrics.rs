@@ -87,6 +87,16 @@ metrics! {
         client_requests;
         /// Versions found gone after bytes of them had been delivered
         stale_versions;
+        /// Requests of the kernel to mounts, of every kind
+        kernel_requests;
+        /// Names that the kernel looked up in mounts
+        kernel_lookups;
+        /// Files that the kernel opened in mounts
+        kernel_opens;
+        /// Opens of files in mounts that the kernel reads by itself from then on
+        kernel_lent_opens;
+        /// Reads of file content that mounts answered
+        kernel_reads;
     }
     gauges {
         /// Requests under way at sources

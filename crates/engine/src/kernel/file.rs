@@ -1,0 +1,104 @@
+//! An open file as the kernel reads it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use penstock_types::{ByteRange, ErrorKind, NodeFile, Result};
+
+use crate::open::OpenFile;
+use crate::pattern::ReadHint;
+use crate::transfer::Store;
+
+/// A reader of present bytes moves what is fetched ahead on once in so many bytes.
+const STEP: u64 = 1024 * 1024;
+/// How often a damaged page is fetched again before the read gives up.
+const REPAIR_ATTEMPTS: usize = 2;
+
+/// A file that a mount has open.
+pub struct MountedFile {
+    file: Arc<OpenFile>,
+    /// The step of the read that moved the fetching on last.
+    step: AtomicU64,
+    /// Readers of bytes that are not cached share one window: one after another.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl MountedFile {
+    pub fn new(file: OpenFile) -> Arc<Self> {
+        Arc::new(Self { file: Arc::new(file), step: AtomicU64::new(u64::MAX), turn: Default::default() })
+    }
+
+    /// Has what probably comes next under way though nobody waits for it.
+    fn move_on(&self, range: ByteRange) {
+        if self.step.swap(range.start / STEP, Ordering::Relaxed) == range.start / STEP {
+            return;
+        }
+        let file = Arc::clone(&self.file);
+        // Whoever reads what is missing gets the error of their own wait.
+        self.file.engine.carrier.runtime.spawn(async move { file.ensure(range, ReadHint::Auto).await.map(drop) });
+    }
+}
+
+impl NodeFile for MountedFile {
+    fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        let range = ByteRange::new(offset, offset.saturating_add(out.len() as u64));
+        let range = range.intersect(ByteRange::new(0, self.file.size()));
+        if range.is_empty() {
+            return Ok(Some(0));
+        }
+        let store = self.file.store();
+        if store.present_run(range.start).end < range.end {
+            return Ok(None);
+        }
+        let length = usize::try_from(range.len()).expect("a read fits its buffer");
+        let read = match &store {
+            Store::Cached(extent) => extent.read_verified(range, &mut out[..length]),
+            Store::Scratch(scratch) => scratch.read(range, &mut out[..length]),
+        };
+        match read {
+            Ok(()) => {
+                if !store.is_complete() {
+                    self.move_on(range);
+                }
+                Ok(Some(length))
+            }
+            // Damaged pages were dropped, the extent was evicted, the window moved: they are brought again.
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
+        async move {
+            let range = range.intersect(ByteRange::new(0, self.file.size()));
+            let mut out = vec![0; usize::try_from(range.len()).expect("a read fits memory")];
+            let (mut at, mut repairs) = (range.start, 0);
+            while at < range.end {
+                let left = ByteRange::new(at, range.end);
+                let _turn = if self.file.extent().is_none() { Some(self.turn.lock().await) } else { None };
+                let ready = self.file.ensure(left, ReadHint::Auto).await?.range.intersect(left);
+                let from = usize::try_from(at - range.start).expect("a read fits memory");
+                let to = from + usize::try_from(ready.len()).expect("a read fits memory");
+                match self.file.copy_present(ready, &mut out[from..to]) {
+                    Ok(()) => at = ready.end,
+                    Err(error) if error.kind() == ErrorKind::Corrupt && repairs < REPAIR_ATTEMPTS => repairs += 1,
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(out)
+        }
+        .boxed()
+    }
+
+    fn is_evicted(&self) -> bool {
+        self.file.extent().is_some_and(|extent| extent.is_gone())
+    }
+}
+
+impl fmt::Debug for MountedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MountedFile({})", self.file.path())
+    }
+}

@@ -1,0 +1,377 @@
+//! The tree as a kernel mount sees it: which node a name is, how long that may be believed, and how its bytes are read.
+//!
+//! A node is one (path, version, way of I/O) and never changes. Where an open needs another version or way, it says
+//! `StaleVersion`: the kernel then looks the name up again and opens the node that it gets.
+
+mod file;
+mod nodes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use penstock_types::{
+    Answer, ByteRange, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage,
+    ObjectAttributes, OpenedNode, Result, TreePath, TreeSpace,
+};
+
+use crate::engine::{Engine, nothing_attached};
+use crate::entry::{Entry, EntryKind};
+use crate::kernel::file::MountedFile;
+use crate::kernel::nodes::{FileNode, Node, Nodes, Way};
+use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
+
+/// Names of one page of a directory.
+const PAGE_NAMES: usize = 1000;
+/// Attributes of a version never change.
+const VERSION_VALID: Duration = Duration::from_secs(86_400);
+/// How long directories above attachments are believed: attachments come and go.
+const SKELETON_VALID: Duration = Duration::from_secs(1);
+
+/// The part of the tree below one path, for one kernel mount.
+struct Mounted {
+    engine: Arc<Engine>,
+    /// Whether the kernel can read extent files by itself.
+    lending: bool,
+    nodes: Nodes,
+    mounted_ms: i64,
+}
+
+/// What the door holds.
+struct MountedTree(Arc<Mounted>);
+
+/// A name and how long it may be believed to mean this; `None` is nothing.
+struct Known {
+    entry: Option<Entry>,
+    valid: Duration,
+}
+
+impl Engine {
+    /// The tree below `base` for a kernel mount; `lending` says whether the kernel can read lent files by itself.
+    pub fn kernel_tree(self: &Arc<Self>, base: &TreePath, lending: bool) -> Arc<dyn KernelTree> {
+        let (nodes, mounted_ms) = (Nodes::new(base.as_str()), self.parts.clock.wall_ms());
+        Arc::new(MountedTree(Arc::new(Mounted { engine: Arc::clone(self), lending, nodes, mounted_ms })))
+    }
+
+    /// What is at `path`, where that is known and fresh, and for how long.
+    fn known(&self, path: &TreePath) -> Option<Result<Known>> {
+        let skeleton = || Known { entry: Some(Entry::directory(path.name())), valid: SKELETON_VALID };
+        let Some((attached, inner)) = self.tree.find(path) else {
+            return Some(if self.tree.is_directory(path) { Ok(skeleton()) } else { Err(nothing_attached(path)) });
+        };
+        let (found, valid) = attached.view.stat_valid(&inner)?;
+        Some(match found {
+            Ok(item) => Ok(Known { entry: Some(Entry::of(path.name(), item)), valid }),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            Err(_) if self.tree.is_directory(path) => Ok(skeleton()),
+            Err(_) => Ok(Known { entry: None, valid }),
+        })
+    }
+
+    /// As [`Engine::known`], asking the source where it has to.
+    async fn learn(&self, path: &TreePath) -> Result<Known> {
+        let entry = match self.stat(path).await {
+            Ok(entry) => Some(entry),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        // Nothing is known when nothing is believed for any time.
+        let known = self.known(path).and_then(Result::ok).filter(|known| known.entry == entry);
+        Ok(known.unwrap_or(Known { entry, valid: Duration::ZERO }))
+    }
+}
+
+impl Mounted {
+    fn directory(&self, id: NodeId) -> Result<Arc<str>> {
+        match self.nodes.get(id) {
+            Some(Node { directory, file: None }) => Ok(directory),
+            Some(Node { directory, file: Some(file) }) => Err(Error::new(
+                ErrorKind::NotADirectory,
+                format!("use {}/{}", directory, file.name),
+                "it is a file and a directory was asked for",
+            )),
+            None => Err(forgotten(id)),
+        }
+    }
+
+    fn lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Looked> {
+        let (directory, path) = match self.directory(parent) {
+            Ok(directory) => {
+                let path = tree_path(&directory).map(|path| path.join(name));
+                match path {
+                    Ok(path) => (directory, path),
+                    Err(error) => return Answer::Now(Err(error)),
+                }
+            }
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        if let Some(known) = self.engine.known(&path) {
+            return Answer::Now(known.and_then(|known| self.count(&directory, &path, known)));
+        }
+        let me = Arc::clone(self);
+        Answer::Later(
+            async move {
+                let known = me.engine.learn(&path).await?;
+                me.count(&directory, &path, known)
+            }
+            .boxed(),
+        )
+    }
+
+    /// Hands a name to the kernel: its node is held from now on.
+    fn count(&self, directory: &Arc<str>, path: &TreePath, known: Known) -> Result<Looked> {
+        let Some(entry) = known.entry else {
+            return Ok(Looked { found: None, name_valid: known.valid, attributes_valid: Duration::ZERO });
+        };
+        let (looked, node) = self.looked(directory, path, &entry, known.valid)?;
+        if let Some(found) = looked.found {
+            self.nodes.count(found.node, || node);
+        }
+        Ok(looked)
+    }
+
+    /// The node of an entry, with its attributes.
+    fn looked(
+        &self,
+        directory: &Arc<str>,
+        path: &TreePath,
+        entry: &Entry,
+        name_valid: Duration,
+    ) -> Result<(Looked, Node)> {
+        let Some(version) = entry.version.clone().filter(|_| entry.kind == EntryKind::File) else {
+            let node = self.nodes.directory_id(path.as_str());
+            let found = self.directory_attributes(node, path);
+            let looked = Looked { found: Some(found), name_valid, attributes_valid: name_valid };
+            return Ok((looked, Node { directory: path.as_str().into(), file: None }));
+        };
+        let attributes = ObjectAttributes { size: entry.size, modified_ms: entry.modified_ms, version };
+        let target = self.target(path, attributes)?;
+        let file = FileNode {
+            name: entry.name.as_str().into(),
+            size: entry.size,
+            modified_ms: entry.modified_ms,
+            version: target.attributes.version.clone(),
+            way: self.way(&target),
+        };
+        let node = self.nodes.file_id(&target.attached.spec.id, &target.object.key, directory, &file);
+        let looked = Looked { found: Some(file_attributes(node, &file)), name_valid, attributes_valid: VERSION_VALID };
+        Ok((looked, Node { directory: Arc::clone(directory), file: Some(Arc::new(file)) }))
+    }
+
+    fn way(&self, target: &Target) -> Way {
+        if !self.lending {
+            return Way::Kept;
+        }
+        let small = target.attributes.size <= WHOLE_MAX;
+        let complete = || self.engine.cache.get(&target.object).is_some_and(|extent| extent.is_complete());
+        if small || complete() { Way::Lent } else { Way::Served }
+    }
+
+    /// The object that a path and a version name.
+    fn target(&self, path: &TreePath, attributes: ObjectAttributes) -> Result<Target> {
+        let (attached, inner) = self.engine.tree.find(path).ok_or_else(|| nothing_attached(path))?;
+        let object = object_id(&attached, attached.view.key_of(&inner)?, &attributes.version);
+        Ok(Target { path: path.clone(), attached, inner, object, attributes })
+    }
+
+    /// A directory changes when its listing was learnt anew, and always while none is believed: who keeps names by
+    /// its time asks again.
+    fn directory_attributes(&self, node: NodeId, path: &TreePath) -> NodeAttributes {
+        let modified_ms = match self.engine.tree.find(path) {
+            Some((attached, inner)) => {
+                attached.view.listed(&inner).map_or_else(|| self.engine.parts.clock.wall_ms(), |(at_ms, _)| at_ms)
+            }
+            None => self.mounted_ms,
+        };
+        NodeAttributes { node, is_directory: true, size: 0, modified_ms }
+    }
+
+    fn attributes(&self, id: NodeId) -> Result<Looked> {
+        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
+        if let Some(file) = node.file {
+            let found = Some(file_attributes(id, &file));
+            return Ok(Looked { found, name_valid: Duration::ZERO, attributes_valid: VERSION_VALID });
+        }
+        let path = tree_path(&node.directory)?;
+        let found = Some(self.directory_attributes(id, &path));
+        Ok(Looked { found, name_valid: Duration::ZERO, attributes_valid: self.listing_valid(&path) })
+    }
+
+    /// How long what is shown of a directory may be believed.
+    fn listing_valid(&self, path: &TreePath) -> Duration {
+        match self.engine.tree.find(path) {
+            Some((attached, inner)) => attached.view.listed(&inner).map_or(Duration::ZERO, |(_, valid)| valid),
+            None => SKELETON_VALID,
+        }
+    }
+
+    /// The object of a file node, where the node still stands for it.
+    fn target_of(&self, id: NodeId) -> Result<(Target, Way)> {
+        let Node { directory, file } = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
+        let path = tree_path(&directory)?;
+        let Some(file) = file else {
+            return Err(Error::new(ErrorKind::IsADirectory, format!("open {path}"), "it is a directory"));
+        };
+        let (size, modified_ms, version) = (file.size, file.modified_ms, file.version.clone());
+        let target = self.target(&path.join(&file.name), ObjectAttributes { size, modified_ms, version });
+        // Something else may be attached there by now.
+        let same =
+            |target: &Target| self.nodes.file_id(&target.attached.spec.id, &target.object.key, &directory, &file) == id;
+        match target {
+            Ok(target) if same(&target) => Ok((target, file.way)),
+            _ => Err(forgotten(id)),
+        }
+    }
+
+    fn open(self: &Arc<Self>, id: NodeId) -> Answer<OpenedNode> {
+        let (target, way) = match self.target_of(id) {
+            Ok(target) => target,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        if let Some(file) = self.engine.lend_complete(&target) {
+            return Answer::Now(opened(way, file));
+        }
+        let me = Arc::clone(self);
+        Answer::Later(
+            async move {
+                let path = target.path.clone();
+                let file = me.engine.open_version(target).await;
+                if file.as_ref().is_err_and(|error| error.kind() == ErrorKind::StaleVersion) {
+                    // The kernel looks the name up again and opens what it finds, once: that should be here by then.
+                    me.engine.open(&path, OpenOptions::default()).await?;
+                }
+                opened(way, file?)
+            }
+            .boxed(),
+        )
+    }
+
+    fn open_directory(&self, id: NodeId) -> Result<bool> {
+        let path = tree_path(&self.directory(id)?)?;
+        let listed_ms = self.listed_ms(&path);
+        let kept_ms = self.nodes.keep_names(id, listed_ms);
+        Ok(listed_ms.is_some() && listed_ms == kept_ms)
+    }
+
+    /// When the listing was asked for whose names the kernel may keep.
+    fn listed_ms(&self, path: &TreePath) -> Option<i64> {
+        let (attached, inner) = self.engine.tree.find(path)?;
+        // Attachments come and go without a listing.
+        let alone = self.engine.tree.children(path).is_empty();
+        attached.view.listed(&inner).map(|(at_ms, _)| at_ms).filter(|_| alone)
+    }
+
+    async fn list(self: Arc<Self>, id: NodeId, after: Option<String>) -> Result<NodePage> {
+        let directory = self.directory(id)?;
+        let path = tree_path(&directory)?;
+        let page = self.engine.list(&path, after.as_deref(), PAGE_NAMES).await?;
+        if after.is_none() {
+            self.nodes.keep_names(id, self.listed_ms(&path));
+        }
+        let valid = self.listing_valid(&path);
+        let entries = page.entries.iter().map(|entry| {
+            let (looked, node) = self.looked(&directory, &path.join(&entry.name), entry, valid)?;
+            Ok(ListedNode { name: entry.name.as_str().into(), looked, token: Arc::new(node) })
+        });
+        Ok(NodePage { entries: entries.collect::<Result<_>>()?, next: page.next })
+    }
+
+    async fn extended_attributes(self: Arc<Self>, id: NodeId) -> Result<Vec<(&'static str, String)>> {
+        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
+        if node.file.is_none() {
+            let path = tree_path(&node.directory)?;
+            let Some((attached, inner)) = self.engine.tree.find(&path) else { return Ok(Vec::new()) };
+            return Ok(vec![("user.penstock.source", attached.describe(&attached.view.key_of(&inner)?))]);
+        }
+        let (Target { attached, object, attributes, .. }, _) = self.target_of(id)?;
+        let extent = self.engine.cache.get(&object);
+        let absent: Option<u64> =
+            extent.map(|extent| extent.missing(ByteRange::new(0, attributes.size)).iter().map(ByteRange::len).sum());
+        let cached = attributes.size - absent.unwrap_or(attributes.size);
+        Ok(vec![
+            ("user.penstock.source", attached.describe(&object.key)),
+            ("user.penstock.version", attributes.version.to_string()),
+            ("user.penstock.etag", attributes.version.to_string()),
+            ("user.penstock.cached", cached.to_string()),
+        ])
+    }
+
+    /// Asks a question that is often answered without waiting.
+    fn ask<T: Send + 'static>(&self, question: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
+        let mut question = question.boxed();
+        let _entered = self.engine.parts.runtime.enter();
+        match (&mut question).now_or_never() {
+            Some(answer) => Answer::Now(answer),
+            None => Answer::Later(question),
+        }
+    }
+}
+
+impl KernelTree for MountedTree {
+    fn lookup(&self, parent: NodeId, name: &str) -> Answer<Looked> {
+        self.0.lookup(parent, name)
+    }
+
+    fn attributes(&self, node: NodeId) -> Answer<Looked> {
+        Answer::Now(self.0.attributes(node))
+    }
+
+    fn forget(&self, node: NodeId, lookups: u64) {
+        self.0.nodes.forget(node, lookups);
+    }
+
+    fn open(&self, node: NodeId) -> Answer<OpenedNode> {
+        self.0.open(node)
+    }
+
+    fn open_directory(&self, node: NodeId) -> Answer<bool> {
+        Answer::Now(self.0.open_directory(node))
+    }
+
+    fn list(&self, node: NodeId, after: Option<&str>) -> Answer<NodePage> {
+        self.0.ask(Arc::clone(&self.0).list(node, after.map(str::to_string)))
+    }
+
+    fn remember(&self, entry: &ListedNode) {
+        let node = entry.token.downcast_ref::<Node>().expect("the token of an entry is its node");
+        if let Some(found) = entry.looked.found {
+            self.0.nodes.count(found.node, || node.clone());
+        }
+    }
+
+    fn extended_attributes(&self, node: NodeId) -> Answer<Vec<(&'static str, String)>> {
+        self.0.ask(Arc::clone(&self.0).extended_attributes(node))
+    }
+
+    fn space(&self) -> TreeSpace {
+        let usage = self.0.engine.cache.usage();
+        let total_bytes = usage.tiers.iter().map(|tier| tier.size_bytes).sum::<u64>();
+        let used = usage.tiers.iter().map(|tier| tier.used_bytes).sum::<u64>();
+        TreeSpace { total_bytes, free_bytes: total_bytes.saturating_sub(used) }
+    }
+}
+
+/// How the kernel gets the bytes of a file that was opened as a node of this way.
+fn opened(way: Way, file: OpenFile) -> Result<OpenedNode> {
+    let lent = match (way, file.is_complete()) {
+        (Way::Lent, true) => Some(file.descriptor()),
+        // Complete by now: the name means another node.
+        (Way::Served, true) => {
+            return Err(Error::new(ErrorKind::StaleVersion, format!("open {}", file.path()), "it can be lent now"));
+        }
+        _ => None,
+    };
+    Ok(OpenedNode { file: MountedFile::new(file), lent, keep_pages: way != Way::Lent })
+}
+
+fn file_attributes(node: NodeId, file: &FileNode) -> NodeAttributes {
+    NodeAttributes { node, is_directory: false, size: file.size, modified_ms: file.modified_ms }
+}
+
+fn tree_path(directory: &str) -> Result<TreePath> {
+    TreePath::parse(directory)
+}
+
+fn forgotten(id: NodeId) -> Error {
+    Error::new(ErrorKind::StaleVersion, format!("use node {:x}", id.0), "it names nothing any more")
+}

@@ -1,0 +1,187 @@
+//! The nodes that the kernel holds: which path and version each id stands for, until it is forgotten.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use penstock_types::{AttachmentId, NodeId, ObjectKey, Version};
+
+/// Tables, so that threads seldom meet.
+const SHARDS: usize = 16;
+
+/// How the kernel gets the bytes of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// It reads the extent file by itself: complete files, and small ones, which are complete once they are open.
+    Lent,
+    /// It asks for them and keeps the pages, until the file is complete and can be lent.
+    Served,
+    /// It asks for them and keeps the pages, always: this kernel cannot read extent files.
+    Kept,
+}
+
+/// What an id stands for. Never changes as long as the kernel holds it.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Path in the tree: of the directory itself, or of the directory that holds the file.
+    pub directory: Arc<str>,
+    /// The file; `None` is the directory itself.
+    pub file: Option<Arc<FileNode>>,
+}
+
+/// One version of one file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileNode {
+    pub name: Arc<str>,
+    pub size: u64,
+    pub modified_ms: i64,
+    pub version: Version,
+    pub way: Way,
+}
+
+struct Held {
+    node: Node,
+    lookups: u64,
+    /// When the listing was asked for whose names the kernel keeps.
+    names_of_ms: Option<i64>,
+}
+
+/// Nodes by id. A few hundred bytes for each that the kernel holds, none for others.
+pub struct Nodes {
+    shards: [Mutex<HashMap<u64, Held>>; SHARDS],
+}
+
+impl Nodes {
+    /// The table of a mount; `base` is the tree path of its root.
+    pub fn new(base: &str) -> Self {
+        let nodes = Self { shards: Default::default() };
+        nodes.count(NodeId::ROOT, || Node { directory: base.into(), file: None });
+        nodes
+    }
+
+    /// What an id stands for; `None` when the kernel does not hold it.
+    pub fn get(&self, id: NodeId) -> Option<Node> {
+        self.shard(id).get(&id.0).map(|held| held.node.clone())
+    }
+
+    /// Counts a lookup of a node.
+    pub fn count(&self, id: NodeId, node: impl FnOnce() -> Node) {
+        match self.shard(id).entry(id.0) {
+            Entry::Occupied(mut held) => held.get_mut().lookups += 1,
+            Entry::Vacant(free) => {
+                free.insert(Held { node: node(), lookups: 1, names_of_ms: None });
+            }
+        }
+    }
+
+    /// Takes lookups back; the last one ends the node. The root stays.
+    pub fn forget(&self, id: NodeId, lookups: u64) {
+        if id == NodeId::ROOT {
+            return;
+        }
+        if let Entry::Occupied(mut held) = self.shard(id).entry(id.0) {
+            let left = held.get().lookups.saturating_sub(lookups);
+            held.get_mut().lookups = left;
+            if left == 0 {
+                held.remove();
+            }
+        }
+    }
+
+    /// Notes of which listing the kernel keeps a directory's names; says of which it did.
+    pub fn keep_names(&self, id: NodeId, of_ms: Option<i64>) -> Option<i64> {
+        let mut shard = self.shard(id);
+        shard.get_mut(&id.0).and_then(|held| std::mem::replace(&mut held.names_of_ms, of_ms))
+    }
+
+    /// The id of a directory: its path alone, for other mounts may hang on it.
+    pub fn directory_id(&self, path: &str) -> NodeId {
+        let is_it = |node: &Node| node.file.is_none() && &*node.directory == path;
+        self.free_id(hash(&[b"directory", path.as_bytes()]), is_it)
+    }
+
+    /// The id of a file: its attachment, key, version and way.
+    pub fn file_id(&self, attachment: &AttachmentId, key: &ObjectKey, directory: &str, file: &FileNode) -> NodeId {
+        let way: &[u8] = if file.way == Way::Served { b"served" } else { b"" };
+        let parts = [attachment.as_str().as_bytes(), key.as_bytes(), file.version.as_str().as_bytes(), way];
+        let is_it = |node: &Node| node.file.as_deref() == Some(file) && &*node.directory == directory;
+        self.free_id(hash(&parts), is_it)
+    }
+
+    /// The first id from `hash` on that is free or `is_it`: two names never share one.
+    fn free_id(&self, mut hash: u64, is_it: impl Fn(&Node) -> bool) -> NodeId {
+        loop {
+            let id = NodeId(hash);
+            let fits = hash > NodeId::ROOT.0 && self.shard(id).get(&hash).is_none_or(|held| is_it(&held.node));
+            if fits {
+                return id;
+            }
+            hash = mix(hash.wrapping_add(1));
+        }
+    }
+
+    fn shard(&self, id: NodeId) -> MutexGuard<'_, HashMap<u64, Held>> {
+        let shard = &self.shards[id.0 as usize % SHARDS];
+        shard.lock().expect("no panic while nodes are looked up")
+    }
+}
+
+/// FNV-1a over the parts, each closed by a byte that no text has, then mixed: the same in every run and build.
+fn hash(parts: &[&[u8]]) -> u64 {
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let closed = parts.iter().flat_map(|part| part.iter().copied().chain([0xff]));
+    mix(closed.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME)))
+}
+
+/// Spreads every bit over all others (the finalizer of SplitMix64).
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(version: &str, way: Way) -> FileNode {
+        FileNode { name: "f".into(), size: 1, modified_ms: 2, version: Version::from(version), way }
+    }
+
+    #[test]
+    fn an_id_is_the_same_in_every_mount_and_another_for_every_version_and_way() {
+        let (one, other) = (Nodes::new("/"), Nodes::new("/"));
+        let (attachment, key) = (AttachmentId::from("a"), ObjectKey::from("k/f"));
+        let id = |nodes: &Nodes, file: &FileNode| nodes.file_id(&attachment, &key, "/k", file);
+        let first = id(&one, &file("v1", Way::Lent));
+        assert_eq!(first, id(&other, &file("v1", Way::Lent)));
+        assert_ne!(first, id(&one, &file("v2", Way::Lent)));
+        assert_ne!(first, id(&one, &file("v1", Way::Served)));
+        assert_eq!(one.directory_id("/k"), other.directory_id("/k"));
+    }
+
+    #[test]
+    fn two_names_of_one_object_version_never_share_an_id() {
+        let nodes = Nodes::new("/");
+        let (attachment, key, file) = (AttachmentId::from("a"), ObjectKey::from("k/f"), file("v1", Way::Lent));
+        let id = nodes.file_id(&attachment, &key, "/k", &file);
+        nodes.count(id, || Node { directory: "/k".into(), file: Some(Arc::new(file.clone())) });
+        assert_eq!(nodes.file_id(&attachment, &key, "/k", &file), id);
+        assert_ne!(nodes.file_id(&attachment, &key, "/other", &file), id);
+    }
+
+    #[test]
+    fn a_node_lives_as_long_as_lookups_are_held_and_the_root_for_ever() {
+        let nodes = Nodes::new("/data");
+        let id = nodes.directory_id("/data/x");
+        for _ in 0..3 {
+            nodes.count(id, || Node { directory: "/data/x".into(), file: None });
+        }
+        nodes.forget(id, 2);
+        assert_eq!(&*nodes.get(id).unwrap().directory, "/data/x");
+        nodes.forget(id, 1);
+        assert!(nodes.get(id).is_none());
+        nodes.forget(NodeId::ROOT, 99);
+        assert_eq!(&*nodes.get(NodeId::ROOT).unwrap().directory, "/data");
+    }
+}

@@ -1,0 +1,160 @@
+//! What a kernel asks of a tree: the one narrow trait between the door that speaks FUSE and the engine, so that tests
+//! ask without a kernel and the transport can be replaced.
+
+use std::any::Any;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::{ByteRange, Result};
+
+/// The kernel's name of one (path, version, way of I/O); it never changes any of them. It is the `st_ino`, too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The directory that is mounted.
+    pub const ROOT: Self = Self(1);
+}
+
+/// An answer that is known now, or one that has to be waited for: a thread that speaks to the kernel never waits.
+pub enum Answer<T> {
+    /// Known without waiting.
+    Now(Result<T>),
+    /// Comes within the foreground deadline, as an error at the latest.
+    Later(BoxFuture<'static, Result<T>>),
+}
+
+/// What `stat` shows. Owner and mode are the mount's, not the tree's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeAttributes {
+    /// Which node.
+    pub node: NodeId,
+    /// Directory or file.
+    pub is_directory: bool,
+    /// Bytes; 0 for a directory.
+    pub size: u64,
+    /// Milliseconds since the Unix epoch; of a directory, when its listing was learnt last.
+    pub modified_ms: i64,
+}
+
+/// A name that was looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Looked {
+    /// What has the name; `None` when nothing has.
+    pub found: Option<NodeAttributes>,
+    /// How long the name may be believed to mean this.
+    pub name_valid: Duration,
+    /// How long the attributes may be believed.
+    pub attributes_valid: Duration,
+}
+
+/// One name of a directory.
+#[derive(Clone, Debug)]
+pub struct ListedNode {
+    /// Last component.
+    pub name: Arc<str>,
+    /// What it is and how long that may be believed; `found` is there.
+    pub looked: Looked,
+    /// What the tree wants back in [`KernelTree::remember`].
+    pub token: Arc<dyn Any + Send + Sync>,
+}
+
+/// Some names of a directory and how to go on.
+#[derive(Clone, Debug, Default)]
+pub struct NodePage {
+    /// In an order that stays the same.
+    pub entries: Vec<ListedNode>,
+    /// Pass as `after` for the next page; `None` on the last.
+    pub next: Option<String>,
+}
+
+/// A file that was opened.
+pub struct OpenedNode {
+    /// Its bytes; the version is pinned as long as somebody holds it.
+    pub file: Arc<dyn NodeFile>,
+    /// The file that holds all of its bytes at their own offsets, for the kernel to read by itself. `None` when the
+    /// bytes have to be asked for by [`NodeFile::read_now`] and [`NodeFile::bring`].
+    pub lent: Option<Arc<OwnedFd>>,
+    /// Whether the kernel may keep pages of it: not where the next open of the node may lend.
+    pub keep_pages: bool,
+}
+
+/// What `statfs` shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TreeSpace {
+    /// Bytes that fit the cache in all.
+    pub total_bytes: u64,
+    /// Bytes of it that nothing is cached in.
+    pub free_bytes: u64,
+}
+
+/// One pinned version of one file.
+pub trait NodeFile: Send + Sync + fmt::Debug {
+    /// Copies the bytes from `offset` on, up to the end of the file, into `out` where they are all present; says how
+    /// many. `None` when they have to be brought first. Every byte was checked, or is in memory.
+    ///
+    /// # Errors
+    /// `Disk` where the cache cannot be read.
+    fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>>;
+
+    /// Brings `range` and hands it over, cut at the end of the file.
+    ///
+    /// # Errors
+    /// `StaleVersion` when the pinned version is gone and not cached; `Timeout`, `Unavailable`, `RateLimited`,
+    /// `PermissionDenied` from the source; `ResourceLimit` when memory stays used up.
+    fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>>;
+
+    /// Whether the cache wants its bytes back: who keeps the file only for the next open should let go.
+    fn is_evicted(&self) -> bool;
+}
+
+/// A tree as one kernel mount sees it. Methods may be called from many threads at once and never wait.
+pub trait KernelTree: Send + Sync {
+    /// What `name` means in a directory. Where something is found, one lookup of its node is counted until
+    /// [`KernelTree::forget`].
+    ///
+    /// # Errors
+    /// `NotADirectory`; what the source says.
+    fn lookup(&self, parent: NodeId, name: &str) -> Answer<Looked>;
+
+    /// What `stat` shows of a node.
+    ///
+    /// # Errors
+    /// `StaleVersion` for a node that was forgotten.
+    fn attributes(&self, node: NodeId) -> Answer<Looked>;
+
+    /// The kernel gave `lookups` lookups of a node back.
+    fn forget(&self, node: NodeId, lookups: u64);
+
+    /// Opens a node on its version. Small files are complete afterwards.
+    ///
+    /// # Errors
+    /// `StaleVersion` when the node's version is gone, or its way of I/O is not the one it should have now: looking the
+    /// name up again gives another node. `IsADirectory`; what the source says.
+    fn open(&self, node: NodeId) -> Answer<OpenedNode>;
+
+    /// Begins to read a directory: whether the kernel may go on using the names it keeps from the last time.
+    ///
+    /// # Errors
+    /// `NotADirectory`; `StaleVersion` for a node that was forgotten.
+    fn open_directory(&self, node: NodeId) -> Answer<bool>;
+
+    /// A page of the names in a directory. Counts no lookups.
+    ///
+    /// # Errors
+    /// `NotADirectory`, `NotFound`; what the source says.
+    fn list(&self, node: NodeId, after: Option<&str>) -> Answer<NodePage>;
+
+    /// Counts a lookup of a listed name that was handed to the kernel with its attributes.
+    fn remember(&self, entry: &ListedNode);
+
+    /// Names and values of a node's extended attributes.
+    fn extended_attributes(&self, node: NodeId) -> Answer<Vec<(&'static str, String)>>;
+
+    /// Space of the cache.
+    fn space(&self) -> TreeSpace;
+}
