@@ -1,16 +1,20 @@
-//! Reading ahead across files: who opens the files of a directory one after another finds the next ones cached.
+//! Reading ahead across files: who opens the files of a directory one after another finds the next ones cached, and
+//! who opens many of them in no order finds the rest cached after a while.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use penstock_catalog::{Item, NamedItem};
-use penstock_types::Priority;
+use penstock_types::{Priority, TreePath};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
-use crate::open::OpenOptions;
+use crate::open::{OpenOptions, WHOLE_MAX};
 
 /// Directories that are watched at once; beyond it the one that was quiet longest is forgotten.
 const DIRECTORIES_MAX: usize = 256;
@@ -27,6 +31,17 @@ const WINDOW_MAX: usize = 256;
 const FILE_MAX: u64 = 8 * 1024 * 1024;
 /// Reading ahead takes at most this part of the memory budget.
 const BUDGET_SHARE: u64 = 8;
+/// Files of a directory that are opened in no order before the rest of it is fetched.
+const SWEEP_AFTER: u32 = 32;
+/// Every sweep doubles what the next one takes, up to this.
+const SWEEP_AFTER_MAX: u32 = 4096;
+/// A sweep is ahead of what is opened by at most so many files, and as many again as were opened since it began.
+const SWEEP_LEAD: usize = 256;
+/// How long a sweep that is far enough ahead waits to be caught up with before it ends.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(10);
+const SWEEP_POLL: Duration = Duration::from_millis(50);
+/// Names that a sweep asks for at once.
+const SWEEP_NAMES: usize = 1000;
 /// Semaphore permits are counted in these.
 const UNIT_BYTES: u64 = 4096;
 
@@ -53,6 +68,11 @@ struct Run {
     upcoming: VecDeque<String>,
     /// Whether the directory's listing was asked for because nothing was known of it.
     listed: bool,
+    /// Opens that were neither cached nor in order, and how many of them it takes to fetch the rest.
+    scattered: u32,
+    sweep_after: u32,
+    /// Opens since the rest of the directory began to be fetched, as long as it is.
+    swept: Weak<AtomicUsize>,
     touched: u64,
 }
 
@@ -72,6 +92,7 @@ impl Ahead {
             let clock = runs.clock;
             let Some(run) = runs.by_directory.get_mut(&self.key(attached, directory)) else { return };
             run.touched = clock;
+            run.note_swept();
             run.advance(name).then(|| run.request(directory)).flatten()
         };
         self.fetch(engine, attached, directory, wanted);
@@ -86,7 +107,7 @@ impl Ahead {
             let next = attached.view.following(&join(directory, last), SLACK);
             next.iter().any(|item| item.name == name)
         });
-        let (wanted, list) = {
+        let (wanted, list, sweep) = {
             let mut runs = self.runs();
             runs.clock += 1;
             let clock = runs.clock;
@@ -96,8 +117,14 @@ impl Ahead {
             let list = last.is_some() && !follows && !run.listed && last.as_deref() != Some(name);
             run.listed |= list;
             let in_order = run.advance(name) || run.miss(name, follows);
-            (in_order.then(|| run.request(directory)).flatten(), list)
+            run.note_swept();
+            let sweep = if in_order { None } else { run.scatter() };
+            (in_order.then(|| run.request(directory)).flatten(), list, sweep)
         };
+        if let Some(opened) = sweep {
+            let sweep = Sweep { attached: Arc::clone(attached), directory: directory.to_string(), opened };
+            engine.carrier.runtime.spawn(sweep.run(Arc::clone(engine), Arc::clone(&self.share)));
+        }
         if list {
             let view = Arc::clone(&attached.view);
             let directory = directory.to_string();
@@ -119,7 +146,7 @@ impl Ahead {
             let units = u32::try_from(attributes.size.div_ceil(UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
             let Ok(permit) = Arc::clone(&self.share).try_acquire_many_owned(units) else { break };
             let path = attached.path.join(&join(directory, &name));
-            engine.carrier.runtime.spawn(fetch_file(Arc::clone(engine), path, permit));
+            engine.carrier.runtime.spawn(fetch_file(Arc::clone(engine), path, Priority::Foreground, permit));
             started.push(name);
         }
         let mut runs = self.runs();
@@ -137,8 +164,57 @@ impl Ahead {
     }
 }
 
-async fn fetch_file(engine: Arc<Engine>, path: penstock_types::TreePath, permit: OwnedSemaphorePermit) {
-    let options = OpenOptions { priority: Priority::Foreground, version: None };
+/// The fetching of a directory whose files are opened in no order.
+struct Sweep {
+    attached: Arc<Attached>,
+    directory: String,
+    /// Opens in the directory since it began.
+    opened: Arc<AtomicUsize>,
+}
+
+impl Sweep {
+    /// Fetches what is not cached, in listing order, behind what somebody waits for. Ends when nobody follows.
+    async fn run(self, engine: Arc<Engine>, share: Arc<Semaphore>) {
+        let (mut after, mut fetched) = (None, 0);
+        loop {
+            let page = self.attached.view.list(&self.directory, after.as_deref(), SWEEP_NAMES).await;
+            let Ok(page) = page else { return };
+            for NamedItem { name, item } in page.items {
+                let Item::File { attributes, .. } = item else { continue };
+                let path = self.attached.path.join(&join(&self.directory, &name));
+                if attributes.size > WHOLE_MAX || engine.is_cached(&path) {
+                    continue;
+                }
+                if !self.is_followed(fetched).await {
+                    return;
+                }
+                let units = u32::try_from(attributes.size.div_ceil(UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
+                let Ok(permit) = Arc::clone(&share).acquire_many_owned(units).await else { return };
+                engine.carrier.runtime.spawn(fetch_file(Arc::clone(&engine), path, Priority::Background, permit));
+                fetched += 1;
+            }
+            after = page.next;
+            if after.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until as many files were opened as warrant one more.
+    async fn is_followed(&self, fetched: usize) -> bool {
+        let begun = Instant::now();
+        while fetched >= SWEEP_LEAD + 2 * self.opened.load(Ordering::Relaxed) {
+            if begun.elapsed() > SWEEP_PATIENCE {
+                return false;
+            }
+            tokio::time::sleep(SWEEP_POLL).await;
+        }
+        true
+    }
+}
+
+async fn fetch_file(engine: Arc<Engine>, path: TreePath, priority: Priority, permit: OwnedSemaphorePermit) {
+    let options = OpenOptions { priority, version: None };
     let Ok(file) = engine.pin(&path, &options, false).await else { return };
     // Who opens the file gets the error of their own attempt; a guess has nobody to tell.
     if !file.is_complete() && file.fetch_whole().await.is_ok() {
@@ -166,6 +242,9 @@ impl Run {
             window: WINDOW_FIRST,
             upcoming: VecDeque::new(),
             listed: false,
+            scattered: 0,
+            sweep_after: SWEEP_AFTER,
+            swept: Weak::new(),
             touched: 0,
         }
     }
@@ -192,6 +271,29 @@ impl Run {
         }
         self.last = name.to_string();
         self.streak >= self.start_after
+    }
+
+    /// Counts an open that was neither cached nor in order; when the rest is worth fetching, a counter of what is opened
+    /// from then on.
+    fn scatter(&mut self) -> Option<Arc<AtomicUsize>> {
+        if self.swept.strong_count() > 0 {
+            return None;
+        }
+        self.scattered += 1;
+        if self.scattered < self.sweep_after {
+            return None;
+        }
+        self.scattered = 0;
+        self.sweep_after = (self.sweep_after * 2).min(SWEEP_AFTER_MAX);
+        let opened = Arc::default();
+        self.swept = Arc::downgrade(&opened);
+        Some(opened)
+    }
+
+    fn note_swept(&self) {
+        if let Some(opened) = self.swept.upgrade() {
+            opened.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// After which file how many more to fetch, once half of the window is used up.
@@ -230,6 +332,19 @@ mod tests {
             assert!(run.advance(&name.to_string()));
         }
         assert_eq!(run.request("d").unwrap().0, "d/35");
+    }
+
+    #[test]
+    fn a_directory_is_swept_when_enough_of_its_files_were_opened_in_no_order_and_later_not_so_soon() {
+        let mut run = Run::begin("0");
+        assert_eq!((1..SWEEP_AFTER).filter_map(|_| run.scatter()).count(), 0);
+        let opened = run.scatter().unwrap();
+        run.note_swept();
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+        assert_eq!((0..10 * SWEEP_AFTER).filter_map(|_| run.scatter()).count(), 0, "one at a time");
+        drop(opened);
+        assert_eq!((1..2 * SWEEP_AFTER).filter_map(|_| run.scatter()).count(), 0);
+        assert!(run.scatter().is_some());
     }
 
     #[test]

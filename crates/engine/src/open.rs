@@ -108,6 +108,14 @@ impl Engine {
         self.lend_complete(&Target { path: path.clone(), attached, inner, object, attributes })
     }
 
+    /// Whether `path` is known and completely in the cache. Lends and counts nothing.
+    pub(crate) fn is_cached(&self, path: &TreePath) -> bool {
+        let Some((attached, inner)) = self.tree.find(path) else { return false };
+        let Some(Ok(Item::File { key, attributes })) = attached.view.stat_cached(&inner) else { return false };
+        let extent = self.cache.get(&object_id(&attached, key, &attributes.version));
+        extent.is_some_and(|extent| extent.is_complete())
+    }
+
     /// The object version as a file, where it is completely in the cache.
     pub(crate) fn lend_complete(self: &Arc<Self>, target: &Target) -> Option<OpenFile> {
         let extent = self.cache.get(&target.object).filter(|extent| extent.is_complete())?;

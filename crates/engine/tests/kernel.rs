@@ -264,3 +264,21 @@ fn extended_attributes_tell_source_version_and_what_is_cached() {
     assert!(value("user.penstock.source").contains("a.bin"));
     assert!(!value("user.penstock.version").is_empty());
 }
+
+#[test]
+fn the_rest_of_a_directory_is_fetched_once_many_of_its_files_were_opened_in_no_order() {
+    let bench = Bench::start("swept", &Setup::default());
+    (0..400).for_each(|number| bench.put(&format!("d/{number:04}"), number, 1, 1000 + number));
+    let mount = Mount::of(bench, "/data", true);
+    let directory = mount.found(NodeId::ROOT, "d").node;
+    for step in 0..60 {
+        let number = step * 157 % 400;
+        let node = mount.found(directory, &format!("{number:04}")).node;
+        oracle::check(number, 1, 0, &lent_bytes(&mount.open(node).unwrap(), 1000 + number)).unwrap();
+    }
+    let begun = std::time::Instant::now();
+    while mount.bench.metrics.prefetched_files.get() < 200 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", mount.bench.metrics.prefetched_files.get());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
