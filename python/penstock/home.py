@@ -32,13 +32,14 @@ class Home:
         attachments: directory of attachment documents, ``<id>.json``.
         pins: file of pinned paths.
         jobs: directory of job state.
+        mounts: directory of mount documents, ``<id>.json``.
         state: directory of catalog and cache index.
         cache: default directory of extent files.
         run: directory of sockets, lock and ``node.json``; private to the user.
         logs: directory of log files.
     """
 
-    __slots__ = ("attachments", "cache", "config", "jobs", "logs", "name", "pins", "run", "state")
+    __slots__ = ("attachments", "cache", "config", "jobs", "logs", "mounts", "name", "pins", "run", "state")
 
     def __init__(self, config: Path, data: Path, cache: Path, logs: Path, run: Path) -> None:
         self.name = data
@@ -46,6 +47,7 @@ class Home:
         self.attachments = data / "attachments"
         self.pins = data / "pins.json"
         self.jobs = data / "jobs"
+        self.mounts = data / "mounts"
         self.state = data / "state"
         self.cache = cache
         self.logs = logs
@@ -86,7 +88,7 @@ class Home:
             PermissionDeniedError: a directory cannot be made or written, or belongs to somebody else.
             InvalidInputError: a file stands where a directory is needed.
         """
-        for directory in (self.name, self.attachments, self.jobs, self.state, self.cache, self.logs):
+        for directory in (self.name, self.attachments, self.jobs, self.mounts, self.state, self.cache, self.logs):
             _make_private(directory)
         _make_private(self.run)
         check_private(self.run)

@@ -1,0 +1,247 @@
+"""One mount of the tree: the kernel mounts that it is made of, kept in step with the attachments."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from penstock.errors import BusyError, InternalError, PenstockError
+from penstock.policies.mounts import KernelMount, Place, lies_in, mount_at, mounts_below, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from penstock.server.mounter import Holder, Mounter
+
+__all__ = ["Mount", "MountCore", "busy"]
+
+_log = logging.getLogger(__name__)
+
+
+class MountCore(Protocol):
+    """The part of the core that serves mounts."""
+
+    def serve_mount(self, fd: int, options_json: str) -> str:
+        """Serves a mount from now on and owns its descriptor; its status as JSON."""
+
+    def mounts(self) -> str:
+        """Every mount that is served, as a JSON list."""
+
+    def end_mount(self, mount_id: int) -> None:
+        """Serves a mount no longer."""
+
+
+class Served(NamedTuple):
+    """A kernel mount that the core serves."""
+
+    place: Place
+    id: int
+    device: str
+
+
+class Mount:
+    """A document and the kernel mounts that show it. One thread at a time changes it; reading is free."""
+
+    def __init__(self, document: dict[str, Any], core: MountCore) -> None:
+        self.document = document
+        self.problem: str | None = None
+        self.served: tuple[Served, ...] = ()
+        self._core = core
+        self._nests = False
+
+    @property
+    def target(self) -> str:
+        """Directory that shows the tree, without links."""
+        return str(self.document["target"])
+
+    @property
+    def path(self) -> str:
+        """Path of the tree that is shown."""
+        return str(self.document["path"])
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether it was mounted and nobody has taken it away, as far as is known."""
+        return bool(self.served)
+
+    def establish(self, mounter: Mounter, attached: Iterable[str]) -> None:
+        """Mounts and serves the root and what is nested in it.
+
+        A nested mount that fails is a problem of the mount, not its end: the root shows those files too.
+
+        Raises:
+            PenstockError: the root cannot be mounted; nothing is left of it.
+        """
+        self._nests = self._serve(mounter, Place(self.path, self.target))
+        self.problem = None
+        self.follow(mounter, attached)
+
+    def follow(self, mounter: Mounter, attached: Iterable[str]) -> None:
+        """Nests a mount for each attachment that has none, and takes away those whose attachment is gone.
+
+        An attachment that appears above nested mounts would hide them: they go out of sight first, where open files
+        live on, and are mounted again in the new one.
+        """
+        if not self.served or not self._nests:
+            return
+        wanted = plan(self.target, self.path, attached)
+        for each in reversed(self.served[1:]):
+            if each.place not in wanted:
+                self._take(mounter, each, lazy=True)
+        problem = None
+        for place in wanted[1:]:
+            if any(each.place == place for each in self.served):
+                continue
+            for hidden in reversed(self.served):
+                if lies_in(hidden.place.target, place.target):
+                    self._take(mounter, hidden, lazy=True)
+            try:
+                self._serve(mounter, place)
+            except PenstockError as error:
+                problem = str(error)
+                _log.error("not nested: %s", error, extra={"code": error.code, "path": place.path})
+        self.problem = problem
+
+    def release(self, mounter: Mounter, path: str, *, lazy: bool) -> None:
+        """Takes away what is nested for an attachment, where something is.
+
+        Raises:
+            BusyError: somebody uses it, and ``lazy`` was not asked for.
+        """
+        for each in self.served[1:]:
+            if each.place.path == path:
+                if not lazy:
+                    _refuse_busy(mounter, each.place.target, f"detach {path}", f"penstock detach {path} --lazy")
+                if not self._take(mounter, each, lazy=lazy):
+                    raise busy(mounter, each.place.target, f"detach {path}", f"penstock detach {path} --lazy")
+
+    def withdraw(self, mounter: Mounter, attached: Iterable[str], *, lazy: bool) -> None:
+        """Takes all of it away, the innermost first; where that fails in the middle, what was taken is mounted again.
+
+        Args:
+            mounter: touches the mount points.
+            attached: paths of all attachments.
+            lazy: out of sight at once; who has files open reads on until they are closed.
+
+        Raises:
+            BusyError: somebody uses it, and ``lazy`` was not asked for. The error names them.
+        """
+        if lazy and self.served:
+            mounter.unmount(self.target, lazy=True)
+            self.served = ()
+        if not self.served:
+            return
+        action, instead = f"unmount {self.target}", f"penstock umount {self.target} --lazy"
+        _refuse_busy(mounter, self.target, action, instead)
+        for each in reversed(self.served):
+            if not self._take(mounter, each, lazy=False):
+                refusal = busy(mounter, each.place.target, action, instead)
+                self.follow(mounter, attached)
+                raise refusal
+
+    def abandon(self, mounter: Mounter) -> list[Holder]:
+        """Takes all of it away, whoever uses it; who did."""
+        for each in reversed(self.served):
+            if not self._take(mounter, each, lazy=False):
+                holders, _ = mounter.holders(self.target)
+                mounter.unmount(self.target, lazy=True)
+                self.served = ()
+                return holders
+        return []
+
+    def is_gone(self, table: Sequence[KernelMount]) -> bool:
+        """Whether somebody else took the root away."""
+        return bool(self.served) and not _shows(table, self.served[0])
+
+    def heal(self, mounter: Mounter, table: Sequence[KernelMount], alive: Mapping[int, bool]) -> bool:
+        """Takes away what is no longer served though it is mounted, and forgets what is no longer mounted.
+
+        Returns:
+            Whether the root is among them; all of it is away then.
+        """
+        for each in reversed(self.served):
+            shown = _shows(table, each)
+            if shown and alive.get(each.id, False):
+                continue
+            _log.warning("a mount has to be made again", extra={"target": each.place.target, "shown": shown})
+            if each is self.served[0]:
+                mounter.unmount(self.target, lazy=True)
+                self.served = ()
+                return True
+            if shown:
+                mounter.unmount(each.place.target, lazy=True)
+            self.served = tuple(other for other in self.served if other is not each)
+        return False
+
+    def _serve(self, mounter: Mounter, place: Place) -> bool:
+        """Mounts and serves one kernel mount; whether others can be nested in it."""
+        document = self.document
+        mounted = mounter.mount(place.target, allow_other=document["allow_other"])
+        options = {
+            "path": place.path,
+            "target": place.target,
+            "uid": os.getuid() if document["uid"] is None else document["uid"],
+            "gid": os.getgid() if document["gid"] is None else document["gid"],
+            **{name: document[name] for name in ("file_mode", "directory_mode", "allow_other")},
+        }
+        number: int | None = None
+        try:
+            number = int(json.loads(self._core.serve_mount(mounted.descriptor, json.dumps(options)))["id"])
+            shown = mount_at(mounter.table(), place.target)
+            if shown is None:
+                raise InternalError(f"mount {place.target}", "the kernel does not show the mount", "report it")
+            mounter.settle(place.target, shown.device)
+        except BaseException:
+            # First its server, so that nobody waits for it any more, then the mount.
+            if number is not None:
+                self._end(number)
+            with suppress(PenstockError):
+                mounter.unmount(place.target, lazy=True)
+            raise
+        self.served += (Served(place, number, shown.device),)
+        return mounted.privileged
+
+    def _take(self, mounter: Mounter, served: Served, *, lazy: bool) -> bool:
+        if not mounter.unmount(served.place.target, lazy=lazy):
+            return False
+        self.served = tuple(each for each in self.served if each is not served)
+        if not lazy:
+            # Out of sight is not out of use: that one ends when the last file is closed.
+            self._end(served.id)
+        return True
+
+    def _end(self, number: int) -> None:
+        with suppress(PenstockError):  # it ended by itself
+            self._core.end_mount(number)
+
+
+def busy(mounter: Mounter, target: str, action: str, instead: str) -> BusyError:
+    """The refusal to take away what somebody uses, with who it is.
+
+    Args:
+        mounter: looks for them.
+        target: the mount.
+        action: what is refused.
+        instead: the command that does it all the same.
+    """
+    holders, hidden = mounter.holders(target)
+    on_top = [each.point for each in mounts_below(mounter.table(), target) if each.kind != "fuse.penstock"]
+    if holders:
+        used = ", ".join(f"{each.name} (pid {each.pid}, {each.path})" for each in holders)
+    elif on_top:
+        used = f"what is mounted on {on_top[0]}"
+    else:
+        used = "a process that this user cannot look into" if hidden else "a process that could not be found"
+    return BusyError(action, f"it is in use by {used}", f"stop that, or `{instead}`")
+
+
+def _refuse_busy(mounter: Mounter, target: str, action: str, instead: str) -> None:
+    if mounter.holders(target)[0]:
+        raise busy(mounter, target, action, instead)
+
+
+def _shows(table: Sequence[KernelMount], served: Served) -> bool:
+    return any((each.point, each.device) == (served.place.target, served.device) for each in table)
