@@ -1,0 +1,103 @@
+//! Open files: opened the way that the tree and the kernel's rules admit, read from memory and cache or brought first.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
+use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, NodeId, OpenedNode};
+
+use crate::lent::Opening;
+use crate::service::Service;
+
+thread_local! {
+    // Grows to the largest read that the kernel was granted, which is 1 MiB, and stays.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a handle of the kernel stands for.
+pub struct OpenFile {
+    node: NodeId,
+    file: Arc<dyn NodeFile>,
+    is_lent: bool,
+}
+
+/// Opens a file for reading.
+pub fn open(service: &Arc<Service>, node: NodeId, flags: OpenFlags, reply: ReplyOpen) {
+    if flags.acc_mode() != OpenAccMode::O_RDONLY {
+        return reply.error(Errno::EROFS);
+    }
+    service.surroundings.metrics.kernel_opens.inc();
+    let answer = service.tree().open(node);
+    service.answer("open", answer, move |service, opened| match opened {
+        Ok(opened) => opened_as(service, node, &opened, reply),
+        Err(errno) => reply.error(errno),
+    });
+}
+
+/// Answers an open: lent where that is possible, and then with nothing but NOFLUSH, which is all that may go with it.
+fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyOpen) {
+    let lent = opened.lent.as_ref().filter(|_| service.lends());
+    let register = lent.map(|descriptor| {
+        let reply = &reply;
+        move || reply.open_backing(descriptor)
+    });
+    let mut let_go = Vec::new();
+    // Under the lock, so that two opens of a node never make two ids; making one reads and waits for nothing.
+    let opening = service.lent().open(node, &opened.file, register, &mut let_go);
+    drop(let_go);
+    match opening {
+        Opening::Lent(lent) => {
+            service.surroundings.metrics.kernel_lent_opens.inc();
+            let handle = service.files.insert(OpenFile { node, file: lent.file, is_lent: true });
+            reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &lent.id);
+        }
+        Opening::Served(failed) => {
+            if let Some(error) = failed {
+                let failed = Error::new(ErrorKind::ResourceLimit, "lend a file to the kernel", error.to_string());
+                service.fail("open", &failed.advise("it is served without"));
+            }
+            let pages = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
+            let file = Arc::clone(&opened.file);
+            let handle = service.files.insert(OpenFile { node, file, is_lent: false });
+            reply.opened(FileHandle(handle), pages | FopenFlags::FOPEN_NOFLUSH);
+        }
+    }
+}
+
+/// Answers a read: at once with what is present, otherwise when it has been brought.
+pub fn read(service: &Arc<Service>, handle: u64, offset: u64, size: u32, reply: ReplyData) {
+    service.surroundings.metrics.kernel_reads.inc();
+    let Some(open) = service.files.get(handle) else { return reply.error(Errno::EBADF) };
+    let length = size as usize;
+    let absent = BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < length {
+            buffer.resize(length.next_power_of_two(), 0);
+        }
+        match open.file.read_now(offset, &mut buffer[..length]) {
+            Ok(Some(count)) => {
+                reply.data(&buffer[..count]);
+                None
+            }
+            Ok(None) => Some((reply, None)),
+            Err(error) => Some((reply, Some(error))),
+        }
+    });
+    match absent {
+        None => {}
+        Some((reply, Some(error))) => reply.error(service.fail("read", &error)),
+        Some((reply, None)) => {
+            let range = ByteRange::new(offset, offset.saturating_add(u64::from(size)));
+            service.park("read", Arc::clone(&open.file).bring(range), |_, brought| match brought {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => reply.error(errno),
+            });
+        }
+    }
+}
+
+/// The kernel closed a handle: the last program that had it is gone, or has unmapped it.
+pub fn close(service: &Service, handle: u64) {
+    let Some(open) = service.files.remove(handle) else { return };
+    let mut let_go = Vec::new();
+    service.lent().close(open.node, open.is_lent, &mut let_go);
+}

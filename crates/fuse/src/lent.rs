@@ -1,0 +1,301 @@
+//! Which open files the kernel reads by itself, and the ids by which it knows what backs them.
+//!
+//! The kernel has rules of its own for a node that is open in more than one way; breaking one fails the open with EIO.
+//! All handles of a node that are open at the same moment are therefore of one kind, and the first of them decides:
+//!
+//! | handles of the node that are open | the tree lends           | the tree does not lend |
+//! |-----------------------------------|--------------------------|------------------------|
+//! | none                              | lent, by the id kept     | served                 |
+//! |                                   | or a new one             |                        |
+//! | lent                              | lent, by the same id     | lent, by the same id   |
+//! | served                            | served                   | served                 |
+//!
+//! Lent beside served would break even where the kernel takes it: mapping a served handle makes the node one whose
+//! pages are cached, and nobody tells us. A node names one version, so that both kinds read the same bytes; the handle
+//! that is served though it could be lent is only slower.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use penstock_types::{NodeFile, NodeId};
+
+/// What backs a node in the kernel, and the file whose bytes it holds.
+#[derive(Debug)]
+pub struct Lent<I> {
+    /// Closes itself when the last one who has it lets go.
+    pub id: Arc<I>,
+    /// Keeps the bytes from being taken back.
+    pub file: Arc<dyn NodeFile>,
+}
+
+impl<I> Clone for Lent<I> {
+    fn clone(&self) -> Self {
+        Self { id: Arc::clone(&self.id), file: Arc::clone(&self.file) }
+    }
+}
+
+/// How a handle is opened.
+#[derive(Debug)]
+pub enum Opening<I> {
+    /// The kernel reads what is behind the id.
+    Lent(Lent<I>),
+    /// The kernel asks for bytes; with the error that kept them from being lent, where there was one.
+    Served(Option<io::Error>),
+}
+
+/// Ids of the files that are open, and of some that were: the next open of those costs no call.
+pub struct LentFiles<I> {
+    nodes: HashMap<NodeId, Node<I>>,
+    /// Nodes whose id nobody uses, the one that was used longest ago first.
+    idle: BTreeMap<u64, NodeId>,
+    next_idle: u64,
+    ids: usize,
+    ids_max: usize,
+}
+
+struct Node<I> {
+    lent: Option<Lent<I>>,
+    lent_handles: usize,
+    served_handles: usize,
+    /// Key in `idle`, where it is there.
+    idle: Option<u64>,
+}
+
+impl<I> Default for Node<I> {
+    fn default() -> Self {
+        Self { lent: None, lent_handles: 0, served_handles: 0, idle: None }
+    }
+}
+
+impl<I> LentFiles<I> {
+    /// Keeps up to `ids_max` ids; more only while their files are open.
+    pub fn new(ids_max: usize) -> Self {
+        Self { nodes: HashMap::new(), idle: BTreeMap::new(), next_idle: 0, ids: 0, ids_max }
+    }
+
+    /// Counts another handle of `node`, and says of which kind it is. `register` makes an id and is there when the tree
+    /// lends; it is called at most once. What is put into `let_go` is to be dropped without the lock: the last use of
+    /// a file may end there.
+    pub fn open(
+        &mut self,
+        node: NodeId,
+        file: &Arc<dyn NodeFile>,
+        register: Option<impl FnOnce() -> io::Result<I>>,
+        let_go: &mut Vec<Lent<I>>,
+    ) -> Opening<I> {
+        let known = self.nodes.entry(node).or_default();
+        if let Some(key) = known.idle.take() {
+            self.idle.remove(&key);
+        }
+        let in_use = known.lent_handles > 0;
+        let outlived = known.lent.as_ref().is_some_and(|lent| register.is_none() || lent.file.is_evicted());
+        if !in_use && outlived {
+            let_go.extend(known.lent.take());
+            self.ids -= 1;
+        }
+        if known.served_handles > 0 {
+            known.served_handles += 1;
+            return Opening::Served(None);
+        }
+        let mut failed = None;
+        if let (None, Some(register)) = (&known.lent, register) {
+            match register() {
+                Ok(id) => {
+                    known.lent = Some(Lent { id: Arc::new(id), file: Arc::clone(file) });
+                    self.ids += 1;
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        let Some(lent) = known.lent.clone() else {
+            known.served_handles += 1;
+            return Opening::Served(failed);
+        };
+        known.lent_handles += 1;
+        self.shrink(let_go);
+        Opening::Lent(lent)
+    }
+
+    /// Counts a handle less. As for `open`, `let_go` is to be dropped without the lock.
+    pub fn close(&mut self, node: NodeId, was_lent: bool, let_go: &mut Vec<Lent<I>>) {
+        let Some(known) = self.nodes.get_mut(&node) else { return };
+        if was_lent {
+            known.lent_handles = known.lent_handles.saturating_sub(1);
+            if known.lent_handles == 0 && known.lent.is_some() {
+                known.idle = Some(self.next_idle);
+                self.idle.insert(self.next_idle, node);
+                self.next_idle += 1;
+            }
+        } else {
+            known.served_handles = known.served_handles.saturating_sub(1);
+            if known.served_handles == 0 && known.lent.is_none() {
+                self.nodes.remove(&node);
+            }
+        }
+        self.shrink(let_go);
+    }
+
+    /// Lets go of idle ids whose files the cache wants back.
+    pub fn tidy(&mut self, let_go: &mut Vec<Lent<I>>) {
+        let unwanted: Vec<u64> =
+            self.idle.iter().filter(|(_, node)| self.is_evicted(**node)).map(|(key, _)| *key).collect();
+        for key in unwanted {
+            self.forget_idle(key, let_go);
+        }
+    }
+
+    fn is_evicted(&self, node: NodeId) -> bool {
+        let lent = self.nodes.get(&node).and_then(|known| known.lent.as_ref());
+        lent.is_some_and(|lent| lent.file.is_evicted())
+    }
+
+    fn shrink(&mut self, let_go: &mut Vec<Lent<I>>) {
+        while self.ids > self.ids_max {
+            let Some((&key, _)) = self.idle.first_key_value() else { return };
+            self.forget_idle(key, let_go);
+        }
+    }
+
+    fn forget_idle(&mut self, key: u64, let_go: &mut Vec<Lent<I>>) {
+        let Some(node) = self.idle.remove(&key) else { return };
+        if let Some(known) = self.nodes.remove(&node) {
+            let_go.extend(known.lent);
+            self.ids -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use futures_util::future::BoxFuture;
+    use penstock_types::{ByteRange, Result};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Content {
+        evicted: AtomicBool,
+    }
+
+    impl NodeFile for Content {
+        fn read_now(&self, _: u64, _: &mut [u8]) -> Result<Option<usize>> {
+            Ok(None)
+        }
+
+        fn bring(self: Arc<Self>, _: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn is_evicted(&self) -> bool {
+            self.evicted.load(Ordering::Relaxed)
+        }
+    }
+
+    struct Bench {
+        files: LentFiles<u32>,
+        next: AtomicU32,
+        closed: Vec<u32>,
+    }
+
+    impl Bench {
+        fn new(ids_max: usize) -> Self {
+            Self { files: LentFiles::new(ids_max), next: AtomicU32::new(1), closed: Vec::new() }
+        }
+
+        /// The id by which the handle is lent; `None` when it is served.
+        fn open(&mut self, node: u64, content: &Arc<Content>, lends: bool) -> Option<u32> {
+            let file: Arc<dyn NodeFile> = Arc::clone(content) as Arc<dyn NodeFile>;
+            let register = lends.then_some(|| Ok(self.next.fetch_add(1, Ordering::Relaxed)));
+            let mut let_go = Vec::new();
+            let opening = self.files.open(NodeId(node), &file, register, &mut let_go);
+            self.closed.extend(let_go.iter().map(|lent| *lent.id));
+            match opening {
+                Opening::Lent(lent) => Some(*lent.id),
+                Opening::Served(_) => None,
+            }
+        }
+
+        fn close(&mut self, node: u64, was_lent: bool) {
+            let mut let_go = Vec::new();
+            self.files.close(NodeId(node), was_lent, &mut let_go);
+            self.closed.extend(let_go.iter().map(|lent| *lent.id));
+        }
+
+        fn tidy(&mut self) {
+            let mut let_go = Vec::new();
+            self.files.tidy(&mut let_go);
+            self.closed.extend(let_go.iter().map(|lent| *lent.id));
+        }
+    }
+
+    #[test]
+    fn an_id_is_reused_while_its_file_is_open_and_by_the_next_open() {
+        let (mut bench, content) = (Bench::new(8), Arc::new(Content::default()));
+        assert_eq!(bench.open(7, &content, true), Some(1));
+        assert_eq!(bench.open(7, &content, true), Some(1));
+        assert_eq!(bench.open(7, &content, false), Some(1), "what is lent stays lent while it is open");
+        (0..3).for_each(|_| bench.close(7, true));
+        assert_eq!(bench.open(7, &content, true), Some(1));
+        assert!(bench.closed.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_served_is_not_lent_until_it_is_closed() {
+        let (mut bench, content) = (Bench::new(8), Arc::new(Content::default()));
+        assert_eq!(bench.open(7, &content, false), None);
+        assert_eq!(bench.open(7, &content, true), None);
+        bench.close(7, false);
+        assert_eq!(bench.open(7, &content, true), None);
+        (0..2).for_each(|_| bench.close(7, false));
+        assert_eq!(bench.open(7, &content, true), Some(1));
+        bench.close(7, true);
+        assert_eq!(bench.open(7, &content, false), None, "an idle id does not decide");
+        assert_eq!(bench.closed, [1]);
+    }
+
+    #[test]
+    fn ids_are_bounded_but_none_of_an_open_file_is_closed() {
+        let (mut bench, content) = (Bench::new(2), Arc::new(Content::default()));
+        for node in 1..=4 {
+            bench.open(node, &content, true);
+        }
+        assert!(bench.closed.is_empty());
+        for node in [3, 1, 2, 4] {
+            bench.close(node, true);
+        }
+        assert_eq!(bench.closed, [3, 1], "used longest ago first");
+        assert_eq!(bench.open(2, &content, true), Some(2));
+        assert_eq!(bench.open(3, &content, true), Some(5));
+        assert_eq!(bench.closed, [3, 1, 4]);
+        assert_eq!((bench.files.nodes.len(), bench.files.idle.len(), bench.files.ids), (2, 0, 2));
+    }
+
+    #[test]
+    fn an_evicted_file_loses_its_id_when_nobody_has_it_open() {
+        let (mut bench, content) = (Bench::new(8), Arc::new(Content::default()));
+        bench.open(7, &content, true);
+        content.evicted.store(true, Ordering::Relaxed);
+        bench.tidy();
+        assert!(bench.closed.is_empty());
+        assert_eq!(bench.open(7, &Arc::default(), true), Some(1), "one id for all handles that are open");
+        (0..2).for_each(|_| bench.close(7, true));
+        assert_eq!(bench.open(7, &Arc::default(), true), Some(2), "not even before the next round");
+        bench.close(7, true);
+        bench.tidy();
+        assert_eq!(bench.closed, [1]);
+        assert_eq!(bench.files.nodes.len(), 1);
+    }
+
+    #[test]
+    fn a_kernel_that_makes_no_id_is_served() {
+        let (mut files, mut let_go) = (LentFiles::<u32>::new(8), Vec::new());
+        let file: Arc<dyn NodeFile> = Arc::new(Content::default());
+        let register = || Err(io::Error::from_raw_os_error(1));
+        assert!(matches!(files.open(NodeId(7), &file, Some(register), &mut let_go), Opening::Served(Some(_))));
+        files.close(NodeId(7), false, &mut let_go);
+        assert!(files.nodes.is_empty() && let_go.is_empty());
+    }
+}

@@ -1,0 +1,216 @@
+//! What all threads and all waiting requests of one mount share, and how a request waits.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use penstock_types::{Answer, Clock, Error, ErrorKind, KernelTree, Metrics, NodeAttributes, Result};
+
+use crate::directory::OpenDirectory;
+use crate::failure::{FailureLog, errno};
+use crate::files::OpenFile;
+use crate::handles::Handles;
+use crate::lent::LentFiles;
+use crate::under_way::UnderWay;
+
+/// What programs are told to read at once: pages of the cache are of this size.
+const BLOCK_BYTES: u32 = 64 * 1024;
+/// The unit of `st_blocks`.
+const SECTOR_BYTES: u64 = 512;
+/// The kernel counts time in ticks: longer than anybody looks is as good as for ever, and does not overflow.
+const VALID_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How a tree is shown at one mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Where it is mounted: for messages.
+    pub target: String,
+    /// Who owns everything.
+    pub uid: u32,
+    /// Group of everything.
+    pub gid: u32,
+    /// Permissions of every file.
+    pub file_mode: u16,
+    /// Permissions of every directory.
+    pub directory_mode: u16,
+    /// Whether other users than the one who mounted may look; the kernel holds it, too.
+    pub allow_other: bool,
+    /// Threads that speak to the kernel; none of them ever waits.
+    pub threads: usize,
+    /// A request that has no answer after so long is answered with ETIMEDOUT.
+    pub request_timeout: Duration,
+    /// Lent files that stay ready for the next open.
+    pub lent_files_max: usize,
+}
+
+/// What a mount is given of the node it lives in.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Counts what the kernel asks.
+    pub metrics: Metrics,
+    /// Where requests wait.
+    pub runtime: tokio::runtime::Handle,
+    /// Tells how long they have waited.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// One mount's state.
+pub struct Service {
+    /// There after the handshake: what the tree gives depends on what the kernel can.
+    tree: OnceLock<Arc<dyn KernelTree>>,
+    /// Whether the kernel reads lent files, as far as is known.
+    lending: AtomicBool,
+    pub options: MountOptions,
+    pub surroundings: Surroundings,
+    pub files: Handles<OpenFile>,
+    pub directories: Handles<OpenDirectory>,
+    pub under_way: Arc<UnderWay>,
+    lent: Mutex<LentFiles<BackingId>>,
+    failures: FailureLog,
+}
+
+impl Service {
+    /// Nothing open yet.
+    pub fn new(options: MountOptions, surroundings: Surroundings) -> Arc<Self> {
+        Arc::new(Self {
+            tree: OnceLock::new(),
+            lending: AtomicBool::new(false),
+            files: Handles::default(),
+            directories: Handles::default(),
+            under_way: UnderWay::new(Arc::clone(&surroundings.clock)),
+            lent: Mutex::new(LentFiles::new(options.lent_files_max)),
+            failures: FailureLog::default(),
+            options,
+            surroundings,
+        })
+    }
+
+    /// Keeps what the kernel offered.
+    pub fn offer(&self, lending: bool) {
+        self.lending.store(lending, Ordering::Relaxed);
+    }
+
+    /// Keeps what came out of the handshake. To be called once, before a request is read.
+    pub fn begin(&self, tree: Arc<dyn KernelTree>, lending: bool) {
+        self.offer(lending);
+        let begun = self.tree.set(tree);
+        debug_assert!(begun.is_ok(), "a mount has one tree");
+    }
+
+    /// Whether the kernel reads lent files by itself.
+    pub fn lends(&self) -> bool {
+        self.lending.load(Ordering::Relaxed)
+    }
+
+    /// The tree that is mounted.
+    pub fn tree(&self) -> &Arc<dyn KernelTree> {
+        self.tree.get().expect("the tree is there before the first request is read")
+    }
+
+    /// The lent files. What is let go of is dropped without this lock.
+    pub fn lent(&self) -> MutexGuard<'_, LentFiles<BackingId>> {
+        self.lent.lock().expect("no panic while lent files are counted")
+    }
+
+    /// Does the work of one request in the calling thread. A panic in it fails that request alone: its reply, dropped
+    /// without an answer, says EIO.
+    pub fn work(&self, operation: &'static str, work: impl FnOnce()) {
+        let _busy = self.under_way.begin();
+        self.surroundings.metrics.kernel_requests.inc();
+        if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.fail(operation, &defect());
+        }
+    }
+
+    /// Passes an answer on: at once when it is there, otherwise when it has come.
+    pub fn answer<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        answer: Answer<T>,
+        finish: impl FnOnce(&Arc<Self>, std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        match answer {
+            Answer::Now(result) => finish(self, result.map_err(|error| self.fail(operation, &error))),
+            Answer::Later(future) => self.park(operation, future, finish),
+        }
+    }
+
+    /// Waits for an answer without a thread, but not for ever, and passes it on.
+    pub fn park<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        future: BoxFuture<'static, Result<T>>,
+        finish: impl FnOnce(&Arc<Self>, std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        let parked = self.under_way.park();
+        let service = Arc::clone(self);
+        self.surroundings.runtime.spawn(async move {
+            let waited = tokio::time::timeout(service.options.request_timeout, AssertUnwindSafe(future).catch_unwind());
+            let result = match waited.await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_panic)) => Err(defect()),
+                Err(_elapsed) => Err(Error::new(ErrorKind::Timeout, "answer the kernel", "no answer in time")),
+            };
+            finish(&service, result.map_err(|error| service.fail(operation, &error)));
+            drop(parked);
+        });
+    }
+
+    /// Logs a failure; what to tell the kernel.
+    pub fn fail(&self, operation: &str, error: &Error) -> Errno {
+        self.failures.note(self.surroundings.clock.as_ref(), operation, &self.options.target, error);
+        errno(error.kind())
+    }
+
+    /// Attributes in the kernel's words.
+    pub fn shown(&self, node: &NodeAttributes) -> FileAttr {
+        let age = Duration::from_millis(node.modified_ms.unsigned_abs());
+        let modified = if node.modified_ms < 0 { UNIX_EPOCH.checked_sub(age) } else { UNIX_EPOCH.checked_add(age) };
+        let modified = modified.unwrap_or(UNIX_EPOCH);
+        let (kind, perm) = if node.is_directory {
+            (FileType::Directory, self.options.directory_mode)
+        } else {
+            (FileType::RegularFile, self.options.file_mode)
+        };
+        self.attributes(INodeNo(node.node.0), node.size, modified, kind, perm)
+    }
+
+    /// What has no name: with the number 0 the kernel keeps that, too.
+    pub fn absent(&self) -> FileAttr {
+        self.attributes(INodeNo(0), 0, UNIX_EPOCH, FileType::RegularFile, 0)
+    }
+
+    fn attributes(&self, ino: INodeNo, size: u64, modified: SystemTime, kind: FileType, perm: u16) -> FileAttr {
+        FileAttr {
+            ino,
+            size,
+            blocks: size.div_ceil(SECTOR_BYTES),
+            atime: modified,
+            mtime: modified,
+            ctime: modified,
+            crtime: modified,
+            kind,
+            perm,
+            // Of a directory, 1 says that its directories were not counted.
+            nlink: 1,
+            uid: self.options.uid,
+            gid: self.options.gid,
+            rdev: 0,
+            blksize: BLOCK_BYTES,
+            flags: 0,
+        }
+    }
+}
+
+/// How long the kernel may believe something.
+pub fn valid(duration: Duration) -> Duration {
+    duration.min(VALID_MAX)
+}
+
+fn defect() -> Error {
+    Error::new(ErrorKind::Internal, "answer the kernel", "the answer panicked").advise("report it")
+}

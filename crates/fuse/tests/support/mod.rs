@@ -1,0 +1,125 @@
+//! A kernel mount for tests: mounted by this process, served by threads of it, always taken down again.
+
+mod tree;
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use penstock_fuse::{Mount, MountOptions, Surroundings};
+use penstock_types::{KernelTree, Metrics, SystemClock};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+pub use tree::{MANY_NAMES, MemoryTree, Way};
+
+/// Whatever hangs in the kernel is let go after this.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Deadline of the mounts' requests.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// A tree and its mount.
+pub struct Bench {
+    pub tree: Arc<MemoryTree>,
+    pub mount: Arc<Mount>,
+    pub metrics: Metrics,
+    directory: TempDir,
+    done: Option<Sender<()>>,
+    // Last: its tasks hold the tree.
+    _runtime: Runtime,
+}
+
+impl Bench {
+    /// Mounts `tree`. `None` where this user may not mount; says so.
+    pub fn new(tree: MemoryTree) -> Option<Self> {
+        Self::with_probe(tree, &tempfile::tempfile().unwrap())
+    }
+
+    /// As `new`; whether the kernel lends is tried with `probe`.
+    pub fn with_probe(tree: MemoryTree, probe: &File) -> Option<Self> {
+        let device = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+            Ok(device) if rustix::process::geteuid().is_root() => OwnedFd::from(device),
+            _ => {
+                eprintln!("not tested: only root with /dev/fuse can mount");
+                return None;
+            }
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let data =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", device.as_raw_fd());
+        let data = std::ffi::CString::new(data).unwrap();
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("penstock", directory.path(), "fuse.penstock", flags, data.as_c_str()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let metrics = Metrics::default();
+        let surroundings = Surroundings {
+            metrics: metrics.clone(),
+            runtime: runtime.handle().clone(),
+            clock: Arc::new(SystemClock::default()),
+        };
+        let options = MountOptions {
+            target: directory.path().display().to_string(),
+            uid: 1234,
+            gid: 4321,
+            file_mode: 0o444,
+            directory_mode: 0o555,
+            allow_other: true,
+            threads: 3,
+            request_timeout: REQUEST_TIMEOUT,
+            lent_files_max: 64,
+        };
+        let tree = Arc::new(tree);
+        let shown = Arc::clone(&tree) as Arc<dyn KernelTree>;
+        let mount = Mount::serve(device, probe.as_fd(), options, surroundings, |_| shown).unwrap();
+        let mount = Arc::new(mount);
+        let done = watch(Arc::clone(&mount));
+        Some(Self { tree, mount, metrics, directory, done: Some(done), _runtime: runtime })
+    }
+
+    /// A path below the mount.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Takes the mount out of the tree, whether files are open or not.
+    pub fn unmount(&self) {
+        unmount(self.directory.path(), UnmountFlags::DETACH).unwrap();
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = unmount(self.directory.path(), UnmountFlags::DETACH);
+        let stopped = self.mount.stop(PATIENCE);
+        drop(self.done.take());
+        if !std::thread::panicking() {
+            stopped.unwrap();
+            assert!(!self.mount.is_alive());
+        }
+    }
+}
+
+/// Ends the connection when the test takes too long: threads that wait for a kernel that waits for us cannot be killed.
+fn watch(mount: Arc<Mount>) -> Sender<()> {
+    let (done, told) = channel();
+    std::thread::spawn(move || {
+        if told.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("the test took too long; its mount is ended");
+            mount.stop(Duration::ZERO).unwrap();
+        }
+    });
+    done
+}
+
+/// Waits for something that happens soon.
+pub fn await_that(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
