@@ -1,12 +1,14 @@
 //! An open file as the kernel reads it.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use penstock_types::{ByteRange, ErrorKind, NodeFile, Result};
+use rustix::fs::{Advice, fadvise};
 
 use crate::open::OpenFile;
 use crate::pattern::ReadHint;
@@ -20,6 +22,8 @@ const REPAIR_ATTEMPTS: usize = 2;
 /// A file that a mount has open.
 pub struct MountedFile {
     file: Arc<OpenFile>,
+    /// Whether the kernel keeps the pages that it is given: those of the cache file would be a second copy.
+    kept: bool,
     /// The step of the read that moved the fetching on last.
     step: AtomicU64,
     /// Readers of bytes that are not cached share one window: one after another.
@@ -27,8 +31,8 @@ pub struct MountedFile {
 }
 
 impl MountedFile {
-    pub fn new(file: OpenFile) -> Arc<Self> {
-        Arc::new(Self { file: Arc::new(file), step: AtomicU64::new(u64::MAX), turn: Default::default() })
+    pub fn new(file: OpenFile, kept: bool) -> Arc<Self> {
+        Arc::new(Self { file: Arc::new(file), kept, step: AtomicU64::new(u64::MAX), turn: Default::default() })
     }
 
     /// Has what probably comes next under way though nobody waits for it.
@@ -62,6 +66,10 @@ impl NodeFile for MountedFile {
             Ok(()) => {
                 if !store.is_complete() {
                     self.move_on(range);
+                } else if self.kept {
+                    // Advice: where it is not taken, memory is used twice until somebody needs it.
+                    let _ =
+                        fadvise(self.file.descriptor(), range.start, NonZeroU64::new(range.len()), Advice::DontNeed);
                 }
                 Ok(Some(length))
             }
