@@ -6,7 +6,8 @@ use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule};
 use penstock_catalog::{Catalog, Item};
 use penstock_source::{Probe, SourceParts, credential_scope};
 use penstock_types::{
-    AttachmentSpec, Clock, Disk, Error, ErrorKind, Metrics, NodeConfig, Result, Source, SourceSpec, TreePath,
+    AttachmentSpec, Clock, Disk, Error, ErrorKind, ListRequest, Metrics, NodeConfig, Priority, Result, Source,
+    SourceSpec, TreePath,
 };
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -17,6 +18,9 @@ use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
 use crate::transfer::Carrier;
 use crate::tree::Tree;
+
+/// Files that a sample looks at, at most.
+const SAMPLE_FILES: usize = 1000;
 
 /// Resolves paths, pins versions, brings bytes, lends them.
 pub struct Engine {
@@ -44,6 +48,15 @@ pub struct EngineParts {
     pub runtime: Handle,
     /// Seed of every jitter.
     pub seed: u64,
+}
+
+/// Some files of a directory tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Sample {
+    /// How many.
+    pub files: u64,
+    /// Their sizes together.
+    pub bytes: u64,
 }
 
 /// What `status` shows of the engine.
@@ -153,6 +166,28 @@ impl Engine {
             penstock_source::probe(attached.source.as_ref(), &Attached::prefix(&attached.spec), deadline).await;
         attached.health.note(&answer);
         Ok(AttachmentStatus { latency_ms: Some(answer?.latency_ms), ..attached.status() })
+    }
+
+    /// Number and total size of the first files below `path`, at most a page of a flat listing: what kind of files
+    /// they are. One request.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing is attached at or above it; what the source says.
+    pub async fn sample(&self, path: &TreePath) -> Result<Sample> {
+        let (attached, inner) = self.tree.find(path).ok_or_else(|| nothing_attached(path))?;
+        let key = attached.view.key_of(&inner)?;
+        let prefix = if inner.is_empty() { key } else { key.join(b"/") };
+        let request = ListRequest {
+            prefix,
+            delimited: false,
+            start_after: None,
+            continuation: None,
+            limit: SAMPLE_FILES,
+            priority: Priority::Foreground,
+        };
+        let page = self.timely(&attached, path, attached.source.list(request)).await?;
+        let bytes = page.objects.iter().map(|object| object.attributes.size).sum();
+        Ok(Sample { files: page.objects.len() as u64, bytes })
     }
 
     /// Every attachment, sorted by path.

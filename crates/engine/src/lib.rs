@@ -24,7 +24,7 @@ mod tree;
 pub use attachment::AttachmentStatus;
 pub use batch::BatchItem;
 pub use care::{Prefetched, Pruned, Verified, Why};
-pub use engine::{Engine, EngineParts, EngineStatus};
+pub use engine::{Engine, EngineParts, EngineStatus, Sample};
 pub use entry::{Entry, EntryKind, EntryPage};
 pub use open::{OpenFile, OpenOptions, Ready};
 pub use pattern::ReadHint;

@@ -282,3 +282,14 @@ fn the_rest_of_a_directory_is_fetched_once_many_of_its_files_were_opened_in_no_o
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_sample_tells_number_and_size_of_the_first_files_below_a_path() {
+    let bench = Bench::start("sample", &Setup::default());
+    (0..1200).for_each(|number| bench.put(&format!("d/{}/{number:05}", number % 7), number, 1, 100));
+    bench.put("large", 1, 1, MIB);
+    let sample = |path: &str| bench.runtime.block_on(bench.engine.sample(&TreePath::parse(path).unwrap())).unwrap();
+    assert_eq!((sample("/data").files, sample("/data").bytes), (1000, 100_000));
+    assert_eq!(sample("/data/d/3").files, 171);
+    assert_eq!(sample("/data/none").files, 0);
+}
