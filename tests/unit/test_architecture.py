@@ -28,9 +28,10 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"types"},
     "catalog": {"types"},
     "remote": {"types"},
+    "fuse": {"types"},
     "testkit": {"types"},
     "engine": {"types", "source", "cache", "catalog"},
-    "node": {"types", "engine"},
+    "node": {"types", "engine", "fuse"},
     "python": {"types", "node", "remote"},
 }
 

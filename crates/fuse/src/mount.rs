@@ -43,16 +43,16 @@ struct Life {
 }
 
 impl Mount {
-    /// Serves the kernel mount that `device` was mounted with. `lendable` is some file of the cache, to find out
-    /// whether the kernel reads such by itself; `tree` is told. Blocks until the kernel has sent its first message,
-    /// which is on its way once it is mounted.
+    /// Serves the kernel mount that `device` was mounted with. `lendable` is some file on the disk of the cache, where
+    /// one could be made: whether the kernel reads such by itself is tried with it, and told to `tree`. Blocks until
+    /// the kernel has sent its first message, which is on its way once it is mounted.
     ///
     /// # Errors
     /// `Unsupported` when the handshake fails: the device was not mounted, or the kernel is too old;
     /// `ResourceLimit` without threads or descriptors.
     pub fn serve(
         device: OwnedFd,
-        lendable: BorrowedFd<'_>,
+        lendable: Option<BorrowedFd<'_>>,
         options: MountOptions,
         surroundings: Surroundings,
         tree: impl FnOnce(&MountFacts) -> Arc<dyn KernelTree>,
@@ -68,10 +68,10 @@ impl Mount {
             Error::new(ErrorKind::Unsupported, action(), format!("no handshake with the kernel: {error}"))
                 .advise("mount the device before it is served")
         })?;
-        let lent = if service.lends() {
-            handshake::probe(session.as_fd(), lendable)
-        } else {
-            Err("the kernel does not offer to read lent files by itself; Linux 6.9 and later do".into())
+        let lent = match lendable {
+            _ if !service.lends() => Err("the kernel does not offer to read files by itself; Linux 6.9 does".into()),
+            None => Err("no file could be made beside the cache to try it with".into()),
+            Some(file) => handshake::probe(session.as_fd(), file),
         };
         let facts = MountFacts {
             lending: lent.is_ok(),

@@ -1,12 +1,14 @@
-//! A running node: the engine assembled, started, drained and stopped, and the local socket that clients attach to.
+//! A running node: the engine assembled, started, drained and stopped, the local socket that clients attach to, and
+//! the kernel mounts that are served.
 //!
-//! Owns `data.sock`, its protocol and everything lent through it, the metrics port and the log. Never decides what
-//! to fetch or keep: the engine does.
+//! Owns `data.sock`, its protocol and everything lent through it, the mounts, the metrics port and the log. Never
+//! decides what to fetch or keep: the engine does. Never mounts, and never touches a path below a mount of its own.
 //!
 //! ```text
 //! client ─ data.sock ─▶ listener ─▶ connection (a thread each) ─▶ answer ─▶ engine
 //!                                        │                          │
 //!                                        └────── session ◀──────────┘   leases, arenas, the release ring
+//! kernel ─ /dev/fuse ─▶ mount ─▶ a tree of the engine
 //! ```
 
 mod answer;
@@ -18,11 +20,13 @@ mod listener;
 mod logging;
 pub mod mapping;
 mod metrics_http;
+mod mounts;
 mod node;
 pub mod protocol;
 pub mod ring;
 mod session;
 
 pub use logging::start_logging;
+pub use mounts::{MountSpec, MountStatus};
 pub use node::Node;
 pub use penstock_engine::{Entry, EntryKind, EntryPage, ReadHint};

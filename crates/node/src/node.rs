@@ -1,12 +1,14 @@
 //! The node: parts put together, started, drained, stopped.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk};
+use penstock_fuse::Surroundings;
 use penstock_types::{AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, SystemClock, TreePath};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
@@ -17,6 +19,7 @@ use crate::arena::ArenaBudget;
 use crate::links::Links;
 use crate::listener::DataSocket;
 use crate::metrics_http;
+use crate::mounts::{MountParts, MountSpec, MountStatus, Mounts};
 use crate::protocol::BATCH_PATHS_MAX;
 use crate::session::ClientStatus;
 
@@ -38,6 +41,7 @@ const RUNTIME_GRACE: Duration = Duration::from_millis(500);
 pub struct Node {
     engine: Arc<Engine>,
     socket: Arc<DataSocket>,
+    mounts: Arc<Mounts>,
     metrics_address: Option<SocketAddr>,
     clock: Arc<dyn Clock>,
     started: Duration,
@@ -89,14 +93,18 @@ impl Node {
             runtime: runtime.handle().clone(),
             seed: random_seed()?,
         })?;
-        let metrics_address = match config.metrics_port {
-            None => None,
-            Some(port) => {
-                let (serving, address) = runtime.block_on(metrics_http::serve(port, &metrics))?;
-                runtime.spawn(serving);
-                Some(address)
-            }
-        };
+        let metrics_address = config.metrics_port.map(|port| serve_metrics(port, &runtime, &metrics)).transpose()?;
+        let mounts = Mounts::new(MountParts {
+            engine: Arc::clone(&engine),
+            surroundings: Surroundings {
+                metrics: metrics.clone(),
+                runtime: runtime.handle().clone(),
+                clock: Arc::clone(&clock),
+            },
+            tier: tiers.first().cloned().unwrap_or_default(),
+            deadline: config.deadlines.foreground(),
+            files_max: files,
+        });
         let service = Arc::new(Service {
             engine: Arc::clone(&engine),
             runtime: runtime.handle().clone(),
@@ -115,10 +123,11 @@ impl Node {
         })?;
         runtime.spawn(keep_engine(Arc::clone(&engine)));
         runtime.spawn(keep_clients(Arc::clone(&socket)));
+        runtime.spawn(keep_mounts(Arc::clone(&mounts)));
         let started = clock.monotonic();
         tracing::info!(socket = %config.data_socket.display(), open_files = files, "node started");
         let (runtime, memory_budget_bytes) = (Mutex::new(Some(runtime)), config.memory_budget_bytes);
-        Ok(Self { engine, socket, metrics_address, clock, started, memory_budget_bytes, runtime })
+        Ok(Self { engine, socket, mounts, metrics_address, clock, started, memory_budget_bytes, runtime })
     }
 
     /// Puts a source into the tree. Blocks for the probe.
@@ -153,6 +162,22 @@ impl Node {
         self.engine.prune(target_bytes)
     }
 
+    /// Serves a kernel mount from now on. `device` is `/dev/fuse`, mounted already; it is closed when this fails.
+    pub fn serve_mount(&self, device: OwnedFd, spec: MountSpec) -> Result<MountStatus> {
+        self.handle()?;
+        self.mounts.serve(device, spec)
+    }
+
+    /// Every mount that is served.
+    pub fn mounts(&self) -> Vec<MountStatus> {
+        self.mounts.list()
+    }
+
+    /// Forgets a mount whose kernel side is gone; ends the connection of one whose is not.
+    pub fn end_mount(&self, id: u64) -> Result<()> {
+        self.mounts.end(id)
+    }
+
     /// Everything `status` shows.
     pub fn status(&self) -> NodeStatus {
         NodeStatus {
@@ -170,10 +195,12 @@ impl Node {
         self.metrics_address.map(|address| address.port())
     }
 
-    /// Takes no more clients, lets requests under way finish within `timeout`, flushes, stops. Later calls do nothing.
+    /// Takes no more clients, lets requests under way finish within `timeout`, ends mounts that are left, flushes,
+    /// stops. Later calls do nothing.
     pub fn drain(&self, timeout: Duration) {
         let Some(runtime) = self.runtime().take() else { return };
         self.socket.stop(Instant::now() + timeout);
+        self.mounts.close();
         self.engine.close();
         runtime.shutdown_timeout(RUNTIME_GRACE);
         tracing::info!("node drained");
@@ -210,6 +237,21 @@ async fn keep_clients(socket: Arc<DataSocket>) {
         ticks.tick().await;
         socket.tick();
     }
+}
+
+/// Apart from both: what it watches over may be what keeps them.
+async fn keep_mounts(mounts: Arc<Mounts>) {
+    let mut ticks = ticks();
+    loop {
+        ticks.tick().await;
+        mounts.tick();
+    }
+}
+
+fn serve_metrics(port: u16, runtime: &Runtime, metrics: &Metrics) -> Result<SocketAddr> {
+    let (serving, address) = runtime.block_on(metrics_http::serve(port, metrics))?;
+    runtime.spawn(serving);
+    Ok(address)
 }
 
 fn ticks() -> tokio::time::Interval {

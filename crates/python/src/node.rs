@@ -1,9 +1,10 @@
 //! The node, for the Python process that hosts it.
 
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use penstock_node::{Node, start_logging};
+use penstock_node::{MountSpec, Node, start_logging};
 use penstock_types::{AttachmentSpec, Error, ErrorKind, NodeConfig};
 use pyo3::prelude::*;
 use serde::Serialize;
@@ -72,11 +73,43 @@ impl PyNode {
         json(&py.detach(|| self.0.prune(target_bytes)).map_err(|error| raise(&error))?)
     }
 
+    /// Serves a kernel mount from now on. `fd` is `/dev/fuse`, mounted already; it belongs to the node from this call on,
+    /// also when it fails. `options_json` is a `MountSpec`. Returns its status as JSON.
+    fn serve_mount(&self, py: Python<'_>, fd: RawFd, options_json: &str) -> PyResult<String> {
+        let device = take_descriptor(fd).map_err(|error| raise(&error))?;
+        let spec: MountSpec = parse("read how to mount", options_json)?;
+        json(&py.detach(|| self.0.serve_mount(device, spec)).map_err(|error| raise(&error))?)
+    }
+
+    /// Every mount that is served, as a JSON list.
+    fn mounts(&self, py: Python<'_>) -> PyResult<String> {
+        json(&py.detach(|| self.0.mounts()))
+    }
+
+    /// Forgets a mount whose kernel side is gone; ends the connection of one whose is not.
+    fn end_mount(&self, py: Python<'_>, mount_id: u64) -> PyResult<()> {
+        py.detach(|| self.0.end_mount(mount_id)).map_err(|error| raise(&error))
+    }
+
     /// Takes no more clients, lets requests under way finish within `timeout_s`, flushes, stops.
     fn drain(&self, py: Python<'_>, timeout_s: f64) {
         let timeout = Duration::try_from_secs_f64(timeout_s).unwrap_or_default();
         py.detach(|| self.0.drain(timeout));
     }
+}
+
+/// Owns a descriptor that Python gives away.
+fn take_descriptor(number: RawFd) -> Result<OwnedFd, Error> {
+    let wrong = |reason: String| Error::new(ErrorKind::InvalidInput, format!("take descriptor {number}"), reason);
+    if number < 0 {
+        return Err(wrong("it is no descriptor".into()).advise("report it"));
+    }
+    // SAFETY: borrowed for the one call that finds out whether it is open at all.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|error| wrong(error.to_string()).advise("report it"))?;
+    // SAFETY: it is open, and the caller, who gives it away, does not use it any more.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 fn parse<T: DeserializeOwned>(action: &str, text: &str) -> PyResult<T> {

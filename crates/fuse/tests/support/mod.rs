@@ -74,7 +74,7 @@ impl Bench {
         };
         let tree = Arc::new(tree);
         let shown = Arc::clone(&tree) as Arc<dyn KernelTree>;
-        let mount = Mount::serve(device, probe.as_fd(), options, surroundings, |_| shown).unwrap();
+        let mount = Mount::serve(device, Some(probe.as_fd()), options, surroundings, |_| shown).unwrap();
         let mount = Arc::new(mount);
         let done = watch(Arc::clone(&mount));
         Some(Self { tree, mount, metrics, directory, done: Some(done), _runtime: runtime })
