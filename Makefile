@@ -25,7 +25,7 @@ COMMA := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: help setup demo test check bench soak wheel docs clean
-.PHONY: core-dev core-release test-rust test-python advisories lock format servers
+.PHONY: core-dev core-release test-rust test-python advisories lock format servers programs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,9 +67,9 @@ format: $(VENV)/.requirements ## rewrite what the formatters would
 	@ruff format --quiet .
 	@ruff check --quiet --fix .
 
-bench: core-release ## the bars, both sides from one run; results go to benchmarks/results
+bench: core-release ## the bars, both sides from one run, or WHAT=mount alone; results go to benchmarks/results
 	$(call say,benchmarks)
-	@status=0; python -m benchmarks.run $(ARGS) || status=$$?; python docs/_extensions/measured.py; exit $$status
+	@status=0; python -m benchmarks.run $(WHAT) $(ARGS) || status=$$?; python docs/_extensions/measured.py; exit $$status
 
 soak: core-release servers ## what takes long: a million checked reads, long fuzzing
 	$(call say,a million checked reads and hundreds of kills)
@@ -138,6 +138,17 @@ servers:
 ifneq ($(shell command -v go),)
 servers: $(TOOLS)/.versitygw-$(VERSITYGW_VERSION)
 endif
+# What tests of mounts run: only root can bring it, and without it they skip and say so.
+ifeq ($(shell id -u)-$(if $(wildcard /dev/fuse),fuse)-$(if $(shell command -v apt-get),apt),0-fuse-apt)
+ifneq ($(words $(shell command -v fusermount3 rsync fio)),3)
+servers: programs
+endif
+endif
+
+programs:
+	$(call say,fusermount3$(COMMA) rsync$(COMMA) fio)
+	@install="apt-get install -y -q --no-install-recommends fuse3 rsync fio"; \
+	$$install > /dev/null 2>&1 || { apt-get update -q > /dev/null; $$install > /dev/null; }
 
 $(TOOLS)/.versitygw-$(VERSITYGW_VERSION):
 	$(call say,versitygw in .tools)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from penstock.client import Client
 
 _controls: WeakKeyDictionary[Client, Control] = WeakKeyDictionary()
+_homes: WeakKeyDictionary[Client, Path] = WeakKeyDictionary()
 
 SMALL_BYTES = 112 * 1024
 BUCKET = "bench"
@@ -61,6 +64,17 @@ class Lab:
             yield client
         shutil.rmtree(home, ignore_errors=True)
 
+    @contextmanager
+    def mount(self, client: Client, path: str, *, lazily: bool = False) -> Iterator[Path]:
+        """A path of the tree as a mount, unmounted at the end; ``lazily`` also when something still uses it."""
+        target = self.path("mount")
+        target.mkdir()
+        penstock(client, "mount", str(target), "--path", path)
+        try:
+            yield target
+        finally:
+            penstock(client, "umount", str(target), *(["--lazy"] if lazily else []))
+
     def close(self) -> None:
         """Removes everything."""
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -75,6 +89,7 @@ def node_at(home: Path, **settings: str) -> Iterator[Client]:
     with _environment(variables):
         client = connect(home)
     _controls[client] = Control(locate(home).control_socket)
+    _homes[client] = home
     try:
         yield client
     finally:
@@ -109,6 +124,19 @@ def attach(client: Client, store: Store, path: str, bucket: str = BUCKET) -> Non
     """Attaches a bucket of a remote, without keys; facts are believed for the whole run."""
     wanted = request(f"s3://{bucket}/", path, endpoint=store.endpoint, credentials="anonymous", freshness="1h")
     _controls[client].attach(wanted)
+
+
+def penstock(client: Client, *arguments: str) -> None:
+    """Runs a command for the node behind a client.
+
+    Raises:
+        RuntimeError: it failed; what it printed.
+    """
+    environment = os.environ | {"PENSTOCK_HOME": str(_homes[client])}
+    command = [sys.executable, "-m", "penstock.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    if done.returncode:
+        raise RuntimeError(f"penstock {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
 def node_pid(client: Client) -> int:

@@ -119,3 +119,22 @@ def percentile(values: list[float], share: float) -> float:
     """The value that ``share`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def can_drop_caches() -> bool:
+    """Whether the kernel's caches can be dropped: by root alone."""
+    return os.access("/proc/sys/vm/drop_caches", os.W_OK) and os.geteuid() == 0
+
+
+def drop_caches() -> None:
+    """Drops clean pages, directory entries and inodes of the whole machine."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def page_cache_bytes() -> int:
+    """Pages of files that the kernel keeps, of the whole machine."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Cached:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("the kernel does not say what it caches")

@@ -1,6 +1,7 @@
 """``python -m benchmarks.run [WHAT...]``: measures bars, prints both sides, keeps the numbers.
 
-Without WHAT it runs all. Exit code 0 when every bar is met, 1 when one is missed.
+Without WHAT it runs all; the first word of several names is all of them. Exit code 0 when every bar is met, 1 when one
+is missed.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scratch", type=Path, help="directory on a local disk for homes and files (default TMPDIR)")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.what if name not in modules]
+    chosen = [name for what in options.what or modules for name in _meant(what, modules)]
+    unknown = [what for what in options.what if not _meant(what, modules)]
     if unknown:
         parser.error(f"no workload {unknown[0]!r}; there are: {' '.join(modules)}")
-    chosen = options.what or list(modules)
     verdicts: list[Verdict] = []
     failed = []
     for name in chosen:
@@ -52,6 +53,11 @@ def main(arguments: list[str]) -> int:
     missed = [verdict.bar for verdict in verdicts if not verdict.met]
     print(f"{len(verdicts) - len(missed)} met, {len(missed)} missed, {len(failed)} workloads failed")
     return 1 if missed or failed else 0
+
+
+def _meant(what: str, modules: dict[str, ModuleType]) -> list[str]:
+    """A workload by its name, or every one of a group: ``mount`` is ``mount-small``, ``mount-large``…"""
+    return [what] if what in modules else [name for name in modules if name.startswith(f"{what}-")]
 
 
 def _workloads() -> dict[str, ModuleType]:
