@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any
 import pytest
 
 from penstock.client.control import Control
+from penstock.errors import PenstockError
 from penstock.home import Home, locate
+from penstock.policies.mounts import KernelMount, lies_in, parse_mountinfo
+from penstock.server.mounter import Mounter
 
 DEADLINE_S = 30.0
 
@@ -32,10 +36,12 @@ class Machine:
         self._processes: list[subprocess.Popen[str]] = []
         self._pids: set[int] = set()
         self._remotes: list[Any] = []
+        self.as_another: list[str] = []
+        """Put before every command: who the user of this machine is."""
 
     def __call__(self, *arguments: str, check: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs ``penstock`` with arguments and checks how it ended; ``None`` checks nothing."""
-        command = [sys.executable, "-m", "penstock.cli", *arguments]
+        command = [*self.as_another, sys.executable, "-m", "penstock.cli", *arguments]
         try:
             done = subprocess.run(
                 command,
@@ -103,6 +109,17 @@ class Machine:
             (root / path).write_bytes(content)
         return root
 
+    def target(self, name: str = "mnt") -> Path:
+        """An empty directory to mount on."""
+        made = self.directory / name
+        made.mkdir()
+        return made
+
+    def mounted(self) -> list[KernelMount]:
+        """What the kernel has mounted at or below the machine's directory, what is nested after what it lies in."""
+        table = parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+        return [each for each in table if lies_in(each.point, str(self.directory))]
+
     def remote(self, objects: dict[str, bytes], *, first_byte_ms: float = 1.0, bytes_per_s: int = 1 << 30) -> Any:
         """A simulated remote with these objects in its bucket ``bucket``."""
         from penstock import _native
@@ -131,6 +148,11 @@ class Machine:
             if is_node(pid):
                 os.kill(pid, signal.SIGKILL)
         self.until(lambda: not any(is_node(pid) for pid in self._pids))
+        # Without their node they answer at once; what is nested in a dead mount goes with it.
+        with Mounter() as mounter:
+            for each in reversed(self.mounted()):
+                mounter.unmount(each.point, lazy=True)
+        assert self.mounted() == []
 
     def _note(self) -> None:
         try:
@@ -161,3 +183,17 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def can_mount() -> None:
+    """Skips where nothing can be mounted: without root or in a container without FUSE."""
+    directory = Path(tempfile.mkdtemp(prefix="penstock-can-mount-"))
+    try:
+        with Mounter() as mounter:
+            os.close(mounter.mount(str(directory), allow_other=False).descriptor)
+            mounter.unmount(str(directory), lazy=True)
+    except PenstockError as error:
+        pytest.skip(f"needs the right to mount: {error.reason}")
+    finally:
+        directory.rmdir()

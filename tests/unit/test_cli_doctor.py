@@ -25,16 +25,29 @@ def test_the_worst_finding_decides(levels: list[str], level: str) -> None:
 
 def test_only_linux_runs_a_node() -> None:
     assert machine.kernel("Darwin", "23.1").level is Level.FAILURE
-    assert "passthrough" in machine.kernel("Linux", "6.1.0-9-amd64").text
     assert machine.kernel("Linux", "6.18.44").text == "Linux 6.18.44"
 
 
-def test_missing_fuse_is_told_and_no_fault(tmp_path: Path) -> None:
-    found = machine.fuse(tmp_path / "fuse", None)
-    assert (found.level, found.next) == (Level.OK, "sudo modprobe fuse")
+def test_what_mounts_need_is_told_where_it_is_missing(tmp_path: Path) -> None:
+    found = machine.fuse(tmp_path / "fuse", None, privileged=True)
+    assert found.level is Level.WARNING
+    assert "sudo modprobe fuse" in str(found.next)
     (tmp_path / "fuse").write_text("")
-    assert "fusermount3 is not" in machine.fuse(tmp_path / "fuse", None).text
-    assert "/bin/fusermount3" in machine.fuse(tmp_path / "fuse", "/bin/fusermount3").text
+    assert "fusermount3 is not" in machine.fuse(tmp_path / "fuse", None, privileged=False).text
+    assert "/bin/fusermount3" in machine.fuse(tmp_path / "fuse", "/bin/fusermount3", privileged=False).text
+    assert machine.fuse(tmp_path / "fuse", None, privileged=True).level is Level.OK
+
+
+def test_passthrough_needs_a_new_kernel_and_privilege() -> None:
+    assert "needs Linux 6.9" in machine.passthrough("6.1.0-9-amd64", privileged=True).text
+    assert "needs root" in machine.passthrough("6.18.44", privileged=False).text
+    assert "by itself" in machine.passthrough("6.18.44", privileged=True).text
+
+
+def test_the_right_to_mount_is_read_from_the_capabilities() -> None:
+    assert machine.may_mount("Name:\tx\nCapInh:\t0\nCapEff:\t000001ffffffffff\nSeccomp:\t0\n")
+    assert not machine.may_mount("Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n")
+    assert not machine.may_mount("")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +105,14 @@ STATUS: dict[str, Any] = {
     "version": "1.0",
     "problems": [],
     "cache": {"tiers": [{"directory": "/c", "healthy": True}]},
+    "mounts": [],
     "metrics": {},
+}
+MOUNT: dict[str, Any] = {
+    "target": "/m",
+    "path": "/",
+    "state": "mounted",
+    "kernel_mounts": [{"way": "passthrough", "alive": True}],
 }
 
 
@@ -110,6 +130,14 @@ def test_version_skew_problems_and_a_failing_cache_are_told() -> None:
     found = list(node.check(ill, "2.0"))
     assert [each.level for each in found] == ["ok", "warning", "warning", "failure", "warning"]
     assert all(each.next for each in found[1:])
+
+
+def test_a_mount_that_shows_nothing_is_told() -> None:
+    dead = {**MOUNT, "target": "/dead", "kernel_mounts": [{"way": "passthrough", "alive": False}]}
+    failed = {**MOUNT, "target": "/failed", "state": "failed", "kernel_mounts": []}
+    found = list(node.mounts([MOUNT, dead, failed]))
+    assert [each.level for each in found] == ["ok", "warning", "warning"]
+    assert "by passthrough" in found[0].text
 
 
 class Entry:

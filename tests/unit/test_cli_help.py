@@ -11,11 +11,28 @@ import typer
 from penstock.cli.app import app
 
 COMMANDS = {
-    *("up", "down", "status", "attach", "detach", "attachments", "ls", "stat", "cat", "du", "cp", "preload", "evict"),
+    *(
+        "up",
+        "down",
+        "status",
+        "attach",
+        "detach",
+        "attachments",
+        "mount",
+        "umount",
+        "mounts",
+        "ls",
+        "stat",
+        "cat",
+        "du",
+        "cp",
+        "preload",
+        "evict",
+    ),
     *("verify", "pin", "unpin", "doctor", "bench", "demo", "job ls", "job show", "job wait", "job cancel"),
     *("job retry", "cache ls", "cache why", "cache prune", "config show"),
 }
-WITHOUT_DATA = {"up", "down", "detach", "cat", "cp", "pin", "unpin", "job cancel"}
+WITHOUT_DATA = {"up", "down", "detach", "umount", "cat", "cp", "pin", "unpin", "job cancel"}
 
 
 def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,6 +96,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["attach", "s3://bucket", "/data", "--credentials", "AKIA:topsecret"], "not a reference"),
         (["attach", "s3://bucket", "/data", "--freshness", "sometimes"], "or immutable"),
         (["attach", "s3://bucket", "data"], "paths of the tree begin with /"),
+        (["mount", "/mnt/lake", "--path", "data"], "paths of the tree begin with /"),
+        (["mount", "/mnt/lake", "--owner", "me"], "write two numbers"),
+        (["mount", "/mnt/lake", "--file-mode", "rw"], "in octal"),
+        (["mount", "/"], "the machine's root directory"),
         (["config", "show", "--set", "cache.sise=1"], "did you mean cache.size?"),
         (["cache", "prune", "--to", "much"], "not a size"),
         (["preload", "/data", "--max-rate", "fast"], "not a size"),

@@ -93,7 +93,7 @@ def test_a_plan_has_the_root_first_and_nothing_before_what_it_lies_in(path: str,
     assert len(set(places)) == len(places)
     for number, place in enumerate(places):
         assert not any(mounts.lies_in(earlier.target, place.target) for earlier in places[:number])
-        assert place.target == os.path.normpath(os.path.join("/m", os.path.relpath(place.path, path)))
+        assert place.target == os.path.normpath("/m/" + os.path.relpath(place.path, path))
 
 
 def test_the_kernels_table_is_read_with_its_escapes_and_optional_fields() -> None:

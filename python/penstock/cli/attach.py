@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
             "penstock attach file:///mnt/nas/set /nas",
         )
     )(attach)
-    app.command(epilog=examples("penstock detach /data"))(detach)
+    app.command(epilog=examples("penstock detach /data", "penstock detach /data --lazy"))(detach)
     app.command(epilog=examples("penstock attachments", "penstock attachments --json"))(attachments)
 
 
@@ -84,16 +84,22 @@ def _is_empty(path: str) -> bool:
         return False  # whoever lists it is told
 
 
-def detach(path: Annotated[str, typer.Argument(metavar="PATH", help="The path that was given to attach.")]) -> None:
+def detach(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The path that was given to attach.")],
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Also while a process uses it through a mount: open files go on.")
+    ] = False,
+) -> None:
     """Take an attachment out of the tree.
 
-    Open files go on; what is cached stays until it is evicted.
+    Open files go on; what is cached stays until it is evicted. Where a process uses it through a mount, this fails and
+    names the process.
     """
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
 
     path = tree_path(path)
-    connection.control().detach(path)
+    connection.control().detach(path, lazy=lazy)
     output.say(f"detached {path}")
 
 

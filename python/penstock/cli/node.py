@@ -30,7 +30,8 @@ def up(
     """Start the node of this machine.
 
     Nothing happens when it runs already.
-    A node that was started without --foreground leaves by itself when nobody used it for node.idle_timeout.
+    A node that was started without --foreground leaves by itself when nobody used it for node.idle_timeout and
+    nothing is mounted. What was mounted is mounted again.
     """
     from penstock.cli import connection
 
@@ -67,6 +68,7 @@ def down() -> None:
     """Stop the node of this machine.
 
     Requests under way finish; jobs go on when the next node starts. Attachments, pins and everything cached stay.
+    Mounts are taken away, also from who uses them, and come back when the next node starts.
     """
     from penstock.cli import connection
 
@@ -112,12 +114,14 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{format_size(memory['resident_bytes'])} resident, {used} of {budget} budget in use"),
     ]
     rows += [("cache", _tier(tier)) for tier in known["cache"].get("tiers", [])]
+    rows.append(("mounts", _mounts(known["mounts"])))
     rows.append(("jobs", f"{jobs['running']} running, {jobs['queued']} waiting"))
     rows.append(("pins", ", ".join(known["pins"]) or "none"))
     if known["metrics_port"]:
         rows.append(("metrics", f"http://127.0.0.1:{known['metrics_port']}/metrics"))
     idle = known["idle_timeout_s"]
-    rows.append(("leaves", f"after {format_duration(idle)} without use" if idle else "when told to"))
+    stays = not idle or known["mounts"]
+    rows.append(("leaves", "when told to" if stays else f"after {format_duration(idle)} without use"))
     return rows
 
 
@@ -128,6 +132,14 @@ def _tier(tier: dict[str, Any]) -> str:
     if not tier.get("healthy", True):
         text += output.styled(f"  NOT CACHING: {tier.get('reason')}", "red")
     return text
+
+
+def _mounts(mounts: list[dict[str, Any]]) -> str:
+    if not mounts:
+        return "none"
+    missing = sum(each["state"] != "mounted" for each in mounts)
+    targets = ", ".join(each["target"] for each in mounts)
+    return f"{len(mounts)} ({targets})" + (f", {missing} of them not mounted now" if missing else "")
 
 
 def _print_attachments(attachments: list[dict[str, Any]]) -> None:

@@ -51,9 +51,21 @@ class Control:
         """Asks the source of the attachment at exactly that path whether it answers."""
         return dict(self._ask("GET", "/v1/attachments/probe?" + urlencode({"path": path})))
 
-    def detach(self, path: str) -> None:
-        """Takes the attachment at exactly that path out of the tree."""
-        self._ask("DELETE", "/v1/attachments?" + urlencode({"path": path}))
+    def detach(self, path: str, *, lazy: bool = False) -> None:
+        """Takes the attachment at exactly that path out of the tree; ``lazy`` also where a mount of it is in use."""
+        self._ask("DELETE", "/v1/attachments?" + urlencode({"path": path, "lazy": lazy}))
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """Every mount with its kernel mounts."""
+        return list(self._ask("GET", "/v1/mounts"))
+
+    def mount(self, request: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
+        """Mounts what :func:`penstock.policies.mounts.request` made; ``reuse`` takes the same mount that is there."""
+        return dict(self._ask("POST", "/v1/mounts", {**request, "reuse": reuse}))
+
+    def umount(self, target: str, *, lazy: bool = False) -> None:
+        """Takes a mount away; ``lazy`` also where somebody uses it."""
+        self._ask("DELETE", "/v1/mounts?" + urlencode({"target": target, "lazy": lazy}))
 
     def pins(self) -> list[str]:
         """Every pinned path."""

@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_DIRECTORY_MODE",
     "DEFAULT_FILE_MODE",
     "FILE_SYSTEM",
+    "SOURCE",
     "KernelMount",
     "MountOptions",
     "Place",
@@ -31,6 +32,9 @@ __all__ = [
 
 FILE_SYSTEM = "fuse.penstock"
 """Type of our mounts in the kernel's table."""
+
+SOURCE = "penstock"
+"""What the kernel's table says is mounted."""
 
 DEFAULT_FILE_MODE = 0o444
 DEFAULT_DIRECTORY_MODE = 0o555

@@ -16,6 +16,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 
 from penstock.errors import InternalError, InvalidInputError, NotFoundError, PenstockError, ResourceLimitError
 from penstock.jobs import JobKind  # noqa: TC001 - pydantic reads it at run time
+from penstock.policies.mounts import DEFAULT_DIRECTORY_MODE, DEFAULT_FILE_MODE
 from penstock.server.service import WAIT_MAX_S, NodeService
 
 __all__ = ["STATUS_OF_CODE", "create_app"]
@@ -95,6 +96,19 @@ class AttachBody(_Body):
     probe: bool = True
 
 
+class MountBody(_Body):
+    """What to mount where."""
+
+    target: str
+    path: str = "/"
+    uid: Annotated[int | None, Field(ge=0, lt=(1 << 32) - 1)] = None
+    gid: Annotated[int | None, Field(ge=0, lt=(1 << 32) - 1)] = None
+    file_mode: Annotated[int, Field(ge=0, le=0o777)] = DEFAULT_FILE_MODE
+    directory_mode: Annotated[int, Field(ge=0, le=0o777)] = DEFAULT_DIRECTORY_MODE
+    allow_other: bool = False
+    reuse: bool = False
+
+
 class JobOptions(_Body):
     """How a job goes about it."""
 
@@ -130,6 +144,7 @@ def create_app(service: NodeService) -> FastAPI:
     app.add_middleware(BaseHTTPMiddleware, dispatch=_Watch(service))
     _add_node(app, service)
     _add_attachments(app, service)
+    _add_mounts(app, service)
     _add_pins(app, service)
     _add_jobs(app, service)
     return app
@@ -182,8 +197,22 @@ def _add_attachments(app: FastAPI, service: NodeService) -> None:
         return service.attachments.probe(path)
 
     @app.delete("/v1/attachments", status_code=HTTPStatus.NO_CONTENT)
-    def detach(path: str) -> None:
-        service.detach(path)
+    def detach(path: str, lazy: bool = False) -> None:
+        service.detach(path, lazy=lazy)
+
+
+def _add_mounts(app: FastAPI, service: NodeService) -> None:
+    @app.get("/v1/mounts")
+    def mounts() -> list[dict[str, Any]]:
+        return service.mounts.all()
+
+    @app.post("/v1/mounts", status_code=HTTPStatus.CREATED)
+    def mount(body: MountBody) -> dict[str, Any]:
+        return service.mount(body.model_dump(exclude={"reuse"}), reuse=body.reuse)
+
+    @app.delete("/v1/mounts", status_code=HTTPStatus.NO_CONTENT)
+    def umount(target: str, lazy: bool = False) -> None:
+        service.umount(target, lazy=lazy)
 
 
 def _add_pins(app: FastAPI, service: NodeService) -> None:

@@ -150,6 +150,21 @@ class AttachmentBook:
             documents, problems = dict(self._documents), dict(self._problems)
         return [_view(document, known.get(path), problems.get(path)) for path, document in sorted(documents.items())]
 
+    def attached(self) -> list[str]:
+        """Paths of the attachments that the core has."""
+        with self._lock:
+            return [path for path in self._documents if path not in self._problems]
+
+    def directories(self) -> dict[str, str]:
+        """Local directories that are attached, each with the path in the tree."""
+        with self._lock:
+            documents = [self._documents[path] for path in self._documents]
+        return {
+            document["source"]["directory"]: document["path"]
+            for document in documents
+            if document["source"]["kind"] == "file"
+        }
+
     def covers(self, path: str) -> bool:
         """Whether a path lies in an attachment, or above one."""
         with self._lock:

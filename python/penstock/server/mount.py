@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from penstock.errors import BusyError, InternalError, PenstockError
-from penstock.policies.mounts import KernelMount, Place, lies_in, mount_at, mounts_below, plan
+from penstock.policies.mounts import FILE_SYSTEM, SOURCE, KernelMount, Place, lies_in, mount_at, mounts_below, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -228,7 +228,7 @@ def busy(mounter: Mounter, target: str, action: str, instead: str) -> BusyError:
         instead: the command that does it all the same.
     """
     holders, hidden = mounter.holders(target)
-    on_top = [each.point for each in mounts_below(mounter.table(), target) if each.kind != "fuse.penstock"]
+    on_top = [each.point for each in mounts_below(mounter.table(), target) if each.kind != FILE_SYSTEM]
     if holders:
         used = ", ".join(f"{each.name} (pid {each.pid}, {each.path})" for each in holders)
     elif on_top:
@@ -244,4 +244,6 @@ def _refuse_busy(mounter: Mounter, target: str, action: str, instead: str) -> No
 
 
 def _shows(table: Sequence[KernelMount], served: Served) -> bool:
-    return any((each.point, each.device) == (served.place.target, served.device) for each in table)
+    # Device numbers are used again: whatever else is mounted there could have this one.
+    wanted = KernelMount(served.device, served.place.target, FILE_SYSTEM, SOURCE)
+    return wanted in table

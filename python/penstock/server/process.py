@@ -137,6 +137,8 @@ def _host(
         _log.info("node stopping", extra={"pid": os.getpid()})
         # Gone before the drain, so that nobody waits for answers that will not come.
         home.control_socket.unlink(missing_ok=True)
+        # While the core still serves them: what reads through one then ends with its bytes, not with an error.
+        service.mounts.close()
         jobs.stop(settings.node.drain_timeout)
         core.drain(settings.node.drain_timeout)
         _log.info("node stopped", extra={"pid": os.getpid()})
@@ -180,6 +182,7 @@ class _ControlServer(uvicorn.Server):
         """Listens, then says that the node is ready."""
         await super().startup(sockets)
         self._announce()
+        self._service.mounts.start()
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

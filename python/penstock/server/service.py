@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penstock.errors import NotFoundError
+from penstock.errors import NotDirectoryError, NotFoundError
 from penstock.policies.attachments import check_tree_path, parse_freshness
+from penstock.policies.mounts import check_local_path
 from penstock.server.attachments import Attacher, AttachmentBook
+from penstock.server.mount import MountCore
+from penstock.server.mounts import MountBook, Surroundings
 from penstock.server.pins import PinBook
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ WAIT_STEP_S = 0.1
 """How often a waiting request looks; also the most often that progress is told."""
 
 
-class CoreNode(Attacher, Protocol):
+class CoreNode(Attacher, MountCore, Protocol):
     """The part of ``_core.Node`` that the service needs."""
 
     def status(self) -> str:
@@ -56,6 +59,8 @@ class NodeService:
         self.jobs = jobs
         self.attachments = AttachmentBook(home.attachments, core)
         self.pins = PinBook(home.pins, core.set_pins)
+        surroundings = Surroundings(self.attachments.attached, self._check_directory, self._own_directories)
+        self.mounts = MountBook(home.mounts, core, surroundings)
         self.problems: list[str] = []
         self.foreground = False
         self.stopping = False
@@ -64,21 +69,44 @@ class NodeService:
         self._active_at = time.monotonic()
 
     def restore(self) -> None:
-        """Brings back what an earlier node had: attachments, pins, jobs. Waits for no source."""
+        """Brings back what an earlier node had: attachments, pins, jobs. Waits for no source and for no mount."""
         self.problems += self.attachments.restore()
         self.pins.restore()
+        self.problems += self.mounts.load()
         self.jobs.start()
 
     def attach(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Attaches a source; see :meth:`AttachmentBook.attach`."""
-        attached = self.attachments.attach(request, parse_freshness(self.settings.source.freshness))
+        """Attaches a source; see :meth:`AttachmentBook.attach`. Where the tree is mounted, it appears there."""
+        freshness = parse_freshness(self.settings.source.freshness)
+        if request["source"]["kind"] == "file":
+            with self.mounts.apart_from(request["source"]["directory"], request["path"]):
+                attached = self.attachments.attach(request, freshness)
+        else:
+            attached = self.attachments.attach(request, freshness)
         self.pins.refresh()
+        self.mounts.follow()
         return attached
 
-    def detach(self, path: str) -> None:
-        """Takes an attachment out of the tree; what is cached of it stays until it is evicted."""
-        self.attachments.detach(path)
+    def detach(self, path: str, *, lazy: bool = False) -> None:
+        """Takes an attachment out of the tree; what is cached of it stays until it is evicted.
+
+        Raises:
+            NotFoundError: nothing is attached at exactly that path.
+            BusyError: others lie in it; a mount shows it; or somebody uses it through one and ``lazy`` is not set.
+        """
+        path = check_tree_path(path)
+        with self.mounts.without(path, lazy=lazy):
+            self.attachments.detach(path)
         self.pins.refresh()
+
+    def mount(self, request: dict[str, Any], *, reuse: bool) -> dict[str, Any]:
+        """Mounts a part of the tree; see :meth:`MountBook.mount`."""
+        checked = {"target": check_local_path(request["target"]), "path": check_tree_path(request["path"])}
+        return self.mounts.mount({**request, **checked}, reuse=reuse)
+
+    def umount(self, target: str, *, lazy: bool) -> None:
+        """Takes a mount away; see :meth:`MountBook.umount`."""
+        self.mounts.umount(check_local_path(target), lazy=lazy)
 
     def pin(self, path: str) -> list[str]:
         """Pins a path of the tree.
@@ -144,9 +172,10 @@ class NodeService:
             },
             "cache": core.get("cache", {}),
             "attachments": self.attachments.all(),
+            "mounts": self.mounts.all(),
             "jobs": self.jobs.counts(),
             "pins": self.pins.all(),
-            "problems": self.problems,
+            "problems": self.problems + self.mounts.problems(),
             "metrics": metrics,
         }
 
@@ -155,12 +184,34 @@ class NodeService:
         self._active_at = time.monotonic()
 
     def idle_s(self) -> float:
-        """Seconds since the node was last used; a client or a job counts as use."""
+        """Seconds since the node was last used; a client, a job or a mount counts as use."""
         counts = self.jobs.counts()
         clients = json.loads(self.core.status()).get("metrics", {}).get("clients", 0)
-        if clients or counts["running"] or counts["queued"]:
+        if clients or counts["running"] or counts["queued"] or self.mounts.in_use():
             self.touch()
         return time.monotonic() - self._active_at
+
+    def _check_directory(self, path: str) -> None:
+        """Raises where a path of the tree is no directory; may ask its source."""
+        from penstock.jobs.core_tree import CoreTree
+
+        tree = CoreTree(self.home.data_socket)
+        try:
+            is_directory = tree.stat(path).is_directory
+        except NotFoundError:
+            advice = "`penstock attachments` shows what is attached"
+            raise NotFoundError(f"mount {path}", "the tree has nothing at that path", advice) from None
+        finally:
+            tree.close()
+        if not is_directory:
+            raise NotDirectoryError(f"mount {path}", "it is a file", "mount the directory that it is in")
+
+    def _own_directories(self) -> dict[str, str]:
+        """Directories that the node reads and writes by itself, each with what it is."""
+        sources = {directory: f"the source of {path}" for directory, path in self.attachments.directories().items()}
+        tiers = {str(tier.directory): "a directory of the cache" for tier in self.settings.tiers(self.home, 0)}
+        home = (self.home.name, self.home.cache, self.home.run, self.home.logs, self.home.config.parent)
+        return {**sources, **tiers, **{str(directory): "a directory of the node" for directory in home}}
 
 
 def resident_bytes() -> int:

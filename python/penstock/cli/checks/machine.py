@@ -20,14 +20,19 @@ __all__ = ["check"]
 PASSTHROUGH_KERNEL = (6, 9)
 """From here on the kernel reads cached files by itself through a mount."""
 
+CAP_SYS_ADMIN = 21
+"""Number of the capability to mount."""
+
 OPEN_FILES_WANTED = 16384
 OPEN_FILES_NEEDED = 4096
 
 
 def check() -> Iterator[Finding]:
     """Everything about the machine."""
+    privileged = may_mount(Path("/proc/self/status").read_text(encoding="ascii"))
     yield kernel(platform.system(), platform.release())
-    yield fuse(Path("/dev/fuse"), shutil.which("fusermount3"))
+    yield fuse(Path("/dev/fuse"), shutil.which("fusermount3"), privileged=privileged)
+    yield passthrough(platform.release(), privileged=privileged)
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
@@ -35,24 +40,41 @@ def kernel(system: str, release: str) -> Finding:
     """Linux, and whether it is new enough for passthrough."""
     if system != "Linux":
         return Finding("kernel", Level.FAILURE, f"{system} cannot run a node; it needs Linux", "use a Linux machine")
-    match = re.match(r"(\d+)\.(\d+)", release)
-    if match and (int(match[1]), int(match[2])) >= PASSTHROUGH_KERNEL:
-        return Finding("kernel", Level.OK, f"Linux {release}")
-    return Finding("kernel", Level.OK, f"Linux {release}; mounts will do without passthrough, which needs 6.9")
+    return Finding("kernel", Level.OK, f"Linux {release}")
 
 
-def fuse(device: Path, helper: str | None) -> Finding:
-    """The FUSE device and its helper. Reading from Python needs neither."""
-    note = "only mounts need it, and this version has none yet"
+def fuse(device: Path, program: str | None, *, privileged: bool) -> Finding:
+    """What mounts need: the FUSE device, and the right to mount or the program that has it. Python needs neither."""
+    note = "mounts need it, reading from Python does not"
     if not device.exists():
-        return Finding("fuse", Level.OK, f"{device} is missing; {note}", "sudo modprobe fuse")
+        advice = "sudo modprobe fuse   # in a container: --device /dev/fuse --cap-add SYS_ADMIN"
+        return Finding("fuse", Level.WARNING, f"{device} is missing; {note}", advice)
     if not os.access(device, os.R_OK | os.W_OK):
-        return Finding("fuse", Level.OK, f"{device} is not accessible; {note}", f"sudo chmod 666 {device}")
-    if helper is None:
-        return Finding(
-            "fuse", Level.OK, f"{device} is there, the helper fusermount3 is not; {note}", "sudo apt-get install fuse3"
-        )
-    return Finding("fuse", Level.OK, f"{device} and {helper}")
+        return Finding("fuse", Level.WARNING, f"{device} is not accessible; {note}", f"sudo chmod 666 {device}")
+    if privileged:
+        return Finding("fuse", Level.OK, f"{device}, and the right to mount")
+    if program is None:
+        text = f"{device} is there, the program fusermount3 is not; {note}"
+        return Finding("fuse", Level.WARNING, text, "sudo apt-get install fuse3")
+    return Finding("fuse", Level.OK, f"{device} and {program}")
+
+
+def passthrough(release: str, *, privileged: bool) -> Finding:
+    """Whether the kernel may read cached files by itself through a mount, which is its fastest way."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None or (int(match[1]), int(match[2])) < PASSTHROUGH_KERNEL:
+        text = "mounts do without passthrough, which needs Linux 6.9: large cached files read more slowly through them"
+        return Finding("passthrough", Level.OK, text)
+    if not privileged:
+        text = "mounts do without passthrough, which needs root: large cached files read more slowly through them"
+        return Finding("passthrough", Level.OK, text)
+    return Finding("passthrough", Level.OK, "mounts can have the kernel read cached files by itself")
+
+
+def may_mount(status: str) -> bool:
+    """Whether a process may mount by itself (CAP_SYS_ADMIN), by its ``/proc/…/status``."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> CAP_SYS_ADMIN & 1)
 
 
 def open_files(hard: int) -> Finding:

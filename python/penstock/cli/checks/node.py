@@ -23,7 +23,8 @@ def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
     yield Finding("node", Level.OK, f"pid {status['pid']}, up {format_duration(status['uptime_s'])}")
     yield version(status["version"], client_version)
     for problem in status["problems"]:
-        yield Finding("node", Level.WARNING, problem, "penstock attachments")
+        yield Finding("node", Level.WARNING, problem, "penstock status")
+    yield from mounts(status["mounts"])
     for tier in status["cache"].get("tiers", []):
         if not tier.get("healthy", True):
             text = f"{tier['directory']} takes nothing new: {tier.get('reason')}; reads go on uncached"
@@ -32,6 +33,16 @@ def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
     if corrupt:
         text = f"{corrupt} pages did not match their checksum and were dropped: the disk may be failing"
         yield Finding("cache", Level.WARNING, text, "penstock verify /")
+
+
+def mounts(known: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether every mount is there and answers; what failed is among the problems of the node."""
+    for each in known:
+        ways = sorted({kernel["way"] for kernel in each["kernel_mounts"] if kernel["way"]})
+        if each["state"] == "mounted" and all(kernel["alive"] for kernel in each["kernel_mounts"]):
+            yield Finding("mount", Level.OK, f"{each['path']} at {each['target']}, by {', '.join(ways)}")
+        else:
+            yield Finding("mount", Level.WARNING, f"{each['target']} shows nothing now", "penstock mounts")
 
 
 def version(node: str, client: str) -> Finding:
