@@ -55,6 +55,12 @@ def files(machine: Any) -> Path:
     return root
 
 
+def read(path: Path) -> bytes:
+    """What the user reads there; nothing where that fails."""
+    done = subprocess.run(["cat", path], user=NOBODY, group=NOBODY, capture_output=True, timeout=30)
+    return done.stdout
+
+
 @pytest.mark.usefixtures("device")
 def test_one_kernel_mount_shows_every_attachment(nobody: Any) -> None:
     root, target = files(nobody), nobody.directory / "mnt"
@@ -63,13 +69,8 @@ def test_one_kernel_mount_shows_every_attachment(nobody: Any) -> None:
     assert kernel["way"] != "passthrough"
     nobody("attach", f"file://{nobody.files('other', {'c': b'content c'})}", "/data/other")
     assert [each.point for each in nobody.mounted()] == [str(target)]
-
-    def read(path: str) -> bytes:
-        done = subprocess.run(["cat", target / path], user=NOBODY, group=NOBODY, capture_output=True, timeout=30)
-        return done.stdout
-
-    assert read("data/a") == b"content a"
-    nobody.until(lambda: read("data/other/c") == b"content c")
+    assert read(target / "data/a") == b"content a"
+    nobody.until(lambda: read(target / "data/other/c") == b"content c")
     nobody("umount", str(target))
     assert nobody.mounted() == []
 
@@ -79,14 +80,31 @@ def test_a_killed_node_is_healed_and_a_stopped_one_leaves_nothing(nobody: Any) -
     root, target = files(nobody), nobody.directory / "mnt"
     nobody("attach", f"file://{root}", "/data")
     nobody("mount", str(target))
-    before = nobody.mounted()
     nobody.kill()
+    assert read(target / "data/a") == b""
     nobody("up")
-    nobody.until(lambda: nobody.json("mounts")[0]["state"] == "mounted")
+    nobody.until(lambda: read(target / "data/a") == b"content a")
     assert [each.point for each in nobody.mounted()] == [str(target)]
-    assert nobody.mounted() != before
     nobody("down")
     assert nobody.mounted() == []
+
+
+@pytest.mark.usefixtures("device")
+def test_umount_names_who_uses_it_and_lazily_it_goes(nobody: Any) -> None:
+    target = files(nobody).parent / "mnt"
+    nobody("mount", str(target))
+    stay = f"cd {target} && echo there && exec sleep 1000"
+    sleeper = subprocess.Popen(["sh", "-c", stay], user=NOBODY, group=NOBODY, stdout=subprocess.PIPE)
+    try:
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.readline() == b"there\n"
+        assert f"sleep (pid {sleeper.pid}, {target})" in nobody("umount", str(target), check=1).stderr
+        assert [each.point for each in nobody.mounted()] == [str(target)]
+        nobody("umount", str(target), "--lazy")
+        assert nobody.mounted() == []
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
 
 
 @pytest.mark.usefixtures("device")
