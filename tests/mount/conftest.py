@@ -1,0 +1,54 @@
+"""A mounted tree over a simulated remote, and something that ends a node whose mount nobody gets out of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.conftest import Machine, can_mount, machine
+from mount.lake import MountedLake
+
+__all__ = ["can_mount", "guard", "guarded", "lake", "machine"]
+
+SECONDS_DEFAULT = 90.0
+"""Before the limit of a test: a test that hangs in a mount then fails and cleans up, and the others go on."""
+
+SHARE_OF_LIMIT = 0.8
+
+
+@pytest.fixture(scope="session")
+def guard(can_mount: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A process that kills the nodes of these tests when one takes too long: whoever waits in a mount gets an error.
+
+    A thread could not: who waits for a page of a mapping holds the interpreter.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("guard.py")), str(tmp_path_factory.getbasetemp())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, bufsize=1) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(autouse=True)
+def guarded(guard: subprocess.Popen[str], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Guards this test."""
+    limit = request.node.get_closest_marker("timeout")
+    assert guard.stdin is not None
+    guard.stdin.write(f"{limit.args[0] * SHARE_OF_LIMIT if limit else SECONDS_DEFAULT}\n")
+    yield
+    guard.stdin.write("over\n")
+
+
+@pytest.fixture(scope="session")
+def lake(guard: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedLake]:
+    """One mounted tree for all tests that put what they need at a path of their own."""
+    machine = Machine(tmp_path_factory.mktemp("lake"))
+    try:
+        with MountedLake(machine) as made:
+            yield made
+    finally:
+        machine.close()
