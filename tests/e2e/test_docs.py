@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from e2e.docs_session import blocks_of
+from integration.conftest import why_no_mounts
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSION = Path(__file__).with_name("docs_session.py")
@@ -57,6 +58,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.timeout(PAGE_TIMEOUT_S + 60)
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_every_code_block_of_a_page_runs(page: Path, bucket: str, tmp_path: Path) -> None:
+    if page.stem == "mount" and (reason := why_no_mounts()):
+        pytest.skip(f"needs the right to mount: {reason}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "AWS_"))}
     environment |= {
         "PENSTOCK_HOME": str(tmp_path / "home"),

@@ -185,15 +185,22 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made.close()
 
 
-@pytest.fixture(scope="session")
-def can_mount() -> None:
-    """Skips where nothing can be mounted: without root or in a container without FUSE."""
+def why_no_mounts() -> str | None:
+    """Why nothing can be mounted here, as without root or in a container without FUSE; ``None`` where it can."""
     directory = Path(tempfile.mkdtemp(prefix="penstock-can-mount-"))
     try:
         with Mounter() as mounter:
             os.close(mounter.mount(str(directory), allow_other=False).descriptor)
             mounter.unmount(str(directory), lazy=True)
     except PenstockError as error:
-        pytest.skip(f"needs the right to mount: {error.reason}")
+        return error.reason
     finally:
         directory.rmdir()
+    return None
+
+
+@pytest.fixture(scope="session")
+def can_mount() -> None:
+    """Skips where nothing can be mounted."""
+    if reason := why_no_mounts():
+        pytest.skip(f"needs the right to mount: {reason}")
