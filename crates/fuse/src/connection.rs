@@ -5,11 +5,19 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use penstock_types::{Error, ErrorKind, Result};
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{FileType, Mode, OFlags, open, openat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 const CONTROL_DIRECTORY: &str = "/sys/fs/fuse/connections";
+
+/// Whether a descriptor is of `/dev/fuse`, whatever it is called here.
+pub fn is_device(descriptor: BorrowedFd<'_>) -> bool {
+    let device = rustix::fs::makedev(10, 229);
+    rustix::fs::fstat(descriptor).is_ok_and(|facts| {
+        FileType::from_raw_mode(facts.st_mode) == FileType::CharacterDevice && facts.st_rdev == device
+    })
+}
 
 /// Number of the connection that `device` speaks for: the minor part of `st_dev` in its mount. Kernels before 6.17 do
 /// not say it; there it is the one that is mounted at `target`.

@@ -39,7 +39,10 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
     let lent = opened.lent.as_ref().filter(|_| service.lends());
     let register = lent.map(|descriptor| {
         let reply = &reply;
-        move || reply.open_backing(descriptor)
+        move || {
+            let bytes = rustix::fs::fstat(descriptor)?.st_size;
+            Ok((reply.open_backing(descriptor)?, u64::try_from(bytes).unwrap_or(0)))
+        }
     });
     let mut let_go = Vec::new();
     // Under the lock, so that two opens of a node never make two ids; making one reads and waits for nothing.

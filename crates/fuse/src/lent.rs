@@ -20,6 +20,9 @@ use std::sync::Arc;
 
 use penstock_types::{NodeFile, NodeId};
 
+/// A file that is larger than this part of all that is kept is not kept: it would drive out many others.
+const IDLE_SHARE: u64 = 16;
+
 /// What backs a node in the kernel, and the file whose bytes it holds.
 #[derive(Debug)]
 pub struct Lent<I> {
@@ -27,11 +30,23 @@ pub struct Lent<I> {
     pub id: Arc<I>,
     /// Keeps the bytes from being taken back.
     pub file: Arc<dyn NodeFile>,
+    /// How many bytes that are.
+    pub bytes: u64,
+}
+
+/// How much is kept for the next open when nobody has it open. The cache cannot have the space back before we let go,
+/// and for a large file a new id costs nothing beside reading it.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleMax {
+    /// Ids, together with those of open files.
+    pub ids: usize,
+    /// Bytes of files that are not open.
+    pub bytes: u64,
 }
 
 impl<I> Clone for Lent<I> {
     fn clone(&self) -> Self {
-        Self { id: Arc::clone(&self.id), file: Arc::clone(&self.file) }
+        Self { id: Arc::clone(&self.id), file: Arc::clone(&self.file), bytes: self.bytes }
     }
 }
 
@@ -50,8 +65,9 @@ pub struct LentFiles<I> {
     /// Nodes whose id nobody uses, the one that was used longest ago first.
     idle: BTreeMap<u64, NodeId>,
     next_idle: u64,
+    idle_bytes: u64,
     ids: usize,
-    ids_max: usize,
+    max: IdleMax,
 }
 
 struct Node<I> {
@@ -69,24 +85,25 @@ impl<I> Default for Node<I> {
 }
 
 impl<I> LentFiles<I> {
-    /// Keeps up to `ids_max` ids; more only while their files are open.
-    pub fn new(ids_max: usize) -> Self {
-        Self { nodes: HashMap::new(), idle: BTreeMap::new(), next_idle: 0, ids: 0, ids_max }
+    /// Keeps up to `max`; more only while files are open.
+    pub fn new(max: IdleMax) -> Self {
+        Self { nodes: HashMap::new(), idle: BTreeMap::new(), next_idle: 0, idle_bytes: 0, ids: 0, max }
     }
 
-    /// Counts another handle of `node`, and says of which kind it is. `register` makes an id and is there when the tree
-    /// lends; it is called at most once. What is put into `let_go` is to be dropped without the lock: the last use of
+    /// Counts another handle of `node`, and says of which kind it is. `register` makes an id for so many bytes and is
+    /// there when the tree lends; it is called at most once. What is put into `let_go` is to be dropped without the lock: the last use of
     /// a file may end there.
     pub fn open(
         &mut self,
         node: NodeId,
         file: &Arc<dyn NodeFile>,
-        register: Option<impl FnOnce() -> io::Result<I>>,
+        register: Option<impl FnOnce() -> io::Result<(I, u64)>>,
         let_go: &mut Vec<Lent<I>>,
     ) -> Opening<I> {
         let known = self.nodes.entry(node).or_default();
         if let Some(key) = known.idle.take() {
             self.idle.remove(&key);
+            self.idle_bytes -= known.lent.as_ref().map_or(0, |lent| lent.bytes);
         }
         let in_use = known.lent_handles > 0;
         let outlived = known.lent.as_ref().is_some_and(|lent| register.is_none() || lent.file.is_evicted());
@@ -101,8 +118,8 @@ impl<I> LentFiles<I> {
         let mut failed = None;
         if let (None, Some(register)) = (&known.lent, register) {
             match register() {
-                Ok(id) => {
-                    known.lent = Some(Lent { id: Arc::new(id), file: Arc::clone(file) });
+                Ok((id, bytes)) => {
+                    known.lent = Some(Lent { id: Arc::new(id), file: Arc::clone(file), bytes });
                     self.ids += 1;
                 }
                 Err(error) => failed = Some(error),
@@ -122,10 +139,8 @@ impl<I> LentFiles<I> {
         let Some(known) = self.nodes.get_mut(&node) else { return };
         if was_lent {
             known.lent_handles = known.lent_handles.saturating_sub(1);
-            if known.lent_handles == 0 && known.lent.is_some() {
-                known.idle = Some(self.next_idle);
-                self.idle.insert(self.next_idle, node);
-                self.next_idle += 1;
+            if known.lent_handles == 0 {
+                self.rest(node, let_go);
             }
         } else {
             known.served_handles = known.served_handles.saturating_sub(1);
@@ -134,6 +149,19 @@ impl<I> LentFiles<I> {
             }
         }
         self.shrink(let_go);
+    }
+
+    /// Nobody has the node open any more.
+    fn rest(&mut self, node: NodeId, let_go: &mut Vec<Lent<I>>) {
+        let Some(known) = self.nodes.get_mut(&node) else { return };
+        let Some(lent) = &known.lent else { return };
+        known.idle = Some(self.next_idle);
+        self.idle.insert(self.next_idle, node);
+        self.idle_bytes += lent.bytes;
+        self.next_idle += 1;
+        if lent.bytes > self.max.bytes / IDLE_SHARE {
+            self.forget_idle(self.next_idle - 1, let_go);
+        }
     }
 
     /// Lets go of idle ids whose files the cache wants back.
@@ -151,7 +179,7 @@ impl<I> LentFiles<I> {
     }
 
     fn shrink(&mut self, let_go: &mut Vec<Lent<I>>) {
-        while self.ids > self.ids_max {
+        while self.ids > self.max.ids || self.idle_bytes > self.max.bytes {
             let Some((&key, _)) = self.idle.first_key_value() else { return };
             self.forget_idle(key, let_go);
         }
@@ -159,9 +187,10 @@ impl<I> LentFiles<I> {
 
     fn forget_idle(&mut self, key: u64, let_go: &mut Vec<Lent<I>>) {
         let Some(node) = self.idle.remove(&key) else { return };
-        if let Some(known) = self.nodes.remove(&node) {
-            let_go.extend(known.lent);
+        if let Some(lent) = self.nodes.remove(&node).and_then(|known| known.lent) {
             self.ids -= 1;
+            self.idle_bytes -= lent.bytes;
+            let_go.push(lent);
         }
     }
 }
@@ -177,6 +206,7 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct Content {
+        bytes: u64,
         evicted: AtomicBool,
     }
 
@@ -201,14 +231,14 @@ mod tests {
     }
 
     impl Bench {
-        fn new(ids_max: usize) -> Self {
-            Self { files: LentFiles::new(ids_max), next: AtomicU32::new(1), closed: Vec::new() }
+        fn new(ids: usize) -> Self {
+            Self { files: LentFiles::new(IdleMax { ids, bytes: 1000 }), next: AtomicU32::new(1), closed: Vec::new() }
         }
 
         /// The id by which the handle is lent; `None` when it is served.
         fn open(&mut self, node: u64, content: &Arc<Content>, lends: bool) -> Option<u32> {
             let file: Arc<dyn NodeFile> = Arc::clone(content) as Arc<dyn NodeFile>;
-            let register = lends.then_some(|| Ok(self.next.fetch_add(1, Ordering::Relaxed)));
+            let register = lends.then_some(|| Ok((self.next.fetch_add(1, Ordering::Relaxed), content.bytes)));
             let mut let_go = Vec::new();
             let opening = self.files.open(NodeId(node), &file, register, &mut let_go);
             self.closed.extend(let_go.iter().map(|lent| *lent.id));
@@ -274,6 +304,31 @@ mod tests {
     }
 
     #[test]
+    fn a_large_file_is_kept_only_while_it_is_open() {
+        let mut bench = Bench::new(8);
+        let of = |bytes| Arc::new(Content { bytes, ..Content::default() });
+        assert_eq!(bench.open(1, &of(40), true), Some(1));
+        assert_eq!(bench.open(2, &of(5000), true), Some(2));
+        bench.close(1, true);
+        bench.close(2, true);
+        assert_eq!(bench.closed, [2]);
+        assert_eq!(bench.open(1, &of(40), true), Some(1));
+        assert_eq!((bench.files.idle_bytes, bench.files.ids, bench.files.nodes.len()), (0, 1, 1));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_in_bytes_too() {
+        let mut bench = Bench::new(100);
+        let content = Arc::new(Content { bytes: 60, ..Content::default() });
+        for node in 0..20 {
+            bench.open(node, &content, true);
+            bench.close(node, true);
+        }
+        assert_eq!((bench.files.idle_bytes, bench.files.ids), (960, 16));
+        assert_eq!(bench.closed, [1, 2, 3, 4]);
+    }
+
+    #[test]
     fn an_evicted_file_loses_its_id_when_nobody_has_it_open() {
         let (mut bench, content) = (Bench::new(8), Arc::new(Content::default()));
         bench.open(7, &content, true);
@@ -291,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_makes_no_id_is_served() {
-        let (mut files, mut let_go) = (LentFiles::<u32>::new(8), Vec::new());
+        let (mut files, mut let_go) = (LentFiles::<u32>::new(IdleMax { ids: 8, bytes: 0 }), Vec::new());
         let file: Arc<dyn NodeFile> = Arc::new(Content::default());
         let register = || Err(io::Error::from_raw_os_error(1));
         assert!(matches!(files.open(NodeId(7), &file, Some(register), &mut let_go), Opening::Served(Some(_))));

@@ -23,5 +23,6 @@ mod mount;
 mod service;
 mod under_way;
 
+pub use lent::IdleMax;
 pub use mount::{Mount, MountFacts};
 pub use service::{MountOptions, Surroundings};

@@ -48,8 +48,8 @@ impl Mount {
     /// the kernel has sent its first message, which is on its way once it is mounted.
     ///
     /// # Errors
-    /// `Unsupported` when the handshake fails: the device was not mounted, or the kernel is too old;
-    /// `ResourceLimit` without threads or descriptors.
+    /// `InvalidInput` when `device` is something else; `Unsupported` when the handshake fails: it was not mounted, or
+    /// the kernel is too old; `ResourceLimit` without threads or descriptors.
     pub fn serve(
         device: OwnedFd,
         lendable: Option<BorrowedFd<'_>>,
@@ -59,14 +59,18 @@ impl Mount {
     ) -> Result<Self> {
         let target = options.target.clone();
         let action = || format!("serve the mount at {target}");
+        if !connection::is_device(device.as_fd()) {
+            let wrong = Error::new(ErrorKind::InvalidInput, action(), "the descriptor is not /dev/fuse");
+            return Err(wrong.advise("report it"));
+        }
         let scarce = |error: std::io::Error| Error::new(ErrorKind::ResourceLimit, action(), error.to_string());
         let spare = device.try_clone().map_err(scarce)?;
         let config = session_config(&options);
         let acl = config.acl;
         let service = Service::new(options, surroundings);
         let session = Session::from_fd(Door(Arc::clone(&service)), device, acl, config).map_err(|error| {
-            Error::new(ErrorKind::Unsupported, action(), format!("no handshake with the kernel: {error}"))
-                .advise("mount the device before it is served")
+            let reason = format!("no handshake with the kernel: {error}");
+            Error::new(ErrorKind::Unsupported, action(), reason).advise("mount the device before it is served")
         })?;
         let lent = match lendable {
             _ if !service.lends() => Err("the kernel does not offer to read files by itself; Linux 6.9 does".into()),
@@ -82,16 +86,7 @@ impl Mount {
         let life = Arc::new(Life { device: Mutex::new(Some(spare)), ended: Condvar::new() });
         let weak = Arc::downgrade(&service);
         drop(service);
-        let (living, mounted) = (Arc::clone(&life), target.clone());
-        let started = std::thread::Builder::new().name("mount".into()).spawn(move || {
-            let ended = session.run();
-            living.end();
-            match ended {
-                Ok(()) => tracing::info!(mount = mounted, "mount ended"),
-                Err(error) => tracing::error!(code = "internal", mount = mounted, %error, "session of a mount failed"),
-            }
-        });
-        started.map_err(scarce)?;
+        begin(session, Arc::clone(&life), target.clone()).map_err(scarce)?;
         Ok(Self { facts, target, service: weak, life })
     }
 
@@ -167,6 +162,19 @@ impl Life {
         drop(self.device().take());
         self.ended.notify_all();
     }
+}
+
+/// Serves in threads until the connection ends.
+fn begin(session: Session<Door>, life: Arc<Life>, target: String) -> std::io::Result<()> {
+    let serving = move || {
+        let ended = session.run();
+        life.end();
+        match ended {
+            Ok(()) => tracing::info!(mount = target, "mount ended"),
+            Err(error) => tracing::error!(code = "internal", mount = target, %error, "session of a mount failed"),
+        }
+    };
+    std::thread::Builder::new().name("mount".into()).spawn(serving).map(drop)
 }
 
 /// A connection that the kernel has ended answers with an error, at once.

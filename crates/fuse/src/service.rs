@@ -14,7 +14,7 @@ use crate::directory::OpenDirectory;
 use crate::failure::{FailureLog, errno};
 use crate::files::OpenFile;
 use crate::handles::Handles;
-use crate::lent::LentFiles;
+use crate::lent::{IdleMax, LentFiles};
 use crate::under_way::UnderWay;
 
 /// What programs are told to read at once: pages of the cache are of this size.
@@ -43,8 +43,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// A request that has no answer after so long is answered with ETIMEDOUT.
     pub request_timeout: Duration,
-    /// Lent files that stay ready for the next open.
-    pub lent_files_max: usize,
+    /// What of the lent files stays ready for the next open.
+    pub idle_max: IdleMax,
 }
 
 /// What a mount is given of the node it lives in.
@@ -82,7 +82,7 @@ impl Service {
             files: Handles::default(),
             directories: Handles::default(),
             under_way: UnderWay::new(Arc::clone(&surroundings.clock)),
-            lent: Mutex::new(LentFiles::new(options.lent_files_max)),
+            lent: Mutex::new(LentFiles::new(options.idle_max)),
             failures: FailureLog::default(),
             options,
             surroundings,

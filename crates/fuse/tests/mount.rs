@@ -6,15 +6,18 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use penstock_fuse::{Mount, Surroundings};
+use penstock_types::{Metrics, SystemClock};
 use rustix::io::Errno;
 
-use support::{Bench, MANY_NAMES, MemoryTree, Way, await_that};
+use support::{Bench, Conditions, MANY_NAMES, MemoryTree, Way, await_that};
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> Errno {
     Errno::from_io_error(&result.unwrap_err()).unwrap()
@@ -118,11 +121,36 @@ fn the_kernel_reads_lent_files_without_asking() {
 fn what_the_kernel_does_not_take_is_served() {
     let refused = File::open("/dev/null").unwrap();
     let tree = MemoryTree::with(&[("a", 100_000, Way::Lent)]);
-    let Some(bench) = Bench::with_probe(tree, &refused) else { return };
+    let conditions = Conditions { probe: &refused, privileged: true };
+    let Some(bench) = Bench::under(conditions, tree) else { return };
     assert!(!bench.mount.facts().lending);
     assert!(!bench.mount.facts().why.is_empty());
     assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
     assert_eq!(bench.metrics.kernel_lent_opens.get(), 0);
+}
+
+#[test]
+fn a_node_without_the_privilege_serves_and_says_what_it_lacks() {
+    let tree = MemoryTree::with(&[("a", 100_000, Way::Lent)]);
+    let conditions = Conditions { probe: &tempfile::tempfile().unwrap(), privileged: false };
+    let Some(bench) = Bench::under(conditions, tree) else { return };
+    assert!(bench.mount.facts().why.contains("CAP_SYS_ADMIN"), "{}", bench.mount.facts().why);
+    assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
+    assert_eq!(bench.metrics.kernel_lent_opens.get(), 0);
+}
+
+#[tokio::test]
+async fn what_is_not_mounted_is_not_served() {
+    let serve = |device: OwnedFd| {
+        let (runtime, clock) = (tokio::runtime::Handle::current(), Arc::new(SystemClock::default()));
+        let surroundings = Surroundings { metrics: Metrics::default(), runtime, clock };
+        let options = support::options(Path::new("/nowhere"));
+        Mount::serve(device, None, options, surroundings, |_| Arc::new(MemoryTree::default())).err().unwrap()
+    };
+    let (reading, _writing) = std::io::pipe().unwrap();
+    assert_eq!(serve(reading.into()).kind(), penstock_types::ErrorKind::InvalidInput);
+    let Some(device) = support::device() else { return };
+    assert_eq!(serve(device).kind(), penstock_types::ErrorKind::Unsupported);
 }
 
 fn check_bytes(path: &Path, bytes: &[u8]) {

@@ -94,14 +94,15 @@ impl Node {
             seed: random_seed()?,
         })?;
         let metrics_address = config.metrics_port.map(|port| serve_metrics(port, &runtime, &metrics)).transpose()?;
+        let mounted = Arc::clone(&engine);
         let mounts = Mounts::new(MountParts {
-            engine: Arc::clone(&engine),
+            trees: Box::new(move |base, lending| mounted.kernel_tree(base, lending)),
             surroundings: Surroundings {
                 metrics: metrics.clone(),
                 runtime: runtime.handle().clone(),
                 clock: Arc::clone(&clock),
             },
-            tier: tiers.first().cloned().unwrap_or_default(),
+            tier: config.cache.tiers.first().cloned().expect("the cache began with it"),
             deadline: config.deadlines.foreground(),
             files_max: files,
         });

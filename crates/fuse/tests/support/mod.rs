@@ -4,14 +4,15 @@ mod tree;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use penstock_fuse::{Mount, MountOptions, Surroundings};
+use penstock_fuse::{IdleMax, Mount, MountOptions, Surroundings};
 use penstock_types::{KernelTree, Metrics, SystemClock};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -33,21 +34,23 @@ pub struct Bench {
     _runtime: Runtime,
 }
 
+/// What decides whether the kernel lends.
+pub struct Conditions<'a> {
+    /// The file that it is tried with.
+    pub probe: &'a File,
+    /// Whether the mount is served by an administrator.
+    pub privileged: bool,
+}
+
 impl Bench {
     /// Mounts `tree`. `None` where this user may not mount; says so.
     pub fn new(tree: MemoryTree) -> Option<Self> {
-        Self::with_probe(tree, &tempfile::tempfile().unwrap())
+        Self::under(Conditions { probe: &tempfile::tempfile().unwrap(), privileged: true }, tree)
     }
 
-    /// As `new`; whether the kernel lends is tried with `probe`.
-    pub fn with_probe(tree: MemoryTree, probe: &File) -> Option<Self> {
-        let device = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-            Ok(device) if rustix::process::geteuid().is_root() => OwnedFd::from(device),
-            _ => {
-                eprintln!("not tested: only root with /dev/fuse can mount");
-                return None;
-            }
-        };
+    /// As `new`, under other conditions.
+    pub fn under(conditions: Conditions, tree: MemoryTree) -> Option<Self> {
+        let device = device()?;
         let directory = tempfile::tempdir().unwrap();
         let data =
             format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", device.as_raw_fd());
@@ -61,21 +64,13 @@ impl Bench {
             runtime: runtime.handle().clone(),
             clock: Arc::new(SystemClock::default()),
         };
-        let options = MountOptions {
-            target: directory.path().display().to_string(),
-            uid: 1234,
-            gid: 4321,
-            file_mode: 0o444,
-            directory_mode: 0o555,
-            allow_other: true,
-            threads: 3,
-            request_timeout: REQUEST_TIMEOUT,
-            lent_files_max: 64,
-        };
         let tree = Arc::new(tree);
         let shown = Arc::clone(&tree) as Arc<dyn KernelTree>;
-        let mount = Mount::serve(device, Some(probe.as_fd()), options, surroundings, |_| shown).unwrap();
-        let mount = Arc::new(mount);
+        set_administrator(conditions.privileged);
+        let probe = Some(conditions.probe.as_fd());
+        let mount = Mount::serve(device, probe, options(directory.path()), surroundings, |_| shown);
+        set_administrator(true);
+        let mount = Arc::new(mount.unwrap());
         let done = watch(Arc::clone(&mount));
         Some(Self { tree, mount, metrics, directory, done: Some(done), _runtime: runtime })
     }
@@ -101,6 +96,39 @@ impl Drop for Bench {
             assert!(!self.mount.is_alive());
         }
     }
+}
+
+/// A device to mount with. `None` where this user may not; says so.
+pub fn device() -> Option<OwnedFd> {
+    match File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(device) if rustix::process::geteuid().is_root() => Some(device.into()),
+        _ => {
+            eprintln!("not tested: only root with /dev/fuse can mount");
+            None
+        }
+    }
+}
+
+/// How the tests mount.
+pub fn options(target: &Path) -> MountOptions {
+    MountOptions {
+        target: target.display().to_string(),
+        uid: 1234,
+        gid: 4321,
+        file_mode: 0o444,
+        directory_mode: 0o555,
+        allow_other: true,
+        threads: 3,
+        request_timeout: REQUEST_TIMEOUT,
+        idle_max: IdleMax { ids: 64, bytes: 64 << 20 },
+    }
+}
+
+/// Whether this thread, and those that it begins, may do what only administrators may.
+fn set_administrator(whether: bool) {
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.set(CapabilitySet::SYS_ADMIN, whether);
+    set_capabilities(None, sets).unwrap();
 }
 
 /// Ends the connection when the test takes too long: threads that wait for a kernel that waits for us cannot be killed.
