@@ -35,6 +35,18 @@ def test_what_is_attached_appears_and_what_is_detached_is_gone(lake: Any) -> Non
     assert not (target / "deep/down/other/b").exists()
 
 
+def test_what_the_kernel_remembers_as_missing_is_there_once_it_is_attached(lake: Any) -> None:
+    target = lake.directory / "mnt"
+    assert not (target / "data/late").exists()
+    assert not (target / "data/later/x").exists()
+    assert not (target / "late").exists()
+    other = lake.files("other", {"b": b"other b"})
+    for path in ("/data/late", "/data/later/x", "/late"):
+        lake("attach", f"file://{other}", path)
+        assert (target / path[1:] / "b").read_bytes() == b"other b"
+    assert lake.json("status")["problems"] == []
+
+
 def test_an_attachment_inside_another_is_nested_in_it(lake: Any) -> None:
     target = lake.directory / "mnt"
     inner = lake.files("inner", {"x": b"inner x"})

@@ -53,7 +53,7 @@ class Kernel:
         path = self.links.get(target, target)
         return TargetFacts(path, self.states.get(path, "directory"), True), [self.links.get(x, x) for x in directories]
 
-    def mount(self, target: str, *, allow_other: bool) -> Mounted:
+    def mount(self, target: str, *, allow_other: bool, inside: str | None) -> Mounted:
         if target in self.refuse:
             raise self.refuse[target]
         self._devices += 1
@@ -274,15 +274,15 @@ def test_a_mount_that_nobody_serves_leaves_nothing(bench: Bench) -> None:
 def test_a_mount_that_does_not_answer_leaves_nothing(bench: Bench) -> None:
     bench.kernel.refuse = {"/m": TimedOutError("mount /m", "silent")}
     mount = bench.kernel.mount
-    bench.kernel.mount = lambda target, allow_other: _served(bench, mount, target)  # type: ignore[method-assign]
+    bench.kernel.mount = lambda target, **options: _served(bench, mount, target, options)  # type: ignore[method-assign]
     with pytest.raises(TimedOutError):
         bench.mount()
     assert (bench.kernel.points(), bench.core.served, bench.documents()) == ([], {}, [])
 
 
-def _served(bench: Bench, mount: Any, target: str) -> Mounted:
+def _served(bench: Bench, mount: Any, target: str, options: Any) -> Mounted:
     failure = bench.kernel.refuse.pop(target)
-    mounted: Mounted = mount(target, allow_other=False)
+    mounted: Mounted = mount(target, **options)
     bench.kernel.refuse[target] = failure
     return mounted
 

@@ -179,7 +179,9 @@ class Mount:
     def _serve(self, mounter: Mounter, place: Place) -> bool:
         """Mounts and serves one kernel mount; whether others can be nested in it."""
         document = self.document
-        mounted = mounter.mount(place.target, allow_other=document["allow_other"])
+        around = [each.device for each in self.served if lies_in(place.target, each.place.target)]
+        inside = around[-1] if around else None
+        mounted = mounter.mount(place.target, allow_other=document["allow_other"], inside=inside)
         options = {
             "path": place.path,
             "target": place.target,
@@ -234,7 +236,7 @@ def busy(mounter: Mounter, target: str, action: str, instead: str) -> BusyError:
     elif on_top:
         used = f"what is mounted on {on_top[0]}"
     else:
-        used = "a process that this user cannot look into" if hidden else "a process that could not be found"
+        used = "a process that cannot be looked into" if hidden else "a process that could not be found"
     return BusyError(action, f"it is in use by {used}", f"stop that, or `{instead}`")
 
 

@@ -78,14 +78,19 @@ class Mounter:
         answer, _ = self._ask(f"look at {target}", {"do": "look", "target": target, "directories": list(directories)})
         return TargetFacts(answer["path"], answer["state"], answer["empty"]), answer["directories"]
 
-    def mount(self, target: str, *, allow_other: bool) -> Mounted:
+    def mount(self, target: str, *, allow_other: bool, inside: str | None = None) -> Mounted:
         """Mounts on a directory; the caller serves the descriptor, or closes it and takes the mount away.
 
+        Args:
+            target: the directory.
+            allow_other: let every user in.
+            inside: device of the mount of ours that it lies in; where the kernel remembers that the directory was not
+                there, it is asked to look again.
         Raises:
             UnsupportedError: no FUSE here.
             PermissionDeniedError: this user may not; says what would help.
         """
-        question = {"do": "mount", "target": target, "allow_other": allow_other}
+        question = {"do": "mount", "target": target, "allow_other": allow_other, "inside": inside}
         answer, descriptor = self._ask(f"mount {target}", question)
         if descriptor is None:
             raise InternalError(f"mount {target}", "no descriptor came with the answer", "report it")
@@ -109,8 +114,14 @@ class Mounter:
         return bool(answer["state"] != "busy")
 
     def holders(self, target: str) -> tuple[list[Holder], bool]:
-        """Some processes that use a mount, and whether there are processes that this user cannot look into."""
-        answer, _ = self._ask(f"look for users of {target}", {"do": "holders", "target": target})
+        """Some processes that use a mount, and whether there may be others that cannot be looked into.
+
+        One of those is whoever waits in the middle of a change to its memory: not even its mappings can be read then.
+        """
+        try:
+            answer, _ = self._ask(f"look for users of {target}", {"do": "holders", "target": target})
+        except TimedOutError:
+            return [], True
         return [Holder(**each) for each in answer["holders"]], answer["hidden"]
 
     def _ask(self, action: str, question: dict[str, Any]) -> tuple[dict[str, Any], int | None]:

@@ -8,6 +8,7 @@ the node kills it and forgets it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -79,10 +80,11 @@ def look(target: str, directories: list[str]) -> tuple[dict[str, Any], None]:
     return {"path": path, "state": state, "empty": empty, "directories": others}, None
 
 
-def mount(target: str, allow_other: bool) -> tuple[dict[str, Any], int]:
+def mount(target: str, allow_other: bool, inside: str | None) -> tuple[dict[str, Any], int]:
     """Mounts, and hands over the descriptor that serves it.
 
-    By itself where it may, which also allows a mount inside another of ours; else by ``fusermount3``.
+    By itself where it may, which also allows a mount inside another of ours; else by ``fusermount3``. ``inside`` is
+    the device of the mount of ours that the directory lies in.
     """
     options = ["default_permissions", f"max_read={MAX_READ_BYTES}", *(["allow_other"] if allow_other else [])]
     if not Path(DEVICE).exists():
@@ -95,7 +97,11 @@ def mount(target: str, allow_other: bool) -> tuple[dict[str, Any], int]:
         return {"privileged": False}, _mount_by_program(target, options, may_open=False)
     data = f"fd={descriptor},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},{','.join(options)}"
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
-    failure = _call("mount", b"penstock", os.fsencode(target), b"fuse.penstock", ctypes.c_ulong(flags), data.encode())
+    arguments = (b"penstock", os.fsencode(target), b"fuse.penstock", ctypes.c_ulong(flags), data.encode())
+    failure = _call("mount", *arguments)
+    if failure == errno.ENOENT and inside is not None:
+        _look_again(Path(target), inside)
+        failure = _call("mount", *arguments)
     if failure == 0:
         return {"privileged": True}, descriptor
     os.close(descriptor)
@@ -162,6 +168,22 @@ def _state(path: str) -> str:
 def _has_entries(path: str) -> bool:
     with os.scandir(path) as entries:
         return next(entries, None) is not None
+
+
+def _look_again(directory: Path, inside: str) -> None:
+    """Has the kernel ask for names again that it believes are not there: what was just attached is.
+
+    It asks before it makes a directory, which it then refuses, because every mount of ours is read-only.
+    """
+    missing = [directory]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        device = each.parent.stat().st_dev
+        if f"{os.major(device)}:{os.minor(device)}" != inside:
+            return
+        with contextlib.suppress(OSError):
+            each.mkdir()
 
 
 def _call(function: str, *arguments: Any) -> int:
