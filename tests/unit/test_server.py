@@ -264,6 +264,14 @@ def test_a_job_outside_every_attachment_is_refused_at_once(bench: Bench) -> None
         ("POST", "/v1/cache/prune", {"size_bytes": -1}),
         ("POST", "/v1/pins", {}),
         ("DELETE", "/v1/attachments", None),
+        ("POST", "/v1/mounts", {"path": "/"}),
+        ("POST", "/v1/mounts", {"target": "relative"}),
+        ("POST", "/v1/mounts", {"target": "/"}),
+        ("POST", "/v1/mounts", {"target": "/mnt", "path": "relative"}),
+        ("POST", "/v1/mounts", {"target": "/mnt", "file_mode": 4096}),
+        ("POST", "/v1/mounts", {"target": "/mnt", "uid": -1}),
+        ("DELETE", "/v1/mounts", None),
+        ("DELETE", "/v1/mounts?target=relative", None),
     ],
 )
 def test_a_request_that_cannot_be_right_is_answered_like_every_error(
@@ -306,7 +314,7 @@ def test_prune_asks_the_core(bench: Bench) -> None:
     assert answer == {"freed_bytes": 5, "remaining_bytes": 3}
 
 
-def test_a_node_is_idle_without_clients_and_jobs_and_busy_with_them(
+def test_a_node_is_idle_without_clients_jobs_and_mounts_and_busy_with_them(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
@@ -320,6 +328,9 @@ def test_a_node_is_idle_without_clients_and_jobs_and_busy_with_them(
     now[0] = 1500.0
     assert bench.service.idle_s() == 500
     bench.http.get("/v1/pins")
+    assert bench.service.idle_s() == 0
+    now[0] = 2500.0
+    monkeypatch.setattr(bench.service.mounts, "in_use", lambda: True)
     assert bench.service.idle_s() == 0
 
 

@@ -90,7 +90,7 @@ def _refused(error: PenstockError, options: argparse.Namespace, code: int) -> in
 
 def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
     home = locate(options.home)
-    settings = config.load(home, flags=options.set, directory=options.project).settings
+    settings = config.load(home, flags=options.set, directory=_reachable(options.project)).settings
     home.prepare()
     lock = NodeLock(home)
 
@@ -105,6 +105,16 @@ def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
             _host(home, settings, listener, announce, foreground=options.foreground)
     finally:
         lock.release()
+
+
+def _reachable(directory: Path | None) -> Path | None:
+    """The directory, or the nearest above it that answers: who works in a mount whose node died starts the next one."""
+    if directory is not None:
+        for candidate in (directory, *directory.parents):
+            with contextlib.suppress(OSError):
+                candidate.stat()
+                return candidate
+    return None
 
 
 def _host(
