@@ -15,7 +15,7 @@ use fuser::{
 };
 use penstock_types::{Looked, NodeId};
 
-use crate::files;
+use crate::files::{self, Asked};
 use crate::handshake;
 use crate::listing::{self, Listing};
 use crate::service::{Service, valid};
@@ -39,6 +39,10 @@ impl Filesystem for Door {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.0.work("lookup", || {
             self.0.surroundings.metrics.kernel_lookups.inc();
+            if name.len() > NAME_BYTES_MAX as usize {
+                // The kernel's own limit is higher.
+                return reply.error(Errno::ENAMETOOLONG);
+            }
             // Names of the tree are UTF-8.
             let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
             let answer = self.0.tree().lookup(NodeId(parent.0), name);
@@ -73,7 +77,7 @@ impl Filesystem for Door {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -81,7 +85,7 @@ impl Filesystem for Door {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.work("read", || files::read(&self.0, handle.0, offset, size, reply));
+        self.0.work("read", || files::read(&self.0, handle.0, Asked { node: NodeId(node.0), offset, size }, reply));
     }
 
     fn release(
@@ -298,7 +302,7 @@ impl Filesystem for Door {
 
 /// Answers a lookup. That nothing has the name is an answer, too, and the kernel keeps it as long as it is valid.
 fn entry(service: &Service, looked: &Looked, reply: ReplyEntry) {
-    let name_valid = valid(looked.name_valid);
+    let name_valid = service.name_valid(looked);
     match &looked.found {
         Some(found) => {
             let attributes_valid = valid(looked.attributes_valid);
