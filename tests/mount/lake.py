@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -53,14 +52,14 @@ class MountedLake:
         )
         return self.root / path.lstrip("/")
 
-    @contextlib.contextmanager
-    def showing(self, files: Files, freshness: str = "1h") -> Iterator[Path]:
-        """A directory of the mount with these files, as long as it is needed."""
-        name = f"shown-{next(self._numbers)}"
+    def show(self, files: Files) -> Path:
+        """A new directory of the mount with these files."""
+        name = str(next(self._numbers))
         for path, content in files.items():
-            self.put(f"{name}/{path}", content)
-        yield self.attach(name, f"/{name}", freshness)
-        self.machine.control().detach(f"/{name}", lazy=True)
+            self.put(f"shown/{name}/{path}", content)
+        if name == "0":
+            self.attach("shown", "/shown")
+        return self.root / "shown" / name
 
     def metrics(self) -> dict[str, int]:
         """Counters of the node."""

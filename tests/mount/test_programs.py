@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,8 @@ FILES = tree_files()
 
 
 @pytest.fixture(scope="module")
-def tree(lake: MountedLake) -> Iterator[Path]:
-    with lake.showing(FILES) as path:
-        yield path
+def tree(lake: MountedLake) -> Path:
+    return lake.show(FILES)
 
 
 def test_cp_copies_a_tree(tree: Path, tmp_path: Path) -> None:
@@ -133,10 +131,10 @@ def test_git_clones_from_a_bare_repository(
 ) -> None:
     bare, wanted = repository
     stored = {str(path.relative_to(bare)): path.read_bytes() for path in bare.rglob("*") if path.is_file()}
-    with lake.showing(stored) as shown:
-        run("git", "clone", "-q", url.format(shown), tmp_path / "clone")
-        run("git", "-C", tmp_path / "clone", "fsck", "--full", "--strict")
-        assert run("git", "-C", shown, "rev-list", "--count", "main") == b"2\n"
+    shown = lake.show(stored)
+    run("git", "clone", "-q", url.format(shown), tmp_path / "clone")
+    run("git", "-C", tmp_path / "clone", "fsck", "--full", "--strict")
+    assert run("git", "-C", shown, "rev-list", "--count", "main") == b"2\n"
     assert [digest((tmp_path / "clone" / name).read_bytes()) for name in ("small", "large")] == wanted
 
 
@@ -144,24 +142,32 @@ def test_programs_run_from_a_mount_whose_files_may_be_executed(lake: MountedLake
     git = Path(shutil.which("git") or "")
     script = b'#!/bin/sh\necho "from $1"\n. "${0%/*}/part.sh"\n'
     stored = {"run.sh": script, "part.sh": b"echo part\n", "git": git.read_bytes()}
-    with lake.showing(stored) as shown:
-        assert len(stored["git"]) > MIB, "it is mapped while it is brought"
-        with pytest.raises(PermissionError):
-            run(shown / "run.sh")
-        target = lake.machine.target("executable")
-        lake.machine("mount", str(target), "--path", f"/{shown.name}", "--file-mode", "0555")
-        try:
-            assert run(target / "run.sh", "a mount") == b"from a mount\npart\n"
-            assert run(target / "git", "--version") == run(git, "--version")
-        finally:
-            lake.machine.control().umount(str(target), lazy=True)
+    shown = lake.show(stored)
+    assert len(stored["git"]) > MIB, "it is mapped while it is brought"
+    with pytest.raises(PermissionError):
+        run(shown / "run.sh")
+    target = lake.machine.target("executable")
+    lake.machine("mount", str(target), "--path", f"/shown/{shown.name}", "--file-mode", "0555")
+    try:
+        assert run(target / "run.sh", "a mount") == b"from a mount\npart\n"
+        assert run(target / "git", "--version") == run(git, "--version")
+    finally:
+        lake.machine.control().umount(str(target), lazy=True)
 
 
-VERIFY = ["--verify=crc32c", "--verify_fatal=1", "--bs=32k", "--size=6m", "--output-format=terse", "--thread"]
+VERIFY = [
+    "--verify=crc32c",
+    "--verify_state_save=0",
+    "--verify_fatal=1",
+    "--bs=32k",
+    "--size=6m",
+    "--output-format=terse",
+    "--thread",
+]
 
 
 @pytest.fixture(scope="module")
-def written_by_fio(lake: MountedLake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def written_by_fio(lake: MountedLake, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file that fio wrote, and one of which a bit was turned."""
     if shutil.which("fio") is None:
         pytest.skip("needs fio")
@@ -170,8 +176,7 @@ def written_by_fio(lake: MountedLake, tmp_path_factory: pytest.TempPathFactory) 
     right = local.read_bytes()
     wrong = bytearray(right)
     wrong[3 * MIB + 12_345] ^= 4
-    with lake.showing({"right": right, "wrong": bytes(wrong)} | {f"cold{n}": right for n in range(4)}) as shown:
-        yield shown
+    return lake.show({"right": right, "wrong": bytes(wrong)} | {f"cold{n}": right for n in range(4)})
 
 
 @pytest.mark.parametrize(
