@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from penstock.server.mounter import READ_AHEAD_KIB
+
 pytestmark = pytest.mark.usefixtures("can_mount")
 
 CONTENT = {"train/a.bin": b"a" * 100_000, "train/deep/b.bin": os.urandom(3 << 20), "top.txt": b"top\n"}
@@ -59,6 +61,12 @@ def test_owner_and_modes_are_as_asked_for(lake: Any) -> None:
     line = next(line for line in options.splitlines() if f" {target} " in line)
     assert "ro,nosuid,nodev" in line
     assert "default_permissions,allow_other" in line
+
+
+def test_the_kernel_reads_far_ahead_of_a_sequential_reader(lake: Any) -> None:
+    lake("mount", str(lake.target()))
+    figures = [Path(f"/sys/class/bdi/{each.device}/read_ahead_kb").read_text() for each in lake.mounted()]
+    assert figures == [f"{READ_AHEAD_KIB}\n"] * 2
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
