@@ -11,6 +11,7 @@
 //! kernel ─ /dev/fuse ─▶ mount ─▶ a tree of the engine
 //! ```
 
+mod allocator;
 mod answer;
 mod arena;
 mod batch;

@@ -7,13 +7,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk};
+use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk, Sample};
 use penstock_fuse::Surroundings;
 use penstock_types::{AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, SystemClock, TreePath};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
+use crate::allocator::give_large_buffers_back;
 use crate::answer::Service;
 use crate::arena::ArenaBudget;
 use crate::links::Links;
@@ -75,6 +76,7 @@ impl Node {
     /// # Errors
     /// What keeps one of the parts from starting; nothing is left running.
     pub fn start(config: NodeConfig) -> Result<Self> {
+        give_large_buffers_back();
         let files = raise_file_limit();
         let runtime = runtime()?;
         let metrics = Metrics::default();
@@ -144,6 +146,11 @@ impl Node {
     /// Asks the source at exactly `path` whether it answers. Blocks for the answer.
     pub fn probe(&self, path: &str) -> Result<AttachmentStatus> {
         self.handle()?.block_on(self.engine.probe(&TreePath::parse(path)?))
+    }
+
+    /// Number and bytes of the first files below `path`. Blocks for one request.
+    pub fn sample(&self, path: &str) -> Result<Sample> {
+        self.handle()?.block_on(self.engine.sample(&TreePath::parse(path)?))
     }
 
     /// Every attachment.
