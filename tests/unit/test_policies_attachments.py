@@ -161,6 +161,7 @@ def test_a_request_leaves_freshness_to_the_node_where_nothing_is_said() -> None:
         "source": {"kind": "memory", "name": "m"},
         "prefix": "",
         "freshness": None,
+        "way": "auto",
         "probe": True,
     }
 

@@ -140,3 +140,25 @@ def test_a_directory_that_cannot_carry_a_mount_is_refused_with_the_reason(
 
 def test_an_empty_directory_is_taken() -> None:
     mounts.check_target(EMPTY, mounts.parse_mountinfo(TABLE), {"/mnt/newer": "a source"}, is_ours=False)
+
+
+@pytest.mark.parametrize(
+    ("wish", "freshness", "sample", "way"),
+    [
+        ("auto", {"seconds": 60.0}, mounts.Sample(10, 10 * 112 * 1024), "no-open"),
+        ("auto", "immutable", mounts.Sample(1, 1024 * 1024), "no-open"),
+        ("auto", {"seconds": 60.0}, mounts.Sample(2, 3 * 1024 * 1024), "open"),
+        ("auto", {"seconds": 0.5}, mounts.Sample(10, 10), "open"),
+        ("auto", {"seconds": 0.0}, mounts.Sample(10, 10), "open"),
+        ("auto", {"seconds": 60.0}, mounts.Sample(0, 0), "open"),
+        ("auto", {"seconds": 60.0}, None, "open"),
+        ("open", {"seconds": 60.0}, mounts.Sample(10, 10), "open"),
+        ("no-open", {"seconds": 0.0}, None, "no-open"),
+    ],
+)
+def test_small_files_that_are_believed_in_for_a_while_need_no_open(
+    wish: str, freshness: dict[str, float] | str, sample: mounts.Sample | None, way: str
+) -> None:
+    chosen, why = mounts.choose_way(wish, freshness, sample)
+    assert chosen == way
+    assert why

@@ -115,7 +115,9 @@ class Bench:
         self.book = self.restarted()
 
     def restarted(self) -> MountBook:
-        surroundings = Surroundings(lambda: list(self.attached), self._check, lambda: self.own)
+        surroundings = Surroundings(
+            lambda: list(self.attached), self._check, lambda: self.own, lambda path: ("open", f"asked for {path}")
+        )
         book = MountBook(self.directory, self.core, surroundings, lambda: self.kernel)  # type: ignore[arg-type,return-value]
         assert book.load() == []
         return book
@@ -482,7 +484,7 @@ def test_damaged_documents_are_told_and_kept(bench: Bench) -> None:
     (bench.directory / "broken.json").write_text("{")
     newer = next(bench.directory.glob("[0-9a-f]*.json")).read_text().replace('"format": 1', '"format": 2')
     (bench.directory / "newer.json").write_text(newer)
-    book = MountBook(bench.directory, bench.core, Surroundings(list, lambda _: None, dict))
+    book = MountBook(bench.directory, bench.core, Surroundings(list, lambda _: None, dict, lambda _: ("open", "")))
     problems = book.load()
     assert [("damaged" in each) or ("another version" in each) for each in problems] == [True, True]
     assert len(book.all()) == 1

@@ -1,6 +1,7 @@
 //! The engine itself: attachments, names, status.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule};
 use penstock_catalog::{Catalog, Item};
@@ -19,8 +20,9 @@ use crate::entry::{Entry, EntryPage};
 use crate::transfer::Carrier;
 use crate::tree::Tree;
 
-/// Files that a sample looks at, at most.
+/// Files that a sample looks at, at most, and how long it waits for them: nothing depends on it but speed.
 const SAMPLE_FILES: usize = 1000;
+const SAMPLE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Resolves paths, pins versions, brings bytes, lends them.
 pub struct Engine {
@@ -56,7 +58,7 @@ pub struct Sample {
     /// How many.
     pub files: u64,
     /// Their sizes together.
-    pub bytes: u64,
+    pub size_bytes: u64,
 }
 
 /// What `status` shows of the engine.
@@ -185,9 +187,12 @@ impl Engine {
             limit: SAMPLE_FILES,
             priority: Priority::Foreground,
         };
-        let page = self.timely(&attached, path, attached.source.list(request)).await?;
-        let bytes = page.objects.iter().map(|object| object.attributes.size).sum();
-        Ok(Sample { files: page.objects.len() as u64, bytes })
+        let listing = tokio::time::timeout(SAMPLE_PATIENCE, attached.source.list(request)).await;
+        let page = listing.map_err(|_| {
+            Error::new(ErrorKind::Timeout, format!("sample {path}"), "the source did not answer in time")
+        })??;
+        let size_bytes = page.objects.iter().map(|object| object.attributes.size).sum();
+        Ok(Sample { files: page.objects.len() as u64, size_bytes })
     }
 
     /// Every attachment, sorted by path.

@@ -249,6 +249,20 @@ fn a_node_of_a_detached_attachment_is_stale() {
 }
 
 #[test]
+fn a_node_tells_the_name_it_was_looked_up_by() {
+    let bench = Bench::start("names", &Setup::default());
+    bench.put("d/a.bin", 1, 1, 10);
+    let mount = Mount::of(bench, "/data", true);
+    let directory = mount.found(NodeId::ROOT, "d").node;
+    let file = mount.found(directory, "a.bin").node;
+    assert_eq!(mount.tree.name_of(file), Some((directory, "a.bin".into())));
+    assert_eq!(mount.tree.name_of(directory), Some((NodeId::ROOT, "d".into())));
+    assert_eq!(mount.tree.name_of(NodeId::ROOT), None);
+    mount.tree.forget(file, 1);
+    assert_eq!(mount.tree.name_of(file), None);
+}
+
+#[test]
 fn extended_attributes_tell_source_version_and_what_is_cached() {
     let bench = Bench::start("xattr", &Setup::default());
     bench.put("a.bin", 1, 1, 100_000);
@@ -289,7 +303,7 @@ fn a_sample_tells_number_and_size_of_the_first_files_below_a_path() {
     (0..1200).for_each(|number| bench.put(&format!("d/{}/{number:05}", number % 7), number, 1, 100));
     bench.put("large", 1, 1, MIB);
     let sample = |path: &str| bench.runtime.block_on(bench.engine.sample(&TreePath::parse(path).unwrap())).unwrap();
-    assert_eq!((sample("/data").files, sample("/data").bytes), (1000, 100_000));
+    assert_eq!((sample("/data").files, sample("/data").size_bytes), (1000, 100_000));
     assert_eq!(sample("/data/d/3").files, 171);
     assert_eq!(sample("/data/none").files, 0);
 }

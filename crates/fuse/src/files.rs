@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
-use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, NodeId, OpenedNode};
+use penstock_types::{Answer, ByteRange, Error, ErrorKind, NodeFile, NodeId, OpenedNode};
 
 use crate::lent::Opening;
 use crate::service::Service;
@@ -25,6 +25,10 @@ pub struct OpenFile {
 pub fn open(service: &Arc<Service>, node: NodeId, flags: OpenFlags, reply: ReplyOpen) {
     if flags.acc_mode() != OpenAccMode::O_RDONLY {
         return reply.error(Errno::EROFS);
+    }
+    if service.options.no_open {
+        // The kernel never asks again, and asks for pages by their node.
+        return reply.error(Errno::ENOSYS);
     }
     service.surroundings.metrics.kernel_opens.inc();
     let answer = service.tree().open(node);
@@ -67,16 +71,69 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
     }
 }
 
+/// What a read asks for.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub node: NodeId,
+    pub offset: u64,
+    pub size: u32,
+}
+
+impl Asked {
+    fn range(&self) -> ByteRange {
+        ByteRange::new(self.offset, self.offset.saturating_add(u64::from(self.size)))
+    }
+}
+
 /// Answers a read: at once with what is present, otherwise when it has been brought.
-pub fn read(service: &Arc<Service>, handle: u64, offset: u64, size: u32, reply: ReplyData) {
+pub fn read(service: &Arc<Service>, handle: u64, asked: Asked, reply: ReplyData) {
     service.surroundings.metrics.kernel_reads.inc();
-    let Some(open) = service.files.get(handle) else { return reply.error(Errno::EBADF) };
-    let length = size as usize;
+    if !service.options.no_open {
+        return match service.files.get(handle) {
+            Some(open) => read_file(service, &open.file, asked, reply),
+            None => reply.error(Errno::EBADF),
+        };
+    }
+    if let Some(file) = service.unopened.get(asked.node) {
+        return read_file(service, &file, asked, reply);
+    }
+    match service.tree().open(asked.node) {
+        Answer::Now(Ok(opened)) => {
+            service.unopened.keep(asked.node, Arc::clone(&opened.file));
+            read_file(service, &opened.file, asked, reply);
+        }
+        Answer::Now(Err(error)) => unread(service, asked.node, service.fail("read", &error), reply),
+        Answer::Later(opening) => {
+            let keeper = Arc::clone(service);
+            let reading = async move {
+                let file = opening.await?.file;
+                keeper.unopened.keep(asked.node, Arc::clone(&file));
+                file.bring(asked.range()).await
+            };
+            service.park("read", Box::pin(reading), move |service, brought| match brought {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => unread(service, asked.node, errno, reply),
+            });
+        }
+    }
+}
+
+/// Answers a read that failed. Where nothing is opened, a version that is gone is noticed here: its name is taken back.
+fn unread(service: &Service, node: NodeId, errno: Errno, reply: ReplyData) {
+    if service.options.no_open && errno == Errno::ESTALE {
+        service.unopened.forget(node);
+        service.expire(node);
+    }
+    reply.error(errno);
+}
+
+fn read_file(service: &Arc<Service>, file: &Arc<dyn NodeFile>, asked: Asked, reply: ReplyData) {
+    let length = asked.size as usize;
     let absent = BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < length {
             buffer.resize(length.next_power_of_two(), 0);
         }
-        match open.file.read_now(offset, &mut buffer[..length]) {
+        match file.read_now(asked.offset, &mut buffer[..length]) {
             Ok(Some(count)) => {
                 reply.data(&buffer[..count]);
                 None
@@ -87,12 +144,11 @@ pub fn read(service: &Arc<Service>, handle: u64, offset: u64, size: u32, reply: 
     });
     match absent {
         None => {}
-        Some((reply, Some(error))) => reply.error(service.fail("read", &error)),
+        Some((reply, Some(error))) => unread(service, asked.node, service.fail("read", &error), reply),
         Some((reply, None)) => {
-            let range = ByteRange::new(offset, offset.saturating_add(u64::from(size)));
-            service.park("read", Arc::clone(&open.file).bring(range), |_, brought| match brought {
+            service.park("read", Arc::clone(file).bring(asked.range()), move |service, brought| match brought {
                 Ok(bytes) => reply.data(&bytes),
-                Err(errno) => reply.error(errno),
+                Err(errno) => unread(service, asked.node, errno, reply),
             });
         }
     }

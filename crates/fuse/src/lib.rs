@@ -13,6 +13,7 @@
 mod connection;
 mod directory;
 mod door;
+mod expiry;
 mod failure;
 mod files;
 mod handles;
@@ -22,6 +23,7 @@ mod listing;
 mod mount;
 mod service;
 mod under_way;
+mod unopened;
 
 pub use lent::IdleMax;
 pub use mount::{Mount, MountFacts};

@@ -104,7 +104,7 @@ impl Listing {
             Self::Attributes(reply) => {
                 let shown = service.shown(found);
                 // There is one time for both in this form.
-                let believed = valid(entry.looked.name_valid.min(entry.looked.attributes_valid));
+                let believed = service.name_valid(&entry.looked).min(valid(entry.looked.attributes_valid));
                 let full = reply.add(shown.ino, following, &*entry.name, &believed, &shown, Generation(0));
                 if !full {
                     service.tree().remember(entry);

@@ -73,6 +73,7 @@ impl Mount {
             Error::new(ErrorKind::Unsupported, action(), reason).advise("mount the device before it is served")
         })?;
         let lent = match lendable {
+            _ if service.options.no_open => Err("nothing is opened that could be lent".into()),
             _ if !service.lends() => Err("the kernel does not offer to read files by itself; Linux 6.9 does".into()),
             None => Err("no file could be made beside the cache to try it with".into()),
             Some(file) => handshake::probe(session.as_fd(), file),
@@ -83,6 +84,7 @@ impl Mount {
             connection: connection::number(session.as_fd(), &target),
         };
         service.begin(tree(&facts), facts.lending);
+        service.expiry.begin(session.notifier()).map_err(scarce)?;
         let life = Arc::new(Life { device: Mutex::new(Some(spare)), ended: Condvar::new() });
         let weak = Arc::downgrade(&service);
         drop(service);
@@ -115,6 +117,8 @@ impl Mount {
         let Some(service) = self.service.upgrade() else { return };
         let mut let_go: Vec<Lent<_>> = Vec::new();
         service.lent().tidy(&mut let_go);
+        service.unopened.tidy();
+        service.expiry.tick();
     }
 
     /// Ends the connection where it has not ended, so that whatever waits for it fails and no request comes any more;

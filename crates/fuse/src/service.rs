@@ -8,14 +8,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use penstock_types::{Answer, Clock, Error, ErrorKind, KernelTree, Metrics, NodeAttributes, Result};
+use penstock_types::{Answer, Clock, Error, ErrorKind, KernelTree, Looked, Metrics, NodeAttributes, NodeId, Result};
 
 use crate::directory::OpenDirectory;
+use crate::expiry::Expiry;
 use crate::failure::{FailureLog, errno};
 use crate::files::OpenFile;
 use crate::handles::Handles;
 use crate::lent::{IdleMax, LentFiles};
 use crate::under_way::UnderWay;
+use crate::unopened::Unopened;
 
 /// What programs are told to read at once: pages of the cache are of this size.
 const BLOCK_BYTES: u32 = 64 * 1024;
@@ -39,6 +41,9 @@ pub struct MountOptions {
     pub directory_mode: u16,
     /// Whether other users than the one who mounted may look; the kernel holds it, too.
     pub allow_other: bool,
+    /// Whether the kernel is told that nothing needs to be opened: it then keeps pages by itself and never asks before a
+    /// file is used, but cannot be lent one.
+    pub no_open: bool,
     /// Threads that speak to the kernel; none of them ever waits.
     pub threads: usize,
     /// A request that has no answer after so long is answered with ETIMEDOUT.
@@ -69,6 +74,8 @@ pub struct Service {
     pub files: Handles<OpenFile>,
     pub directories: Handles<OpenDirectory>,
     pub under_way: Arc<UnderWay>,
+    pub unopened: Unopened,
+    pub expiry: Expiry,
     lent: Mutex<LentFiles<BackingId>>,
     failures: FailureLog,
 }
@@ -81,6 +88,8 @@ impl Service {
             lending: AtomicBool::new(false),
             files: Handles::default(),
             directories: Handles::default(),
+            unopened: Unopened::default(),
+            expiry: Expiry::new(Arc::clone(&surroundings.clock)),
             under_way: UnderWay::new(Arc::clone(&surroundings.clock)),
             lent: Mutex::new(LentFiles::new(options.idle_max)),
             failures: FailureLog::default(),
@@ -164,6 +173,18 @@ impl Service {
     pub fn fail(&self, operation: &str, error: &Error) -> Errno {
         self.failures.note(self.surroundings.clock.as_ref(), operation, &self.options.target, error);
         errno(error.kind())
+    }
+
+    /// Takes the name of a node back from the kernel.
+    pub fn expire(&self, node: NodeId) {
+        if let Some(name) = self.tree().name_of(node) {
+            self.expiry.expire(name);
+        }
+    }
+
+    /// How long the kernel may believe in a name.
+    pub fn name_valid(&self, looked: &Looked) -> Duration {
+        if self.expiry.works() { valid(looked.name_valid) } else { Duration::ZERO }
     }
 
     /// Attributes in the kernel's words.

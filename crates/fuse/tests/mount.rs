@@ -121,7 +121,7 @@ fn the_kernel_reads_lent_files_without_asking() {
 fn what_the_kernel_does_not_take_is_served() {
     let refused = File::open("/dev/null").unwrap();
     let tree = MemoryTree::with(&[("a", 100_000, Way::Lent)]);
-    let conditions = Conditions { probe: &refused, privileged: true };
+    let conditions = Conditions { probe: &refused, privileged: true, no_open: false };
     let Some(bench) = Bench::under(conditions, tree) else { return };
     assert!(!bench.mount.facts().lending);
     assert!(!bench.mount.facts().why.is_empty());
@@ -129,10 +129,54 @@ fn what_the_kernel_does_not_take_is_served() {
     assert_eq!(bench.metrics.kernel_lent_opens.get(), 0);
 }
 
+/// A mount where nothing is opened.
+fn without_opens(tree: MemoryTree) -> Option<Bench> {
+    Bench::under(Conditions { probe: &tempfile::tempfile().unwrap(), privileged: true, no_open: true }, tree)
+}
+
+#[test]
+fn where_nothing_is_opened_a_warm_file_is_opened_and_read_without_any_request() {
+    let length = 3 * 1024 * 1024 + 17;
+    let tree = MemoryTree::with(&[("a", length, Way::Kept), ("b", 5000, Way::Kept), ("c", 70_000, Way::Kept)]);
+    let Some(bench) = without_opens(tree) else { return };
+    bench.tree.file("b").present.store(false, Ordering::SeqCst);
+    let check = || {
+        for name in ["a", "b", "c"] {
+            assert_eq!(fs::read(bench.path(name)).unwrap(), bench.tree.bytes(name));
+            let file = File::open(bench.path(name)).unwrap();
+            let bytes = bench.tree.bytes(name);
+            assert_eq!(mapped(&file, bytes.len(), rustix::mm::MapFlags::SHARED), bytes);
+        }
+    };
+    // Once more: after its first read of a file, a kernel that may write asks when it was read.
+    (0..2).for_each(|_| check());
+    let requests = bench.metrics.kernel_requests.get();
+    (0..20).for_each(|_| check());
+    assert_eq!(bench.metrics.kernel_requests.get(), requests);
+    assert_eq!((bench.metrics.kernel_opens.get(), bench.metrics.kernel_lent_opens.get()), (0, 0));
+}
+
+#[test]
+fn a_version_that_is_gone_at_its_first_read_is_stale_and_its_name_is_looked_up_again() {
+    let Some(bench) = without_opens(MemoryTree::with(&[("a", 5000, Way::Kept)])) else { return };
+    assert_eq!(fs::metadata(bench.path("a")).unwrap().len(), 5000);
+    bench.tree.file("a").set_way(Way::Gone);
+    assert_eq!(errno(fs::read(bench.path("a"))), Errno::STALE);
+    let lookups = bench.tree.lookups.load(Ordering::SeqCst);
+    let begun = std::time::Instant::now();
+    while bench.tree.lookups.load(Ordering::SeqCst) == lookups {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the name is believed for a minute");
+        fs::metadata(bench.path("a")).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bench.tree.file("a").set_way(Way::Kept);
+    assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
+}
+
 #[test]
 fn a_node_without_the_privilege_serves_and_says_what_it_lacks() {
     let tree = MemoryTree::with(&[("a", 100_000, Way::Lent)]);
-    let conditions = Conditions { probe: &tempfile::tempfile().unwrap(), privileged: false };
+    let conditions = Conditions { probe: &tempfile::tempfile().unwrap(), privileged: false, no_open: false };
     let Some(bench) = Bench::under(conditions, tree) else { return };
     assert!(bench.mount.facts().why.contains("CAP_SYS_ADMIN"), "{}", bench.mount.facts().why);
     assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));

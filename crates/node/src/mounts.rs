@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 const THREADS_MIN: usize = 2;
 const THREADS_MAX: usize = 4;
 /// Lent files of one mount that stay ready for the next open, where the limit of open files admits it.
-const LENT_FILES_MAX: usize = 1024;
+const LENT_FILES_MAX: usize = 8192;
 /// Bytes of them, and the part of the cache's first tier that this may be: it has them back when we let go.
-const LENT_BYTES_MAX: u64 = 1 << 30;
-const LENT_BYTES_SHARE: u64 = 32;
+const LENT_BYTES_MAX: u64 = 4 << 30;
+const LENT_BYTES_SHARE: u64 = 8;
 /// A request gets so much more time than its deadline, so that the error that names the cause comes first.
 const MARGIN_MAX: Duration = Duration::from_secs(5);
 /// A mount is given up when a request is older than two deadlines, but never before this.
@@ -44,6 +44,20 @@ pub struct MountSpec {
     pub directory_mode: u16,
     /// Whether other users may look.
     pub allow_other: bool,
+    /// How the kernel is to get at bytes.
+    pub way: WantedWay,
+    /// Why that way, for people.
+    pub why: String,
+}
+
+/// How the kernel is to get at bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WantedWay {
+    /// It opens files, and reads those of the cache by itself where it can.
+    Open,
+    /// It opens nothing and keeps every page: for trees that nobody writes, of mostly small files.
+    NoOpen,
 }
 
 /// What `mounts` shows of one.
@@ -55,7 +69,8 @@ pub struct MountStatus {
     pub path: String,
     /// Where it is mounted.
     pub target: String,
-    /// How the kernel gets at cached bytes: `passthrough` reads the cache's files, `keep-cache` keeps pages of its own.
+    /// How the kernel gets at cached bytes: `passthrough` reads the cache's files, `keep-cache` keeps
+    /// pages of its own, `no-open` does that and never asks before it uses them.
     pub way: &'static str,
     /// Why that way.
     pub why: String,
@@ -203,6 +218,7 @@ impl Mounts {
             file_mode: spec.file_mode,
             directory_mode: spec.directory_mode,
             allow_other: spec.allow_other,
+            no_open: spec.way == WantedWay::NoOpen,
             threads: cores.clamp(THREADS_MIN, THREADS_MAX),
             request_timeout: self.parts.deadline + (self.parts.deadline / 2).min(MARGIN_MAX),
             idle_max: IdleMax {
@@ -238,8 +254,15 @@ impl Served {
             id: self.id,
             path: self.spec.path.clone(),
             target: self.spec.target.clone(),
-            way: if facts.lending { "passthrough" } else { "keep-cache" },
-            why: facts.why.clone(),
+            way: match self.spec.way {
+                WantedWay::NoOpen => "no-open",
+                WantedWay::Open if facts.lending => "passthrough",
+                WantedWay::Open => "keep-cache",
+            },
+            why: match self.spec.way {
+                WantedWay::Open if !facts.lending => facts.why.clone(),
+                _ => self.spec.why.clone(),
+            },
             alive: self.mount.is_alive(),
             open_files: self.mount.open_files(),
             oldest_request_s: self.mount.oldest_request().map(|age| age.as_secs_f64()),
@@ -315,6 +338,10 @@ mod tests {
 
         fn remember(&self, _: &ListedNode) {}
 
+        fn name_of(&self, _: NodeId) -> Option<(NodeId, Arc<str>)> {
+            None
+        }
+
         fn extended_attributes(&self, _: NodeId) -> Answer<Vec<(&'static str, String)>> {
             self.wait()
         }
@@ -361,6 +388,8 @@ mod tests {
                 file_mode: 0o444,
                 directory_mode: 0o555,
                 allow_other: false,
+                way: WantedWay::Open,
+                why: "the test wants it".into(),
             };
             mounts.serve(device.into(), spec).unwrap();
             Some(Self { mounts, tree, clock, directory })

@@ -73,6 +73,11 @@ impl PyNode {
         json(&py.detach(|| self.0.prune(target_bytes)).map_err(|error| raise(&error))?)
     }
 
+    /// Number and bytes of the first files below `path`, as JSON: what kind of files they are. One request.
+    fn sample(&self, py: Python<'_>, path: &str) -> PyResult<String> {
+        json(&py.detach(|| self.0.sample(path)).map_err(|error| raise(&error))?)
+    }
+
     /// Serves a kernel mount from now on. `fd` is `/dev/fuse`, mounted already; it belongs to the node from this call on,
     /// also when it fails. `options_json` is a `MountSpec`. Returns its status as JSON.
     fn serve_mount(&self, py: Python<'_>, fd: RawFd, options_json: &str) -> PyResult<String> {

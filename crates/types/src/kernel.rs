@@ -152,6 +152,10 @@ pub trait KernelTree: Send + Sync {
     /// Counts a lookup of a listed name that was handed to the kernel with its attributes.
     fn remember(&self, entry: &ListedNode);
 
+    /// The directory and the name that a node was looked up by, for who has to take a name back from the kernel; `None`
+    /// for the root and for a node that was forgotten.
+    fn name_of(&self, node: NodeId) -> Option<(NodeId, Arc<str>)>;
+
     /// Names and values of a node's extended attributes.
     fn extended_attributes(&self, node: NodeId) -> Answer<Vec<(&'static str, String)>>;
 

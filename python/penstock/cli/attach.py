@@ -41,6 +41,9 @@ def attach(
         str | None,
         typer.Option(help="How long facts about the source are believed: 60s, 0 (ask at every open) or immutable."),
     ] = None,
+    way: Annotated[
+        str, typer.Option(help="How mounts read it: open, no-open (best for many small files) or auto.")
+    ] = "auto",
     probe: Annotated[bool, typer.Option(help="Ask the source now whether this works.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -60,6 +63,7 @@ def attach(
         virtual_host=virtual_host,
         credentials=credentials,
         freshness=freshness,
+        way=way,
         probe=probe,
     )
     attached = connection.control().attach(body)

@@ -240,7 +240,7 @@ class Client:
             url: ``s3://bucket/prefix``, ``file:///directory`` or ``memory://name``.
             path: absolute path in the tree.
             options: ``endpoint``, ``region``, ``virtual_host``, ``credentials`` (a reference, never a secret),
-                ``freshness``, ``probe``.
+                ``freshness``, ``way``, ``probe``.
         Returns:
             The attachment as :meth:`attachments` shows it.
         Raises:

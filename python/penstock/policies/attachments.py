@@ -10,6 +10,7 @@ from penstock.errors import InvalidInputError
 from penstock.units import format_duration, parse_duration
 
 __all__ = [
+    "WAYS",
     "AttachOptions",
     "SourceOptions",
     "check_credentials",
@@ -20,6 +21,9 @@ __all__ = [
     "source_of",
     "url_of",
 ]
+
+WAYS = ("auto", "open", "no-open")
+"""How the kernel may get at bytes in mounts; see :func:`penstock.policies.mounts.choose_way`."""
 
 _SOON = {"gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs", "webhdfs"}
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,253}[a-zA-Z0-9]")
@@ -52,6 +56,8 @@ class AttachOptions(SourceOptions, total=False):
 
     freshness: str | float | None
     """How long facts are believed: ``60s``, ``0``, ``immutable``; ``None`` leaves it to the node's configuration."""
+    way: str
+    """How the kernel gets at bytes in mounts: ``auto`` (default), ``open`` or ``no-open``."""
     probe: bool
     """Ask the source once (default), so that a wrong attachment fails now."""
 
@@ -84,8 +90,15 @@ def request(url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, 
         "source": source,
         "prefix": prefix,
         "freshness": None if freshness is None else parse_freshness(freshness),
+        "way": _way(options.get("way", "auto")),
         "probe": options.get("probe", True),
     }
+
+
+def _way(way: str) -> str:
+    if way not in WAYS:
+        raise InvalidInputError(f"read way {way!r}", "there is no such way", f"it is one of {', '.join(WAYS)}")
+    return way
 
 
 def source_of(url: str, **options: Unpack[SourceOptions]) -> tuple[dict[str, Any], str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from penstock.errors import AlreadyExistsError, InvalidInputError, NotDirectoryError, NotFoundError, UnavailableError
 from penstock.policies.attachments import check_tree_path
+from penstock.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +20,11 @@ __all__ = [
     "KernelMount",
     "MountOptions",
     "Place",
+    "Sample",
     "TargetFacts",
     "check_local_path",
     "check_target",
+    "choose_way",
     "lies_in",
     "mount_at",
     "mounts_below",
@@ -38,6 +41,12 @@ SOURCE = "penstock"
 
 DEFAULT_FILE_MODE = 0o444
 DEFAULT_DIRECTORY_MODE = 0o555
+
+SMALL_BYTES = 1024 * 1024
+"""Files up to this size on average are small: opening them is most of the work."""
+
+NO_OPEN_FRESHNESS_S = 1.0
+"""Facts have to be believed for so long that a name can stand for a file without being opened."""
 
 _OWNER = re.compile(r"(\d{1,10}):(\d{1,10})", re.ASCII)
 _MODE = re.compile(r"[0-7]{1,4}", re.ASCII)
@@ -65,6 +74,13 @@ class Place(NamedTuple):
 
     path: str
     target: str
+
+
+class Sample(NamedTuple):
+    """Some files below a path."""
+
+    files: int
+    size_bytes: int
 
 
 class KernelMount(NamedTuple):
@@ -128,6 +144,29 @@ def plan(target: str, path: str, attached: Iterable[str]) -> list[Place]:
     """
     below = sorted(each for each in set(attached) if each != path and lies_in(each, path))
     return [Place(path, target)] + [Place(each, target + each[len(path.rstrip("/")) :]) for each in below]
+
+
+def choose_way(wish: str, freshness: dict[str, float] | str, sample: Sample | None) -> tuple[str, str]:
+    """How the kernel gets at the bytes of one kernel mount, and why.
+
+    ``no-open``: it opens nothing and keeps the pages of what it has read, for as long as a name is believed to mean the
+    same version; warm files cost no request. ``open``: it opens every file, and reads by itself what is cached.
+
+    Args:
+        wish: what the attachment says, one of :data:`penstock.policies.attachments.WAYS`.
+        freshness: of the attachment.
+        sample: some of its files; ``None`` where they could not be looked at.
+    """
+    if wish != "auto":
+        return wish, "the attachment says so"
+    if freshness != "immutable" and (not isinstance(freshness, dict) or freshness["seconds"] < NO_OPEN_FRESHNESS_S):
+        return "open", "facts are believed for less than a second"
+    if sample is None or not sample.files:
+        return "open", "nothing is known of its files yet"
+    mean = sample.size_bytes / sample.files
+    if mean <= SMALL_BYTES:
+        return "no-open", f"its files are small, {format_size(mean)} on average"
+    return "open", f"its files are large, {format_size(mean)} on average"
 
 
 def lies_in(path: str, ancestor: str) -> bool:

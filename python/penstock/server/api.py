@@ -93,6 +93,7 @@ class AttachBody(_Body):
     source: Annotated[S3Source | FileSource | MemorySource, Field(discriminator="kind")]
     prefix: str = ""
     freshness: SecondsOfFreshness | Literal["immutable"] | None = None
+    way: Literal["auto", "open", "no-open"] = "auto"
     probe: bool = True
 
 

@@ -90,6 +90,7 @@ class AttachmentBook:
             "source": request["source"],
             "prefix": request["prefix"],
             "freshness": default_freshness if request["freshness"] is None else request["freshness"],
+            "way": request["way"],
             "created": time.time(),
         }
         with self._lock:
@@ -155,6 +156,12 @@ class AttachmentBook:
         with self._lock:
             return [path for path in self._documents if path not in self._problems]
 
+    def covering(self, path: str) -> dict[str, Any] | None:
+        """The document of the attachment that a path of the tree belongs to."""
+        with self._lock:
+            around = [each for each in self._documents if _below(path, each)]
+            return self._documents[max(around, key=len)] if around else None
+
     def directories(self) -> dict[str, str]:
         """Local directories that are attached, each with the path in the tree."""
         with self._lock:
@@ -187,7 +194,7 @@ def _decode(file: Path) -> dict[str, Any]:
     action = f"read attachment {file}"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(document, dict) or any(name not in document for name in _SPEC_KEYS):
+        if not isinstance(document, dict) or any(name not in document for name in (*_SPEC_KEYS, "way")):
             raise ValueError
     except ValueError:
         raise CorruptError(action, "the document is damaged", "remove it and attach again") from None
@@ -211,6 +218,7 @@ def _view(document: dict[str, Any], status: dict[str, Any] | None, problem: str 
         "prefix": document["prefix"],
         "freshness": document["freshness"],
         "freshness_text": format_freshness(document["freshness"]),
+        "way": document["way"],
         "created": document["created"],
         "healthy": problem is None and bool(status.get("healthy")),
         "reason": problem or status.get("failure"),

@@ -12,7 +12,7 @@ from penstock.errors import BusyError, InternalError, PenstockError
 from penstock.policies.mounts import FILE_SYSTEM, SOURCE, KernelMount, Place, lies_in, mount_at, mounts_below, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from penstock.server.mounter import Holder, Mounter
 
@@ -45,8 +45,10 @@ class Served(NamedTuple):
 class Mount:
     """A document and the kernel mounts that show it. One thread at a time changes it; reading is free."""
 
-    def __init__(self, document: dict[str, Any], core: MountCore) -> None:
+    def __init__(self, document: dict[str, Any], core: MountCore, way: Callable[[str], tuple[str, str]]) -> None:
+        """Args: ``way`` tells how the kernel is to get at the bytes below a path of the tree, and why."""
         self.document = document
+        self._way = way
         self.problem: str | None = None
         self.served: tuple[Served, ...] = ()
         self._core = core
@@ -181,6 +183,7 @@ class Mount:
         document = self.document
         around = [each.device for each in self.served if lies_in(place.target, each.place.target)]
         inside = around[-1] if around else None
+        way, why = self._way(place.path)
         mounted = mounter.mount(place.target, allow_other=document["allow_other"], inside=inside)
         options = {
             "path": place.path,
@@ -188,6 +191,8 @@ class Mount:
             "uid": os.getuid() if document["uid"] is None else document["uid"],
             "gid": os.getgid() if document["gid"] is None else document["gid"],
             **{name: document[name] for name in ("file_mode", "directory_mode", "allow_other")},
+            "way": way,
+            "why": why,
         }
         number: int | None = None
         try:

@@ -49,6 +49,8 @@ class Surroundings(NamedTuple):
     """Raises where a path of the tree is no directory."""
     own_directories: Callable[[], Mapping[str, str]]
     """Local directories that the node uses by itself, each with what it is."""
+    way: Callable[[str], tuple[str, str]]
+    """How the kernel is to get at the bytes below a path of the tree, and why; may ask a source."""
 
 
 class MountBook:
@@ -79,13 +81,16 @@ class MountBook:
             Problems, one sentence each.
         """
         documents, problems = self._store.load()
-        self._mounts = {document["target"]: Mount(document, self._core) for document in documents}
+        self._mounts = {document["target"]: self._mount_of(document) for document in documents}
         return problems
 
     def start(self) -> None:
         """Mounts what an earlier node had and looks after all mounts from now on, in a thread of its own."""
         self._thread = threading.Thread(target=self._look_after, name="mounts", daemon=True)
         self._thread.start()
+
+    def _mount_of(self, document: dict[str, Any]) -> Mount:
+        return Mount(document, self._core, self._surroundings.way)
 
     def mount(self, request: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
         """Mounts a part of the tree and keeps its document.
@@ -108,7 +113,7 @@ class MountBook:
                     self._revive(mounter, there)
                 return self._view(there, self._served())
             check_target(facts, mounter.table(), own, is_ours=there is not None and there.is_mounted)
-            mount = Mount(self._store.new(request), self._core)
+            mount = self._mount_of(self._store.new(request))
             self._establish(mounter, mount)
             try:
                 self._store.save(mount.document)

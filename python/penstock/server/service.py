@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penstock.errors import NotDirectoryError, NotFoundError
+from penstock.errors import NotDirectoryError, NotFoundError, PenstockError
 from penstock.policies.attachments import check_tree_path, parse_freshness
-from penstock.policies.mounts import check_local_path
+from penstock.policies.mounts import Sample, check_local_path, choose_way
 from penstock.server.attachments import Attacher, AttachmentBook
 from penstock.server.mount import MountCore
 from penstock.server.mounts import MountBook, Surroundings
@@ -43,6 +43,9 @@ class CoreNode(Attacher, MountCore, Protocol):
     def set_pins(self, paths: list[str]) -> None:
         """What eviction leaves alone."""
 
+    def sample(self, path: str) -> str:
+        """Number and bytes of the first files below a path, as JSON."""
+
     def prune(self, target_bytes: int) -> str:
         """Evicts, least recently used first, until at most so many bytes are cached."""
 
@@ -59,7 +62,7 @@ class NodeService:
         self.jobs = jobs
         self.attachments = AttachmentBook(home.attachments, core)
         self.pins = PinBook(home.pins, core.set_pins)
-        surroundings = Surroundings(self.attachments.attached, self._check_directory, self._own_directories)
+        surroundings = Surroundings(self.attachments.attached, self._check_directory, self._own_directories, self._way)
         self.mounts = MountBook(home.mounts, core, surroundings)
         self.problems: list[str] = []
         self.foreground = False
@@ -205,6 +208,17 @@ class NodeService:
             tree.close()
         if not is_directory:
             raise NotDirectoryError(f"mount {path}", "it is a file", "mount the directory that it is in")
+
+    def _way(self, path: str) -> tuple[str, str]:
+        """How the kernel is to get at the bytes below a path of the tree, and why."""
+        document = self.attachments.covering(path)
+        if document is None:
+            return "open", "it only leads to what is attached"
+        try:
+            sample = Sample(**json.loads(self.core.sample(path)))
+        except PenstockError:
+            sample = None  # who reads there is told
+        return choose_way(document["way"], document["freshness"], sample)
 
     def _own_directories(self) -> dict[str, str]:
         """Directories that the node reads and writes by itself, each with what it is."""

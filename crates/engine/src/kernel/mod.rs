@@ -33,6 +33,7 @@ struct Mounted {
     engine: Arc<Engine>,
     /// Whether the kernel can read extent files by itself.
     lending: bool,
+    base: TreePath,
     nodes: Nodes,
     mounted_ms: i64,
 }
@@ -50,7 +51,8 @@ impl Engine {
     /// The tree below `base` for a kernel mount; `lending` says whether the kernel can read lent files by itself.
     pub fn kernel_tree(self: &Arc<Self>, base: &TreePath, lending: bool) -> Arc<dyn KernelTree> {
         let (nodes, mounted_ms) = (Nodes::new(base.as_str()), self.parts.clock.wall_ms());
-        Arc::new(MountedTree(Arc::new(Mounted { engine: Arc::clone(self), lending, nodes, mounted_ms })))
+        let (engine, base) = (Arc::clone(self), base.clone());
+        Arc::new(MountedTree(Arc::new(Mounted { engine, lending, base, nodes, mounted_ms })))
     }
 
     /// What is at `path`, where that is known and fresh, and for how long.
@@ -205,6 +207,20 @@ impl Mounted {
         }
     }
 
+    fn name_of(&self, id: NodeId) -> Option<(NodeId, Arc<str>)> {
+        let Node { directory, file } = self.nodes.get(id)?;
+        let path = tree_path(&directory).ok()?;
+        if let Some(file) = file {
+            return Some((self.directory_node(&path), Arc::clone(&file.name)));
+        }
+        let parent = path.parent().filter(|_| id != NodeId::ROOT)?;
+        Some((self.directory_node(&parent), path.name().into()))
+    }
+
+    fn directory_node(&self, path: &TreePath) -> NodeId {
+        if *path == self.base { NodeId::ROOT } else { self.nodes.directory_id(path.as_str()) }
+    }
+
     /// The object of a file node, where the node still stands for it.
     fn target_of(&self, id: NodeId) -> Result<(Target, Way)> {
         let Node { directory, file } = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
@@ -337,6 +353,10 @@ impl KernelTree for MountedTree {
         if let Some(found) = entry.looked.found {
             self.0.nodes.count(found.node, || node.clone());
         }
+    }
+
+    fn name_of(&self, node: NodeId) -> Option<(NodeId, Arc<str>)> {
+        self.0.name_of(node)
     }
 
     fn extended_attributes(&self, node: NodeId) -> Answer<Vec<(&'static str, String)>> {

@@ -40,12 +40,14 @@ pub struct Conditions<'a> {
     pub probe: &'a File,
     /// Whether the mount is served by an administrator.
     pub privileged: bool,
+    /// Whether nothing is opened.
+    pub no_open: bool,
 }
 
 impl Bench {
     /// Mounts `tree`. `None` where this user may not mount; says so.
     pub fn new(tree: MemoryTree) -> Option<Self> {
-        Self::under(Conditions { probe: &tempfile::tempfile().unwrap(), privileged: true }, tree)
+        Self::under(Conditions { probe: &tempfile::tempfile().unwrap(), privileged: true, no_open: false }, tree)
     }
 
     /// As `new`, under other conditions.
@@ -68,7 +70,8 @@ impl Bench {
         let shown = Arc::clone(&tree) as Arc<dyn KernelTree>;
         set_administrator(conditions.privileged);
         let probe = Some(conditions.probe.as_fd());
-        let mount = Mount::serve(device, probe, options(directory.path()), surroundings, |_| shown);
+        let options = MountOptions { no_open: conditions.no_open, ..options(directory.path()) };
+        let mount = Mount::serve(device, probe, options, surroundings, |_| shown);
         set_administrator(true);
         let mount = Arc::new(mount.unwrap());
         let done = watch(Arc::clone(&mount));
@@ -118,6 +121,7 @@ pub fn options(target: &Path) -> MountOptions {
         file_mode: 0o444,
         directory_mode: 0o555,
         allow_other: true,
+        no_open: false,
         threads: 3,
         request_timeout: REQUEST_TIMEOUT,
         idle_max: IdleMax { ids: 64, bytes: 64 << 20 },

@@ -26,6 +26,8 @@ pub enum Way {
     Lent,
     Kept,
     Served,
+    /// Its version is gone.
+    Gone,
 }
 
 /// Bytes that say where they belong.
@@ -177,6 +179,9 @@ impl KernelTree for MemoryTree {
         self.opens.fetch_add(1, Ordering::SeqCst);
         let file = Arc::clone(&self.files[&node.0]);
         let way = *file.way.lock().unwrap();
+        if way == Way::Gone {
+            return Answer::Now(Err(Error::new(ErrorKind::StaleVersion, "open a file", "its version is gone")));
+        }
         let lent = (way == Way::Lent).then(|| Arc::clone(&file.lent));
         Answer::Now(Ok(OpenedNode { file, lent, keep_pages: way == Way::Kept }))
     }
@@ -206,6 +211,11 @@ impl KernelTree for MemoryTree {
 
     fn remember(&self, _: &ListedNode) {
         self.remembered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn name_of(&self, node: NodeId) -> Option<(NodeId, Arc<str>)> {
+        let named = self.names.iter().find(|(_, known)| **known == node.0)?;
+        Some((NodeId::ROOT, named.0.as_str().into()))
     }
 
     fn extended_attributes(&self, node: NodeId) -> Answer<Vec<(&'static str, String)>> {
