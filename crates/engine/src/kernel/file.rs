@@ -81,6 +81,9 @@ impl NodeFile for MountedFile {
     fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
         async move {
             let range = range.intersect(ByteRange::new(0, self.file.size()));
+            // Bringing told what this reader does; going on within what was brought says nothing new. Two pages of one
+            // record would look like the start of a long run.
+            self.step.store(range.start / STEP, Ordering::Relaxed);
             let mut out = vec![0; usize::try_from(range.len()).expect("a read fits memory")];
             let (mut at, mut repairs) = (range.start, 0);
             while at < range.end {
