@@ -13,26 +13,34 @@ from typing import TYPE_CHECKING, Any, Self
 import penstock
 
 if TYPE_CHECKING:
+    from fault.store import Store
     from integration.conftest import Machine
 
 KIB = 1 << 10
 MIB = 1 << 20
 PROGRAM_LIMIT_S = 80.0
+WAYS = ["open", "no-open"]
+"""How an attachment may be read through a mount."""
 
 Files = Mapping[str, bytes]
 
 
 class MountedLake:
-    """The tree of one machine, mounted at ``root``. What is shown comes from the bucket of a simulated remote."""
+    """The tree of one machine, mounted at ``root``. What is shown comes from a bucket: of a simulated remote, or of a
+    store that misbehaves when it is told to.
+    """
 
-    def __init__(self, machine: Machine, *settings: str, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, machine: Machine, *settings: str, store: Store | None = None) -> None:
         self.machine = machine
-        self.remote: Any = machine.remote({})
         machine("up", *(part for setting in settings for part in ("--set", setting)))
         self.client: Any = penstock.connect(machine.home.name, start=False)
         self.root = machine.target()
-        machine("mount", str(self.root), *options)
+        machine("mount", str(self.root))
+        self.store = store
+        self.remote: Any = None if store else machine.remote({})
+        self.endpoint: str = (store or self.remote).endpoint
         self._numbers = itertools.count()
+        self._shown: dict[str, Path] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -42,33 +50,36 @@ class MountedLake:
 
     def put(self, key: str, content: bytes) -> None:
         """A new version of an object of the bucket."""
-        self.remote.put_object("bucket", key, content)
+        if self.store:
+            self.store.put(key, content)
+        else:
+            self.remote.put_object("bucket", key, content)
 
-    def attach(self, prefix: str, path: str, freshness: str = "1h") -> Path:
-        """Shows what begins with ``prefix/``; where in the mount."""
-        url = f"s3://bucket/{prefix}"
-        self.client.attach(
-            url, path, endpoint=self.remote.endpoint, credentials="anonymous", freshness=freshness, probe=False
-        )
+    def attach(self, prefix: str, path: str, freshness: str = "1h", way: str = "auto") -> Path:
+        """Shows what begins with ``prefix/``, read in that way; where in the mount."""
+        options = {"endpoint": self.endpoint, "credentials": "anonymous", "probe": False}
+        self.client.attach(f"s3://bucket/{prefix}", path, freshness=freshness, way=way, **options)
         return self.root / path.lstrip("/")
 
-    def show(self, files: Files) -> Path:
-        """A new directory of the mount with these files."""
+    def show(self, files: Files, way: str = "open") -> Path:
+        """A new directory of the mount with these files, which are read in that way."""
+        if way not in self._shown:
+            self._shown[way] = self.attach(f"shown-{way}", f"/shown-{way}", way=way)
         name = str(next(self._numbers))
         for path, content in files.items():
-            self.put(f"shown/{name}/{path}", content)
-        if name == "0":
-            self.attach("shown", "/shown")
-        return self.root / "shown" / name
+            self.put(f"shown-{way}/{name}/{path}", content)
+        return self._shown[way] / name
 
     def metrics(self) -> dict[str, int]:
         """Counters of the node."""
         found: dict[str, int] = self.machine.control().status()["metrics"]
         return found
 
-    def ways(self) -> set[str]:
-        """How the kernel gets at cached bytes."""
-        return {each["way"] for mount in self.machine.control().mounts() for each in mount["kernel_mounts"]}
+    def way(self, path: str) -> str:
+        """How the kernel gets at the bytes of an attachment."""
+        [mounted] = self.machine.control().mounts()
+        [way] = [each["way"] for each in mounted["kernel_mounts"] if each["path"] == path]
+        return str(way)
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

@@ -46,7 +46,7 @@ def database(path: Path, mode: str) -> tuple[bytes, tuple[int, ...]]:
 @pytest.mark.parametrize("mapped", [0, 1 << 30])
 def test_sqlite_reads_a_database(lake: MountedLake, tmp_path: Path, mode: str, options: str, mapped: int) -> None:
     content, wanted = database(tmp_path / "local.db", mode)
-    shown = lake.show({"it.db": content})
+    shown = lake.show({"it.db": content}, "no-open" if mapped else "open")
     with closing(sqlite3.connect(f"file:{shown}/it.db?{options}", uri=True)) as connection:
         connection.execute(f"PRAGMA mmap_size={mapped}")
         by_name = connection.execute("SELECT sum(number) FROM item WHERE name = 'name 123'").fetchone()
@@ -61,7 +61,7 @@ def test_numpy_maps_an_array(lake: MountedLake) -> None:
     array = np.random.default_rng(1).integers(0, 1 << 40, size=(700, 1000))
     stored = io.BytesIO()
     np.save(stored, array)
-    shown = lake.show({"it.npy": stored.getvalue(), "raw": array.tobytes()})
+    shown = lake.show({"it.npy": stored.getvalue(), "raw": array.tobytes()}, "no-open")
     loaded = np.load(shown / "it.npy", mmap_mode="r")
     assert isinstance(loaded, np.memmap)
     np.testing.assert_array_equal(loaded[::-1, 3], array[::-1, 3])
@@ -122,7 +122,7 @@ def test_tfrecords_have_the_checksums_they_were_written_with(lake: MountedLake) 
     chance = random.Random(4)
     records = [chance.randbytes(chance.randrange(3000)) for _ in range(300)]
     packed = tfrecord.pack(records)
-    shown = lake.show({"it.tfrecord": packed})
+    shown = lake.show({"it.tfrecord": packed}, "no-open")
     with (shown / "it.tfrecord").open("rb") as stream:
         assert list(tfrecord.read(stream)) == records
     with pytest.raises(AssertionError, match="a record is wrong"):
@@ -136,7 +136,7 @@ def test_members_of_a_zip_are_read_at_random(lake: MountedLake, tmp_path: Path) 
     with zipfile.ZipFile(stored, "w") as archive:
         for number, (name, content) in enumerate(members.items()):
             archive.writestr(name, content, zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
-    shown = lake.show({"it.zip": stored.getvalue()})
+    shown = lake.show({"it.zip": stored.getvalue()}, "no-open")
     with zipfile.ZipFile(shown / "it.zip") as archive:
         for name in chance.sample(sorted(members), len(members)):
             assert archive.read(name) == members[name]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mount.lake import KIB, MIB, MountedLake, digest, digests_below, digests_of, run
+from mount.lake import KIB, MIB, WAYS, MountedLake, digest, digests_below, digests_of, run
 
 SIZES = [0, 1, 4095, 4096, 65535, 65536, MIB, MIB + 1, 5 * MIB + 17]
 NEEDLE = b"a needle in the lake"
@@ -36,9 +36,9 @@ def tree_files() -> dict[str, bytes]:
 FILES = tree_files()
 
 
-@pytest.fixture(scope="module")
-def tree(lake: MountedLake) -> Path:
-    return lake.show(FILES)
+@pytest.fixture(scope="module", params=WAYS)
+def tree(lake: MountedLake, request: pytest.FixtureRequest) -> Path:
+    return lake.show(FILES, request.param)
 
 
 def test_cp_copies_a_tree(tree: Path, tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def repository(tmp_path: Path) -> tuple[Path, list[str]]:
     return bare, [digest((work / name).read_bytes()) for name in ("small", "large")]
 
 
-@pytest.mark.parametrize("url", ["{}", "file://{}"])
+@pytest.mark.parametrize(("url", "way"), [("{}", "open"), ("file://{}", "no-open")])
 def test_git_clones_from_a_bare_repository(
-    lake: MountedLake, repository: tuple[Path, list[str]], tmp_path: Path, url: str
+    lake: MountedLake, repository: tuple[Path, list[str]], tmp_path: Path, url: str, way: str
 ) -> None:
     bare, wanted = repository
     stored = {str(path.relative_to(bare)): path.read_bytes() for path in bare.rglob("*") if path.is_file()}
-    shown = lake.show(stored)
+    shown = lake.show(stored, way)
     run("git", "clone", "-q", url.format(shown), tmp_path / "clone")
     run("git", "-C", tmp_path / "clone", "fsck", "--full", "--strict")
     assert run("git", "-C", shown, "rev-list", "--count", "main") == b"2\n"
@@ -147,7 +147,7 @@ def test_programs_run_from_a_mount_whose_files_may_be_executed(lake: MountedLake
     with pytest.raises(PermissionError):
         run(shown / "run.sh")
     target = lake.machine.target("executable")
-    lake.machine("mount", str(target), "--path", f"/shown/{shown.name}", "--file-mode", "0555")
+    lake.machine("mount", str(target), "--path", f"/{shown.parent.name}/{shown.name}", "--file-mode", "0555")
     try:
         assert run(target / "run.sh", "a mount") == b"from a mount\npart\n"
         assert run(target / "git", "--version") == run(git, "--version")

@@ -22,7 +22,13 @@ from mount.lake import KIB, MIB, MountedLake
 
 SMALL = 300 * KIB + 17
 LARGE = 6 * MIB + 17
-KINDS = {"small": SMALL, "cold": LARGE, "whole": LARGE}
+KINDS = {
+    "open small": SMALL,
+    "open cold": LARGE,
+    "open whole": LARGE,
+    "no-open small": SMALL,
+    "no-open cold": LARGE,
+}
 ALIGNED = 4096
 
 
@@ -47,9 +53,10 @@ class Shown:
 def shown(lake: MountedLake, request: pytest.FixtureRequest) -> Iterator[Shown]:
     """An open file: small ones are lent from the first open on, whole ones have been read before."""
     content = oracle.content(1, 1, 0, KINDS[request.param])
-    directory = lake.show({"it": content})
+    way, kind = request.param.split()
+    directory = lake.show({"it": content}, way)
     path = directory / "it"
-    if request.param == "whole":
+    if kind == "whole":
         assert path.read_bytes() == content
     fd = os.open(path, os.O_RDONLY)
     try:
