@@ -94,7 +94,7 @@ class Core:
         if self.refuse is not None:
             raise self.refuse
         options = json.loads(options_json)
-        known = {"id": fd, **options, "way": "passthrough", "why": "", "alive": True, "open_files": 0}
+        known = {"id": fd, **options, "alive": True, "open_files": 0}
         self.served[fd] = known
         return json.dumps(known)
 
@@ -103,6 +103,10 @@ class Core:
 
     def end_mount(self, mount_id: int) -> None:
         self.served.pop(mount_id, None)
+
+
+def open_all(paths: Any) -> dict[str, tuple[str, str]]:
+    return {path: ("open", f"asked for {path}") for path in paths}
 
 
 class Bench:
@@ -115,9 +119,7 @@ class Bench:
         self.book = self.restarted()
 
     def restarted(self) -> MountBook:
-        surroundings = Surroundings(
-            lambda: list(self.attached), self._check, lambda: self.own, lambda path: ("open", f"asked for {path}")
-        )
+        surroundings = Surroundings(lambda: list(self.attached), self._check, lambda: self.own, open_all)
         book = MountBook(self.directory, self.core, surroundings, lambda: self.kernel)  # type: ignore[arg-type,return-value]
         assert book.load() == []
         return book
@@ -168,6 +170,7 @@ def test_a_mount_is_a_root_and_a_nested_mount_for_each_attachment(bench: Bench) 
     assert [each["path"] for each in shown["kernel_mounts"]] == ["/", "/data", "/data/inner", "/other"]
     assert (shown["state"], shown["problem"]) == ("mounted", None)
     assert {(each["uid"], each["gid"], each["allow_other"]) for each in bench.core.served.values()} == {(7, 8, True)}
+    assert [each["why"] for each in bench.core.served.values()][1] == "asked for /data"
     [document] = bench.documents()
     assert (document["target"], document["path"], document["uid"]) == ("/m", "/", 7)
 
@@ -484,7 +487,7 @@ def test_damaged_documents_are_told_and_kept(bench: Bench) -> None:
     (bench.directory / "broken.json").write_text("{")
     newer = next(bench.directory.glob("[0-9a-f]*.json")).read_text().replace('"format": 1', '"format": 2')
     (bench.directory / "newer.json").write_text(newer)
-    book = MountBook(bench.directory, bench.core, Surroundings(list, lambda _: None, dict, lambda _: ("open", "")))
+    book = MountBook(bench.directory, bench.core, Surroundings(list, lambda _: None, dict, open_all))
     problems = book.load()
     assert [("damaged" in each) or ("another version" in each) for each in problems] == [True, True]
     assert len(book.all()) == 1

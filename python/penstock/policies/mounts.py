@@ -25,6 +25,7 @@ __all__ = [
     "check_local_path",
     "check_target",
     "choose_way",
+    "depends_on_files",
     "lies_in",
     "mount_at",
     "mounts_below",
@@ -159,7 +160,7 @@ def choose_way(wish: str, freshness: dict[str, float] | str, sample: Sample | No
     """
     if wish != "auto":
         return wish, "the attachment says so"
-    if freshness != "immutable" and (not isinstance(freshness, dict) or freshness["seconds"] < NO_OPEN_FRESHNESS_S):
+    if not depends_on_files(wish, freshness):
         return "open", "facts are believed for less than a second"
     if sample is None or not sample.files:
         return "open", "nothing is known of its files yet"
@@ -167,6 +168,11 @@ def choose_way(wish: str, freshness: dict[str, float] | str, sample: Sample | No
     if mean <= SMALL_BYTES:
         return "no-open", f"its files are small, {format_size(mean)} on average"
     return "open", f"its files are large, {format_size(mean)} on average"
+
+
+def depends_on_files(wish: str, freshness: dict[str, float] | str) -> bool:
+    """Whether :func:`choose_way` needs to know some files."""
+    return wish == "auto" and (isinstance(freshness, str) or freshness["seconds"] >= NO_OPEN_FRESHNESS_S)
 
 
 def lies_in(path: str, ancestor: str) -> bool:

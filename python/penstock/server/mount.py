@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from penstock.server.mounter import Holder, Mounter
 
+    Ways = Callable[[Sequence[str]], Mapping[str, tuple[str, str]]]
+    """Tells how the kernel is to get at the bytes below paths of the tree, and why."""
+
 __all__ = ["Mount", "MountCore", "busy"]
 
 _log = logging.getLogger(__name__)
@@ -45,10 +48,9 @@ class Served(NamedTuple):
 class Mount:
     """A document and the kernel mounts that show it. One thread at a time changes it; reading is free."""
 
-    def __init__(self, document: dict[str, Any], core: MountCore, way: Callable[[str], tuple[str, str]]) -> None:
-        """Args: ``way`` tells how the kernel is to get at the bytes below a path of the tree, and why."""
+    def __init__(self, document: dict[str, Any], core: MountCore, ways: Ways) -> None:
         self.document = document
-        self._way = way
+        self._ways = ways
         self.problem: str | None = None
         self.served: tuple[Served, ...] = ()
         self._core = core
@@ -77,9 +79,11 @@ class Mount:
         Raises:
             PenstockError: the root cannot be mounted; nothing is left of it.
         """
-        self._nests = self._serve(mounter, Place(self.path, self.target))
+        places = plan(self.target, self.path, attached)
+        ways = self._ways([place.path for place in places])
+        self._nests = self._serve(mounter, places[0], ways[self.path])
         self.problem = None
-        self.follow(mounter, attached)
+        self._nest(mounter, places, ways)
 
     def follow(self, mounter: Mounter, attached: Iterable[str]) -> None:
         """Nests a mount for each attachment that has none, and takes away those whose attachment is gone.
@@ -90,18 +94,27 @@ class Mount:
         if not self.served or not self._nests:
             return
         wanted = plan(self.target, self.path, attached)
+        missing = [place for place in wanted if not self._serves(place)]
+        moved = [each for each in self.served[1:] if any(lies_in(each.place.path, place.path) for place in missing)]
+        # Asked before anything is taken away, because it takes time.
+        ways = self._ways([place.path for place in (*missing, *(each.place for each in moved))])
         for each in reversed(self.served[1:]):
-            if each.place not in wanted:
+            if each in moved or each.place not in wanted:
                 self._take(mounter, each, lazy=True)
+        self._nest(mounter, wanted, ways)
+
+    def _serves(self, place: Place) -> bool:
+        return any(each.place == place for each in self.served)
+
+    def _nest(self, mounter: Mounter, wanted: Sequence[Place], ways: Mapping[str, tuple[str, str]]) -> None:
+        if not self._nests:
+            return
         problem = None
-        for place in wanted[1:]:
-            if any(each.place == place for each in self.served):
+        for place in wanted:
+            if self._serves(place):
                 continue
-            for hidden in reversed(self.served):
-                if lies_in(hidden.place.target, place.target):
-                    self._take(mounter, hidden, lazy=True)
             try:
-                self._serve(mounter, place)
+                self._serve(mounter, place, ways[place.path])
             except PenstockError as error:
                 problem = str(error)
                 _log.error("not nested: %s", error, extra={"code": error.code, "path": place.path})
@@ -178,12 +191,11 @@ class Mount:
             self.served = tuple(other for other in self.served if other is not each)
         return False
 
-    def _serve(self, mounter: Mounter, place: Place) -> bool:
+    def _serve(self, mounter: Mounter, place: Place, way: tuple[str, str]) -> bool:
         """Mounts and serves one kernel mount; whether others can be nested in it."""
         document = self.document
         around = [each.device for each in self.served if lies_in(place.target, each.place.target)]
         inside = around[-1] if around else None
-        way, why = self._way(place.path)
         mounted = mounter.mount(place.target, allow_other=document["allow_other"], inside=inside)
         options = {
             "path": place.path,
@@ -191,8 +203,8 @@ class Mount:
             "uid": os.getuid() if document["uid"] is None else document["uid"],
             "gid": os.getgid() if document["gid"] is None else document["gid"],
             **{name: document[name] for name in ("file_mode", "directory_mode", "allow_other")},
-            "way": way,
-            "why": why,
+            "way": way[0],
+            "why": way[1],
         }
         number: int | None = None
         try:

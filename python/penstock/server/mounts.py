@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,8 +49,8 @@ class Surroundings(NamedTuple):
     """Raises where a path of the tree is no directory."""
     own_directories: Callable[[], Mapping[str, str]]
     """Local directories that the node uses by itself, each with what it is."""
-    way: Callable[[str], tuple[str, str]]
-    """How the kernel is to get at the bytes below a path of the tree, and why; may ask a source."""
+    ways: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]]
+    """How the kernel is to get at the bytes below each path of the tree, and why; may ask sources."""
 
 
 class MountBook:
@@ -90,7 +90,7 @@ class MountBook:
         self._thread.start()
 
     def _mount_of(self, document: dict[str, Any]) -> Mount:
-        return Mount(document, self._core, self._surroundings.way)
+        return Mount(document, self._core, self._surroundings.ways)
 
     def mount(self, request: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
         """Mounts a part of the tree and keeps its document.

@@ -6,16 +6,17 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penstock.errors import NotDirectoryError, NotFoundError, PenstockError
+from penstock.errors import NotDirectoryError, NotFoundError
 from penstock.policies.attachments import check_tree_path, parse_freshness
-from penstock.policies.mounts import Sample, check_local_path, choose_way
+from penstock.policies.mounts import Sample, check_local_path
 from penstock.server.attachments import Attacher, AttachmentBook
 from penstock.server.mount import MountCore
 from penstock.server.mounts import MountBook, Surroundings
 from penstock.server.pins import PinBook
+from penstock.server.ways import choose_ways
 
 if TYPE_CHECKING:
     from penstock.config import Settings
@@ -62,7 +63,7 @@ class NodeService:
         self.jobs = jobs
         self.attachments = AttachmentBook(home.attachments, core)
         self.pins = PinBook(home.pins, core.set_pins)
-        surroundings = Surroundings(self.attachments.attached, self._check_directory, self._own_directories, self._way)
+        surroundings = Surroundings(self.attachments.attached, self._check_directory, self._own_directories, self._ways)
         self.mounts = MountBook(home.mounts, core, surroundings)
         self.problems: list[str] = []
         self.foreground = False
@@ -209,16 +210,8 @@ class NodeService:
         if not is_directory:
             raise NotDirectoryError(f"mount {path}", "it is a file", "mount the directory that it is in")
 
-    def _way(self, path: str) -> tuple[str, str]:
-        """How the kernel is to get at the bytes below a path of the tree, and why."""
-        document = self.attachments.covering(path)
-        if document is None:
-            return "open", "it only leads to what is attached"
-        try:
-            sample = Sample(**json.loads(self.core.sample(path)))
-        except PenstockError:
-            sample = None  # who reads there is told
-        return choose_way(document["way"], document["freshness"], sample)
+    def _ways(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+        return choose_ways(paths, self.attachments.covering, lambda path: Sample(**json.loads(self.core.sample(path))))
 
     def _own_directories(self) -> dict[str, str]:
         """Directories that the node reads and writes by itself, each with what it is."""
