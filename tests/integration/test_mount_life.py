@@ -42,7 +42,7 @@ def test_a_killed_node_leaves_dead_mounts_that_the_next_one_heals(lake: Any) -> 
         assert stream.read(100) == CONTENT[:100]
         lake.kill()
         with pytest.raises(OSError, match="Transport endpoint is not connected"):
-            path.stat()
+            path.read_bytes()
         lake("up")
         lake.until(lambda: shows(path))
     [after] = lake.json("mounts")

@@ -12,6 +12,9 @@ from penstock.cli.examples import examples
 WATCH_INTERVAL_S = 1.0
 """How often a mount in the foreground is looked for."""
 
+REASONS_MAX = 3
+"""So many kernel mounts of one mount say why they are read the way they are; `--json` has all of them."""
+
 Target = Annotated[str, typer.Argument(metavar="DIRECTORY", help="The directory that shows the tree.")]
 
 
@@ -122,8 +125,10 @@ def _state(mounted: dict[str, Any]) -> str:
         return f"{mounted['state']}: {mounted['problem']}"
     if any(not each["alive"] for each in mounted["kernel_mounts"]):
         return "dead, being mounted again"
-    why = sorted({each["why"] for each in mounted["kernel_mounts"] if each["why"]})
-    return "; ".join([mounted["state"], *why])
+    # A root with others in it only leads to them.
+    telling = mounted["kernel_mounts"][1:] or mounted["kernel_mounts"]
+    reasons = [f"{each['path']}: {each['why']}" for each in telling[:REASONS_MAX]]
+    return "; ".join([mounted["state"], *reasons]) + ("; …" if len(telling) > REASONS_MAX else "")
 
 
 def _stay(body: dict[str, Any]) -> None:

@@ -74,8 +74,7 @@ def main() -> int:
 def look(target: str, directories: list[str]) -> tuple[dict[str, Any], None]:
     """What is at a directory, and the link-free paths of some others."""
     path = os.path.realpath(target)
-    state = _state(path)
-    empty = state == "directory" and not _has_entries(path)
+    state, empty = _state(path)
     others = [os.path.realpath(each) for each in directories]
     return {"path": path, "state": state, "empty": empty, "directories": others}, None
 
@@ -156,18 +155,18 @@ def holders(target: str) -> tuple[dict[str, Any], None]:
     return {"holders": found, "hidden": hidden}, None
 
 
-def _state(path: str) -> str:
+def _state(path: str) -> tuple[str, bool]:
+    """What is at a path, and whether it is an empty directory."""
     try:
-        return "directory" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
+        if not stat.S_ISDIR(Path(path).stat().st_mode):
+            return "file", False
+        # Attributes may be believed beyond the death of who served them: only this asks.
+        with os.scandir(path) as entries:
+            return "directory", next(entries, None) is None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return "missing"
-        return "dead" if error.errno == errno.ENOTCONN else str(error.strerror)
-
-
-def _has_entries(path: str) -> bool:
-    with os.scandir(path) as entries:
-        return next(entries, None) is not None
+            return "missing", False
+        return "dead" if error.errno == errno.ENOTCONN else str(error.strerror), False
 
 
 def _look_again(directory: Path, inside: str) -> None:

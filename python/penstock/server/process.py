@@ -112,7 +112,8 @@ def _reachable(directory: Path | None) -> Path | None:
     if directory is not None:
         for candidate in (directory, *directory.parents):
             with contextlib.suppress(OSError):
-                candidate.stat()
+                # The name that is looked for: of a directory that is known, a dead mount still shows the attributes.
+                (candidate / config.PROJECT_FILE_NAME).exists()
                 return candidate
     return None
 
