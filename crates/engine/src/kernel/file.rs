@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use penstock_types::{ByteRange, ErrorKind, NodeFile, Result};
 use rustix::fs::{Advice, fadvise};
 
-use crate::open::OpenFile;
+use crate::open::{OpenFile, cannot_cache};
 use crate::pattern::ReadHint;
 use crate::transfer::Store;
 
@@ -85,11 +85,18 @@ impl NodeFile for MountedFile {
             // record would look like the start of a long run.
             self.step.store(range.start / STEP, Ordering::Relaxed);
             let mut out = vec![0; usize::try_from(range.len()).expect("a read fits memory")];
-            let (mut at, mut repairs) = (range.start, 0);
+            let (mut at, mut repairs, mut was_cached) = (range.start, 0, self.file.extent().is_some());
             while at < range.end {
                 let left = ByteRange::new(at, range.end);
                 let _turn = if self.file.extent().is_none() { Some(self.turn.lock().await) } else { None };
-                let ready = self.file.ensure(left, ReadHint::Auto).await?.range.intersect(left);
+                let ready = match self.file.ensure(left, ReadHint::Auto).await {
+                    // Another read of this handle met a full cache at the same time, and both go on without it.
+                    Err(error) if cannot_cache(&error) && was_cached && self.file.extent().is_none() => {
+                        was_cached = false;
+                        continue;
+                    }
+                    ensured => ensured?.range.intersect(left),
+                };
                 let from = usize::try_from(at - range.start).expect("a read fits memory");
                 let to = from + usize::try_from(ready.len()).expect("a read fits memory");
                 match self.file.copy_present(ready, &mut out[from..to]) {
