@@ -332,7 +332,10 @@ impl Tables<'_> {
         match change {
             Change::Begin { generation } => {
                 self.loose.insert(generation, ())?;
-                self.facts.insert("next generation", (generation + 1).cast_signed())?;
+                // Listings that begin at once may come in another order than that of their numbers.
+                let next = (generation + 1).cast_signed();
+                let known = self.facts.get("next generation")?.map_or(0, |value| value.value());
+                self.facts.insert("next generation", next.max(known))?;
             }
             Change::Chunk { generation, first, row } => {
                 self.chunks.insert(chunk_key(generation, &first).as_slice(), row.as_slice())?;

@@ -46,6 +46,14 @@ fn a_new_listing_takes_the_place_of_the_old_one_whose_chunks_are_swept() {
 }
 
 #[test]
+fn no_generation_is_given_out_again_whatever_order_they_began_in() {
+    let store = Store::in_memory(0).unwrap();
+    store.apply(vec![Change::Begin { generation: 7 }]).unwrap();
+    store.apply(vec![Change::Begin { generation: 5 }]).unwrap();
+    assert_eq!(store.next_generation().unwrap(), 8);
+}
+
+#[test]
 fn forgetting_a_scope_leaves_the_others() {
     let store = Store::in_memory(0).unwrap();
     assert_eq!((store.scope("a").unwrap(), store.scope("b").unwrap(), store.scope("a").unwrap()), (0, 1, 0));
