@@ -19,6 +19,7 @@ use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
 use crate::transfer::Carrier;
 use crate::tree::Tree;
+use crate::walks::Walks;
 
 /// Files that a sample looks at, at most, and how long it waits for them: nothing depends on it but speed.
 const SAMPLE_FILES: usize = 1000;
@@ -32,6 +33,7 @@ pub struct Engine {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) carrier: Arc<Carrier>,
     pub(crate) ahead: Ahead,
+    pub(crate) walks: Walks,
     pub(crate) pins: Mutex<PinRule>,
 }
 
@@ -99,7 +101,8 @@ impl Engine {
         let carrier = Carrier::new(parts.runtime.clone(), budget, deadline);
         let ahead = Ahead::new(config.memory_budget_bytes);
         let pins: PinRule = Arc::new(|_| false);
-        Ok(Arc::new(Self { tree: Tree::default(), cache, catalog, carrier, ahead, pins: Mutex::new(pins), parts }))
+        let (tree, walks, pins) = (Tree::default(), Walks::default(), Mutex::new(pins));
+        Ok(Arc::new(Self { tree, cache, catalog, carrier, ahead, walks, pins, parts }))
     }
 
     /// Puts a source at a path. With `probe` it is asked first, within the attach deadline, and an answer that
@@ -242,7 +245,7 @@ impl Engine {
     }
 
     /// A page of the names in a directory; attachments below it appear as directories on the first page.
-    pub async fn list(&self, path: &TreePath, after: Option<&str>, limit: usize) -> Result<EntryPage> {
+    pub async fn list(self: &Arc<Self>, path: &TreePath, after: Option<&str>, limit: usize) -> Result<EntryPage> {
         let nested = self.tree.children(path);
         let synthetic: Vec<Entry> = match after {
             None => nested.iter().map(|name| Entry::directory(name.as_str())).collect(),
@@ -254,6 +257,9 @@ impl Engine {
             }
             return Ok(EntryPage { entries: synthetic, next: None });
         };
+        if after.is_none() && attached.view.listed(&inner).is_none() {
+            self.walks.note_unknown(self, &attached, &inner);
+        }
         let listed = self.timely(&attached, path, attached.view.list(&inner, after, limit)).await;
         let page = match listed {
             Err(error) if error.kind() == ErrorKind::NotFound && !nested.is_empty() => Default::default(),

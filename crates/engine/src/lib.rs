@@ -20,6 +20,7 @@ mod pattern;
 mod scratch;
 mod transfer;
 mod tree;
+mod walks;
 
 pub use attachment::AttachmentStatus;
 pub use batch::BatchItem;

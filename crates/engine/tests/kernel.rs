@@ -307,3 +307,29 @@ fn a_sample_tells_number_and_size_of_the_first_files_below_a_path() {
     assert_eq!(sample("/data/d/3").files, 171);
     assert_eq!(sample("/data/none").files, 0);
 }
+
+#[test]
+fn who_lists_directories_one_after_another_has_the_whole_tree_listed() {
+    let bench = Bench::start("walked", &Setup::default());
+    (0..600).for_each(|number| bench.put(&format!("t/{:03}/{number:04}", number / 3), number, 1, 10));
+    let mount = Mount::of(bench, "/data", true);
+    let tree = mount.found(NodeId::ROOT, "t").node;
+    let directories = mount.names(tree);
+    assert_eq!(directories.len(), 200);
+    directories.iter().for_each(|entry| mount.tree.remember(entry));
+    let lists = |from: usize, to: usize| {
+        for entry in &directories[from..to] {
+            assert_eq!(mount.names(entry.looked.found.unwrap().node).len(), 3);
+        }
+        mount.bench.metrics.source_list_requests.get()
+    };
+    lists(0, 4);
+    let path = mount.bench.path("t/199/0599");
+    let begun = std::time::Instant::now();
+    while mount.bench.engine.stat_cached(&path).is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the tree is not walked");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let before = mount.bench.metrics.source_list_requests.get();
+    assert_eq!(lists(4, 200), before);
+}
