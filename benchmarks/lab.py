@@ -120,9 +120,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def attach(client: Client, store: Store, path: str, bucket: str = BUCKET) -> None:
+def attach(client: Client, store: Store, path: str, bucket: str = BUCKET, way: str = "auto") -> None:
     """Attaches a bucket of a remote, without keys; facts are believed for the whole run."""
-    wanted = request(f"s3://{bucket}/", path, endpoint=store.endpoint, credentials="anonymous", freshness="1h")
+    url, endpoint = f"s3://{bucket}/", store.endpoint
+    wanted = request(url, path, endpoint=endpoint, credentials="anonymous", freshness="1h", way=way)
     _controls[client].attach(wanted)
 
 
