@@ -79,6 +79,14 @@ class Table:
         """Reads that each reader has checked."""
 
 
+def read_at(fd: int, length: int, start: int) -> bytes:
+    """All that is there; a read may end before what cannot be had any more, and the next one says so."""
+    found = b""
+    while piece := os.pread(fd, length - len(found), start + len(found)):
+        found += piece
+    return found
+
+
 @dataclass
 class Held:
     """A handle, or a mapping whose handle is closed, of which the version may be known."""
@@ -90,13 +98,9 @@ class Held:
     is_counted: bool = False
 
     def read(self, start: int, length: int) -> bytes:
-        """All that is there; a read may end before what cannot be had any more, and the next one says so."""
-        if not isinstance(self.source, int):
-            return self.source[start : start + length]
-        found = b""
-        while piece := os.pread(self.source, length - len(found), start + len(found)):
-            found += piece
-        return found
+        if isinstance(self.source, int):
+            return read_at(self.source, length, start)
+        return self.source[start : start + length]
 
     def close(self) -> None:
         if isinstance(self.source, int):
