@@ -85,7 +85,8 @@ impl Filesystem for Door {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.work("read", || files::read(&self.0, handle.0, Asked { node: NodeId(node.0), offset, size }, reply));
+        let asked = Asked { node: NodeId(node.0), handle: handle.0, offset, size };
+        self.0.work("read", || files::read(&self.0, asked, reply));
     }
 
     fn release(

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
 use penstock_types::{Answer, ByteRange, Error, ErrorKind, NodeFile, NodeId, OpenedNode};
@@ -19,6 +20,14 @@ pub struct OpenFile {
     node: NodeId,
     file: Arc<dyn NodeFile>,
     is_lent: bool,
+    /// Whether it was found that its version is gone.
+    is_stale: AtomicBool,
+}
+
+impl OpenFile {
+    fn new(node: NodeId, file: Arc<dyn NodeFile>, is_lent: bool) -> Self {
+        Self { node, file, is_lent, is_stale: AtomicBool::new(false) }
+    }
 }
 
 /// Opens a file for reading.
@@ -55,7 +64,7 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
     match opening {
         Opening::Lent(lent) => {
             service.surroundings.metrics.kernel_lent_opens.inc();
-            let handle = service.files.insert(OpenFile { node, file: lent.file, is_lent: true });
+            let handle = service.files.insert(OpenFile::new(node, lent.file, true));
             reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &lent.id);
         }
         Opening::Served(failed) => {
@@ -65,7 +74,7 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
             }
             let pages = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
             let file = Arc::clone(&opened.file);
-            let handle = service.files.insert(OpenFile { node, file, is_lent: false });
+            let handle = service.files.insert(OpenFile::new(node, file, false));
             reply.opened(FileHandle(handle), pages | FopenFlags::FOPEN_NOFLUSH);
         }
     }
@@ -75,6 +84,7 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
 #[derive(Clone, Copy)]
 pub struct Asked {
     pub node: NodeId,
+    pub handle: u64,
     pub offset: u64,
     pub size: u32,
 }
@@ -86,10 +96,10 @@ impl Asked {
 }
 
 /// Answers a read: at once with what is present, otherwise when it has been brought.
-pub fn read(service: &Arc<Service>, handle: u64, asked: Asked, reply: ReplyData) {
+pub fn read(service: &Arc<Service>, asked: Asked, reply: ReplyData) {
     service.surroundings.metrics.kernel_reads.inc();
     if !service.options.no_open {
-        return match service.files.get(handle) {
+        return match service.files.get(asked.handle) {
             Some(open) => read_file(service, &open.file, asked, reply),
             None => reply.error(Errno::EBADF),
         };
@@ -102,7 +112,7 @@ pub fn read(service: &Arc<Service>, handle: u64, asked: Asked, reply: ReplyData)
             service.unopened.keep(asked.node, Arc::clone(&opened.file));
             read_file(service, &opened.file, asked, reply);
         }
-        Answer::Now(Err(error)) => unread(service, asked.node, service.fail("read", &error), reply),
+        Answer::Now(Err(error)) => unread(service, asked, service.fail("read", &error), reply),
         Answer::Later(opening) => {
             let keeper = Arc::clone(service);
             let reading = async move {
@@ -112,17 +122,25 @@ pub fn read(service: &Arc<Service>, handle: u64, asked: Asked, reply: ReplyData)
             };
             service.park("read", Box::pin(reading), move |service, brought| match brought {
                 Ok(bytes) => reply.data(&bytes),
-                Err(errno) => unread(service, asked.node, errno, reply),
+                Err(errno) => unread(service, asked, errno, reply),
             });
         }
     }
 }
 
-/// Answers a read that failed. Where nothing is opened, a version that is gone is noticed here: its name is taken back.
-fn unread(service: &Service, node: NodeId, errno: Errno, reply: ReplyData) {
-    if service.options.no_open && errno == Errno::ESTALE {
-        service.unopened.forget(node);
-        service.expire(node);
+/// Answers a read that failed. Where the version is gone the kernel may go on to believe that the name means it, so that
+/// every open would fail: the name is taken back, once for each handle.
+fn unread(service: &Service, asked: Asked, errno: Errno, reply: ReplyData) {
+    if errno == Errno::ESTALE {
+        let known = if service.options.no_open {
+            service.unopened.forget(asked.node);
+            false
+        } else {
+            service.files.get(asked.handle).is_none_or(|open| open.is_stale.swap(true, Ordering::Relaxed))
+        };
+        if !known {
+            service.expire(asked.node);
+        }
     }
     reply.error(errno);
 }
@@ -144,11 +162,11 @@ fn read_file(service: &Arc<Service>, file: &Arc<dyn NodeFile>, asked: Asked, rep
     });
     match absent {
         None => {}
-        Some((reply, Some(error))) => unread(service, asked.node, service.fail("read", &error), reply),
+        Some((reply, Some(error))) => unread(service, asked, service.fail("read", &error), reply),
         Some((reply, None)) => {
             service.park("read", Arc::clone(file).bring(asked.range()), move |service, brought| match brought {
                 Ok(bytes) => reply.data(&bytes),
-                Err(errno) => unread(service, asked.node, errno, reply),
+                Err(errno) => unread(service, asked, errno, reply),
             });
         }
     }

@@ -35,6 +35,10 @@ pub fn content(seed: u64, length: usize) -> Vec<u8> {
     (0..length as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17) ^ seed) as u8).collect()
 }
 
+fn gone(action: &str) -> Error {
+    Error::new(ErrorKind::StaleVersion, action, "its version is gone")
+}
+
 #[derive(Debug)]
 pub struct MemoryFile {
     bytes: Vec<u8>,
@@ -71,6 +75,9 @@ impl NodeFile for MemoryFile {
 
     fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
         Box::pin(async move {
+            if *self.way.lock().unwrap() == Way::Gone {
+                return Err(gone("read a file"));
+            }
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(self.cut(range).to_vec())
         })
@@ -180,7 +187,7 @@ impl KernelTree for MemoryTree {
         let file = Arc::clone(&self.files[&node.0]);
         let way = *file.way.lock().unwrap();
         if way == Way::Gone {
-            return Answer::Now(Err(Error::new(ErrorKind::StaleVersion, "open a file", "its version is gone")));
+            return Answer::Now(Err(gone("open a file")));
         }
         let lent = (way == Way::Lent).then(|| Arc::clone(&file.lent));
         Answer::Now(Ok(OpenedNode { file, lent, keep_pages: way == Way::Kept }))
