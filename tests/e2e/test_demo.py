@@ -50,6 +50,12 @@ def test_the_demo_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path) 
     assert rows[("small", "plain_1")]["seconds"] > 512 * 0.03
     for group, name in [("small", "first_epoch"), ("small", "second_epoch"), ("small", "read_many"), ("large", "warm")]:
         assert rows[(group, name)]["times_plain_1"] > 1, rows[(group, name)]
+    assert (document["no_mount"] is None) == (("small", "mount_warm") in rows), document["no_mount"]
+    if document["no_mount"] is None:
+        for group, name in [("small", "mount_cold"), ("small", "mount_warm"), ("large", "mount_warm")]:
+            assert rows[(group, name)]["times_plain_1"] > 1, rows[(group, name)]
+    else:
+        assert "fuse" in document["no_mount"].lower(), document["no_mount"]
     assert document["simulated"]["total_bytes_per_s"] == 400_000_000
     await_nothing_left(tmp_path)
 

@@ -45,7 +45,7 @@ def run(json: bool = False) -> int:
     start = time.monotonic()
     try:
         with _terminable(), Progress(Console(stderr=True)) as progress:
-            rows, requests = _play(progress)
+            rows, requests, no_mount = _play(progress)
     except KeyboardInterrupt:
         print("interrupted; everything is cleaned up", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
@@ -53,13 +53,13 @@ def run(json: bool = False) -> int:
     if json:
         from json import dumps
 
-        print(dumps(report.document(rows, requests, seconds), indent=2))  # noqa: T201
+        print(dumps(report.document(rows, requests, seconds, no_mount), indent=2))  # noqa: T201
     else:
-        report.show(Console(), rows, seconds)
+        report.show(Console(), rows, seconds, no_mount)
     return 0
 
 
-def _play(progress: Progress) -> tuple[list[Measurement], dict[str, int]]:
+def _play(progress: Progress) -> tuple[list[Measurement], dict[str, int], str]:
     from penstock.demo import measurements, report
     from penstock.demo.scene import Scene
 
@@ -71,6 +71,8 @@ def _play(progress: Progress) -> tuple[list[Measurement], dict[str, int]]:
         scene.fill_store()
         progress.step("start a node and attach the store")
         scene.start_node()
+        progress.step("mount it")
+        scene.mount()
         for plan in measurements.plan(scene):
             progress.step(f"{plan.group}: {'Penstock, ' if plan.ours else ''}{plan.title} ({plan.how})")
             row = plan.measure()
@@ -78,7 +80,7 @@ def _play(progress: Progress) -> tuple[list[Measurement], dict[str, int]]:
             rows.append(row)
         requests = scene.counters()
         progress.step("clean up")
-    return rows, requests
+    return rows, requests, scene.no_mount
 
 
 @contextlib.contextmanager

@@ -74,6 +74,7 @@ class Plan:
 def plan(scene: Scene) -> Iterator[Plan]:
     """Everything to measure, each made when its turn comes."""
     yield from _small(scene)
+    yield from _small_mounted(scene)
     yield from _large(scene)
     yield from _table(scene)
 
@@ -110,6 +111,26 @@ def _small(scene: Scene) -> Iterator[Plan]:
     yield Plan(name="read_many_cold", title="read_many, cold", how=how, work=work, check=check, **facts)
 
 
+def _small_mounted(scene: Scene) -> Iterator[Plan]:
+    """The small files through the mount, as programs read them that know nothing of Penstock."""
+    if scene.mounted is None:
+        return
+    directory, keys = scene.mounted, scene.keys
+    facts: dict[str, Any] = {"group": "small", "files": len(keys), "size": len(keys) * stage.SMALL_BYTES}
+
+    def check(contents: list[bytes]) -> None:
+        for key, content in zip(keys, contents, strict=True):
+            scene.check(key, content)
+
+    def epoch() -> list[bytes]:
+        return [(directory / key).read_bytes() for key in keys]
+
+    scene.client.evict(f"{stage.MOUNT}/train").wait()
+    how = "open, read, close through the mount: one after another, one thread"
+    yield Plan(name="mount_cold", title="mount, first epoch", how=how, work=epoch, check=check, **facts)
+    yield Plan(name="mount_warm", title="mount, second epoch", how=how, work=epoch, check=check, **facts)
+
+
 def _large(scene: Scene) -> Iterator[Plan]:
     client, plain, size = scene.client, scene.plain, stage.LARGE_BYTES
     facts: dict[str, Any] = {"group": "large", "size": size}
@@ -143,6 +164,20 @@ def _large(scene: Scene) -> Iterator[Plan]:
     how = "one readinto loop, one thread"
     yield Plan(name="cold", title="cold", how=how, work=read, check=check, **facts)
     yield Plan(name="warm", title="warm", how=how, work=read, check=check, **facts)
+    if scene.mounted is None:
+        return
+    path = scene.mounted / stage.LARGE_KEY
+
+    def read_mounted() -> None:
+        filled = 0
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer[filled : filled + _BUFFER_BYTES]):
+                filled += count
+
+    client.evict(f"{stage.MOUNT}/{stage.LARGE_KEY}").wait()
+    how = "one readinto loop through the mount, one thread"
+    yield Plan(name="mount_cold", title="mount, cold", how=how, work=read_mounted, check=check, **facts)
+    yield Plan(name="mount_warm", title="mount, warm", how=how, work=read_mounted, check=check, **facts)
 
 
 def _table(scene: Scene) -> Iterator[Plan]:

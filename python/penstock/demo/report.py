@@ -29,14 +29,17 @@ _NO_TABLE = "With pyarrow or pandas it also reads a table through fsspec: pip in
 _NEXT = """\
 [bold]Next[/bold]
   penstock attach s3://BUCKET/PREFIX /data     your own bucket, read-only
+  penstock mount /mnt/lake                     every program reads it, as files
   penstock preload /data --wait                fetch it before you need it
   penstock doctor                              what could slow this machine down
   [dim]and in Python:[/dim]
   client = penstock.connect(); client.open("/data/…"); client.read_many(paths)"""
 
 
-def document(rows: Sequence[Measurement], requests: dict[str, int], seconds: float) -> dict[str, Any]:
-    """The numbers, for programs."""
+def document(
+    rows: Sequence[Measurement], requests: dict[str, int], seconds: float, no_mount: str = ""
+) -> dict[str, Any]:
+    """The numbers, for programs; ``no_mount`` is why there are none of a mount."""
     return {
         "simulated": {
             "first_byte_ms": stage.FIRST_BYTE_MS,
@@ -45,12 +48,13 @@ def document(rows: Sequence[Measurement], requests: dict[str, int], seconds: flo
         },
         "measurements": [asdict(row) | {"bytes_per_s": row.size / row.seconds} | _ratios(row, rows) for row in rows],
         "store_requests": requests,
+        "no_mount": no_mount or None,
         "seconds": seconds,
     }
 
 
-def show(console: Console, rows: Sequence[Measurement], seconds: float) -> None:
-    """Prints the table, what it means and what to try next."""
+def show(console: Console, rows: Sequence[Measurement], seconds: float, no_mount: str = "") -> None:
+    """Prints the table, what it means and what to try next; ``no_mount`` is why it shows no mount."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -69,6 +73,8 @@ def show(console: Console, rows: Sequence[Measurement], seconds: float) -> None:
     console.print(table)
     console.print("vs: how many times faster than the same bytes by plain GETs over 1 or 32 connections.")
     console.print(f"The store is simulated: {SIMULATED}.")
+    if no_mount:
+        console.print(f"Not shown through a mount: {no_mount}.", markup=False)
     if not any(row.group == "table" for row in rows):
         console.print(_NO_TABLE, markup=False)
     console.print(f"Every byte was checked. All of it took {seconds:.0f} s; nothing of it is left on this machine.")

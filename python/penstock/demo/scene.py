@@ -10,14 +10,14 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from penstock.demo.node import stop_node
 from penstock.demo.plain_gets import PlainStore
-from penstock.errors import CorruptError, NoSpaceError
+from penstock.errors import CorruptError, NoSpaceError, PenstockError
 from penstock.home import locate
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from penstock._native import Remote
     from penstock.client import Client
+    from penstock.client.control import Control
 
 __all__ = ["Scene"]
 
@@ -52,11 +53,16 @@ class Scene:
         plain: the same bucket, asked without Penstock.
         keys: the small files, in listing order.
         checksums: CRC-32 of every object by key.
+        mounted: where the store is mounted; ``None`` where it cannot be, and before :meth:`mount`.
+        no_mount: why it cannot be.
     """
 
     client: Client
     plain: PlainStore
+    mounted: Path | None = None
+    no_mount = ""
     _directory: Path
+    _control: Control
     _remote: Remote
 
     def __init__(self) -> None:
@@ -122,7 +128,28 @@ class Scene:
             self.client = connect(home)
         self._undo.callback(self.client.close)
         wanted = request(f"s3://{BUCKET}/", MOUNT, endpoint=self._remote.endpoint, credentials="anonymous")
-        Control(locate(home).control_socket).attach(wanted)
+        self._control = Control(locate(home).control_socket)
+        self._control.attach(wanted)
+
+    def mount(self) -> None:
+        """Mounts the store, where this machine and this user can."""
+        from penstock.policies.mounts import request
+
+        target = self._directory / "mount"
+        target.mkdir()
+        try:
+            self._control.mount(request(str(target), MOUNT))
+        except PenstockError as error:
+            self.no_mount = str(error)
+            return
+        self.mounted = target
+        self._undo.callback(self._unmount, target)
+
+    def _unmount(self, target: Path) -> None:
+        self.mounted = None
+        # The node takes it away in any case, when it stops.
+        with suppress(PenstockError):
+            self._control.umount(str(target), lazy=True)
 
     def counters(self) -> dict[str, int]:
         """What was asked of the store so far."""
