@@ -25,16 +25,18 @@ def _large(lab: Lab, which: str) -> Verdict:
     shape = SLOW if which == "slow" else FREE
     buffer = memoryview(bytearray(1 << 20))
     with lab.store(shape) as store, lab.node() as client:
-        names = iter(f"large{at}.bin" for at in range(lab.repeats))
-        attach(client, store, "/data")
+        # An object of its own per repeat: neither the node nor the kernel has seen it.
+        names = [f"large{at}.bin" for at in range(lab.repeats)]
+        for name in names:
+            store.put(BUCKET, name, LARGE_BYTES, seed=1)
+        following = iter(names)
+        attach(client, store, "/data", way="open")
         plain, target = PlainStore(store.endpoint, BUCKET), str(lab.path("raw.bin"))
         now = [""]
         with lab.mount(client, "/data") as mounted:
 
             def prepare() -> None:
-                # An object of its own per repeat: neither the node nor the kernel has seen it.
-                now[0] = next(names)
-                store.put(BUCKET, now[0], LARGE_BYTES, seed=1)
+                now[0] = next(following)
 
             def check(total: object) -> None:
                 assert total == LARGE_BYTES, total
@@ -62,12 +64,13 @@ def _small(lab: Lab) -> list[Verdict]:
     rest = Side("in no order, the second half", f"the same {THREADS} threads go on")
     buffer = bytearray(SMALL_BYTES)
     with lab.store(SLOW) as store, lab.node() as client:
+        repeats = min(lab.repeats, 3)
+        for directory in (f"{kind}{repeat}" for kind in ("ordered", "scattered") for repeat in range(repeats)):
+            for seed in range(SMALL):
+                store.put(BUCKET, f"{directory}/{seed:06}.bin", SMALL_BYTES, seed)
         attach(client, store, "/data")
         with lab.mount(client, "/data") as mounted:
-            for repeat in range(min(lab.repeats, 3)):
-                for kind in ("ordered", "scattered"):
-                    for seed in range(SMALL):
-                        store.put(BUCKET, f"{kind}{repeat}/{seed:06}.bin", SMALL_BYTES, seed)
+            for repeat in range(repeats):
                 names = [f"ordered{repeat}/{seed:06}.bin" for seed in range(SMALL)]
                 shuffled = [f"scattered{repeat}/{seed:06}.bin" for seed in range(SMALL)]
                 random.Random(repeat).shuffle(shuffled)
