@@ -13,7 +13,15 @@ from pathlib import Path
 
 MARK = "STARTED_BY_CI_RUN"
 
+SHOWN_LINES = 15
+"""Of what a failed test said, the last so many lines: the assertion stands at the end."""
+
 CARGO_RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
+CARGO_FAILED = re.compile(r"^test (.+) \.\.\. FAILED$", re.MULTILINE)
+CARGO_SAID = re.compile(
+    r"^---- ([^\n]+) stdout ----\n(.*?)(?=^---- [^\n]+ stdout ----$|^failures:$|^successes:$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
 CARGO_IGNORED = re.compile(r"^test (\S+) \.\.\. ignored(?:, (.*))?$", re.MULTILINE)
 # A Rust test cannot skip while it runs: it says `SKIPPED row NAME: reason`, past the harness's capture, and returns.
 CARGO_SKIPPED = re.compile(r"\bSKIPPED (\w+ .+)$", re.MULTILINE)
@@ -26,6 +34,8 @@ class Counts:
     passed: int = 0
     failed: int = 0
     skips: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    """What each failed test said."""
 
 
 def leftover_processes(run: str) -> dict[int, str]:
@@ -67,6 +77,8 @@ def cargo_counts(log: Path) -> Counts:
         counts.failed += int(failed)
     counts.skips += [f"{name}: {reason or 'ignored'}" for name, reason in CARGO_IGNORED.findall(text)]
     counts.skips += CARGO_SKIPPED.findall(text)
+    said = dict(CARGO_SAID.findall(text))
+    counts.failures = {name: said.get(name, "") for name in CARGO_FAILED.findall(text)}
     return counts
 
 
@@ -77,9 +89,10 @@ def pytest_counts(report: Path) -> Counts:
         return counts
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
-        skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+        skipped, failed = case.find("skipped"), [*case.iter("failure"), *case.iter("error")]
+        if failed:
             counts.failed += 1
+            counts.failures[name] = "\n".join(each.text or each.get("message") or "" for each in failed)
         elif skipped is not None:
             counts.skips.append(f"{name}: {skipped.get('message')}")
         else:
@@ -88,7 +101,9 @@ def pytest_counts(report: Path) -> Counts:
 
 
 def report_tests(logs: Path, permitted: list[str]) -> int:
-    """Print skips and the closing line; fail on a skip that is not permitted and on a run without tests."""
+    """Print skips, the count and what failed tests said; fail on those, on a skip that is not permitted and on a run
+    without tests.
+    """
     rust, python = cargo_counts(logs / "test-rust.log"), pytest_counts(logs / "pytest.xml")
     skips = rust.skips + python.skips
     refused = [skip for skip in skips if not any(fnmatch.fnmatchcase(skip, pattern) for pattern in permitted)]
@@ -99,6 +114,9 @@ def report_tests(logs: Path, permitted: list[str]) -> int:
             print(f"no {name} test ran")
     passed, failed = rust.passed + python.passed, rust.failed + python.failed
     print(f"{passed} passed, {failed} failed, {len(skips)} skipped")
+    for name, said in {**rust.failures, **python.failures}.items():
+        print(f"\n===== FAILED {name}")
+        print("\n".join(said.rstrip().splitlines()[-SHOWN_LINES:]))
     return 1 if failed or refused or not (rust.passed and python.passed) else 0
 
 

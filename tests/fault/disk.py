@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 64 << 10
 UP = [sys.executable, "-m", "penstock.cli", "up"]
-WITH_EIO = [sys.executable, str(Path(__file__).with_name("failing_writes.py"))]
+FAILING_CALLS = [sys.executable, str(Path(__file__).with_name("failing_calls.py"))]
+WITH_FAILING_WRITES = [*FAILING_CALLS, "writes"]
 """Runs a command in which every write to an extent file fails."""
+
+WITH_FAILING_READS = [*FAILING_CALLS, "reads"]
+"""Runs a command in which every read of an extent file behind its first mebibyte fails."""
+
+OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 
 
 def extent_of(machine: Machine, number: int) -> Path:
@@ -30,8 +36,9 @@ def extent_of(machine: Machine, number: int) -> Path:
 
 
 def starts_with(path: Path, number: int) -> bool:
-    """Whether a file begins as that object does."""
+    """Whether what a file holds first is of that object."""
     with path.open("rb") as file:
+        file.seek(0, os.SEEK_DATA)
         return file.read(24)[8:16] == struct.pack("<Q", number)
 
 
@@ -46,6 +53,29 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
     path.chmod(facts.st_mode & 0o777)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def zero(path: Path, start: int, end: int) -> int:
+    """Has a file hold nothing there, as where it was never written; how many of its pages lost something."""
+    mode = path.stat().st_mode & 0o777
+    path.chmod(0o600)
+    lost = 0
+    with path.open("r+b") as file:
+        for offset in range(start, min(end, path.stat().st_size), PAGE_BYTES):
+            file.seek(offset)
+            page = file.read(min(PAGE_BYTES, end - offset))
+            lost += any(page)
+            file.seek(offset)
+            file.write(bytes(len(page)))
+    path.chmod(mode)
+    return lost
+
+
+def up_after_a_crash(machine: Machine) -> None:
+    """Starts the node as after the machine itself went down: the kernel says that it has booted since."""
+    boot = machine.directory / "boot_id"
+    boot.write_text(f"{OTHER_BOOT}\n")
+    up_with_mounts(machine, f"mount --bind {boot} /proc/sys/kernel/random/boot_id")
 
 
 def cut(path: Path, size: int) -> None:

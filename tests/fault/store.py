@@ -228,6 +228,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ).encode()
 
 
+class Gate:
+    """Lets so many reads of a store through as it is told; the others wait in front of it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._turn = threading.Condition()
+        self._admitted = 0.0
+        store.judge = lambda question: self._pass if question.kind == "read" else None
+
+    def admit(self, count: float) -> None:
+        """Lets so many more through."""
+        with self._turn:
+            self._admitted += count
+            self._turn.notify_all()
+
+    def open(self) -> None:
+        """Holds nobody up any more."""
+        self.admit(float("inf"))
+
+    def is_shut(self) -> bool:
+        """Whether as many came through as were admitted."""
+        with self._turn:
+            return self._admitted < 1
+
+    def _pass(self, handler: Handler, question: Question, right: Answer) -> None:
+        with self._turn:
+            while self._admitted < 1 and not self._store.closing.is_set():
+                self._turn.wait(0.1)
+            self._admitted -= 1
+        handler.send(right)
+
+
 def _contents(key: str, size: int, version: str) -> str:
     return (
         f"<Contents><Key>{quote(key)}</Key><LastModified>2023-11-14T22:13:20.000Z</LastModified>"

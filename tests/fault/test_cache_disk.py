@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def test_a_flipped_page_is_found_by_the_scrub_without_anybody_asking(machine: An
     with attached(machine, store, "cache.scrub_interval_days=0.00002") as lake:
         path = cached(lake, 4)
         disk.flip(disk.extent_of(machine, 4), AT)
-        machine.until(lambda: lake.metric("cache_corrupt_pages") == 1, limit_s=60)
+        machine.until(lambda: lake.metric("cache_corrupt_pages") == 1, limit_s=100)
         with lake.client.open(path) as file:
             check(lake, 4, file.read())
 
@@ -134,9 +135,7 @@ def test_after_a_crash_of_the_machine_the_first_open_verifies(lake: Lake, how: s
     machine = lake.machine
     paths = [cached(lake, number) for number in (8, 9)]
     damage_while_down(lake, 8, how)
-    boot = machine.directory / "boot_id"
-    boot.write_text("00000000-0000-4000-8000-000000000000\n")
-    disk.up_with_mounts(machine, f"mount --bind {boot} /proc/sys/kernel/random/boot_id")
+    disk.up_after_a_crash(machine)
     for number, path in zip((8, 9), paths, strict=True):
         with lake.client.open(path) as file:
             check(lake, number, file.read())
@@ -193,7 +192,7 @@ def test_with_a_full_disk_reads_go_on(machine: Any, store: Store) -> None:
             disk.whole(lake.client, path, 30, 900_000)
             return bool(lake.client.why(path)["complete"])
 
-        machine.until(is_cached, limit_s=40)
+        machine.until(is_cached, limit_s=100)
 
 
 def test_with_a_read_only_disk_reads_go_on_and_what_was_cached_is_found_again_later(machine: Any, store: Store) -> None:
@@ -215,12 +214,56 @@ def test_with_a_read_only_disk_reads_go_on_and_what_was_cached_is_found_again_la
 
 
 def test_with_a_disk_that_fails_every_write_reads_go_on(machine: Any, store: Store) -> None:
-    start = machine.spawn(*disk.WITH_EIO, *disk.UP)
+    start = machine.spawn(*disk.WITH_FAILING_WRITES, *disk.UP)
     assert start.wait(60) == 0, start.stderr.read()
     with attached(machine, store) as lake:
         read_on(lake, range(50, 59))
         assert lake.metric("cache_disk_errors") > 0
         assert lake.metric("uncached_bytes") > 20 * MIB
+        assert_status_and_doctor_say_so(lake, "nput/output error")
+
+
+READ_BEHIND = """
+import sys
+sys.path[:0] = sys.argv[4:]
+import penstock
+from fault import oracle
+number, size, start = int(sys.argv[2]), int(sys.argv[3]), 1 << 20
+with penstock.connect(sys.argv[1], start=False).open(f"/data/{number}/it") as file:
+    found = file.pread(size, start)
+    assert len(found) == size - start
+    oracle.check(number, 1, start, found)
+"""
+
+
+def test_with_a_disk_that_fails_to_read_what_it_has_reads_go_on(machine: Any, store: Store) -> None:
+    sizes = {70: 90_001, 71: SIZE, 72: 20 * MIB + 3, 73: 5 * MIB}
+    with attached(machine, store) as lake:
+        paths = {number: cached(lake, number, size) for number, size in sizes.items()}
+        machine("down")
+        start = machine.spawn(*disk.WITH_FAILING_READS, *disk.UP)
+        assert start.wait(60) == 0, start.stderr.read()
+        assert lake.metric("cache_disk_errors") == 0
+        # A program that meets the broken part by itself, and one that is served by the node.
+        roots = [each for each in sys.path if each.endswith("tests")]
+        command = (sys.executable, "-c", READ_BEHIND, str(machine.home.name), "73", str(sizes[73]), *roots)
+        reader = machine.spawn(*disk.WITH_FAILING_READS, *command)
+        _, said = reader.communicate()
+        assert reader.returncode == 0, said
+        assert lake.metric("cache_disk_errors") > 0
+        for number, size in sizes.items():
+            disk.whole(lake.client, paths[number], number, size)
+        given_up = lake.metric("cache_corrupt_pages")
+        assert given_up > 0
+        assert lake.metric("source_bytes") >= given_up * PAGE_BYTES, "what cannot be read comes from the source"
+        assert lake.client.why(paths[70])["complete"], "what can be read stays"
+
+        def is_told() -> bool:
+            disk.whole(lake.client, paths[72], 72, sizes[72])
+            return not lake.tier()["healthy"]
+
+        # After some seconds it is tried again, and written well.
+        machine.until(is_told)
         assert_status_and_doctor_say_so(lake, "nput/output error")
 
 

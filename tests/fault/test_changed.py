@@ -41,7 +41,7 @@ CHANGES = [overwritten, overwritten_with_fewer_bytes, deleted]
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
     machine = Machine(tmp_path_factory.mktemp("changed"))
     try:
-        with Store() as store, attached(machine, store, "deadlines.foreground=10s") as made:
+        with Store() as store, attached(machine, store) as made:
             yield made
     finally:
         machine.close()

@@ -99,7 +99,7 @@ def test_with_the_least_memory_many_readers_wait_for_each_other_and_all_is_right
     for number in range(200):
         store.put(f"small/{number}", oracle.content(number, 1, 0, 400_000))
     # A cache that holds next to nothing: whatever is read stays in memory until it is delivered.
-    with attached(machine, store, "memory.budget=16MiB", "cache.size=8MiB") as lake:
+    with attached(machine, store, "memory.budget=16MiB", "cache.size=8MiB", "deadlines.foreground=100s") as lake:
         roots = [each for each in sys.path if each.endswith("tests")] or ["tests"]
         readers = [
             machine.spawn(sys.executable, "-c", READ_LARGE, str(machine.home.name), f"/data/{number}", *roots)

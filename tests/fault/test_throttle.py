@@ -20,13 +20,16 @@ ADMITTED_PER_S = 100
 SECONDS = 10
 SECONDS_IN_SOAK = 60
 WASTE_MAX = 1.2
+REFUSED = range(50, 60)
 SIZE = 9000
 READERS = 4
 SLOW_DOWN = answers.always(error(503, "SlowDown"))
 
 
 class Gate:
-    """Admits the first hundred requests of every second, as stores do, and counts."""
+    """Admits the first hundred requests of every second, as stores do, and counts. Early ones are refused however slow
+    the machine is that asks.
+    """
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
@@ -40,7 +43,8 @@ class Gate:
         if second != self.second:
             self.second, self.in_second = second, 0
         self.in_second += 1
-        if self.in_second > ADMITTED_PER_S:
+        asked = self.answered.total() + self.refused
+        if self.in_second > ADMITTED_PER_S or asked in REFUSED:
             self.refused += 1
             return SLOW_DOWN
         self.answered[question.kind] += 1
@@ -70,10 +74,9 @@ def read_everything(machine: Any, store: Store, seconds: int) -> None:
         useful = files + gate.answered["list"]
         asked = sum(gate.answered.values()) + gate.refused
         print(f"{asked} requests for {useful} useful ones, {gate.refused} refused, {gate.answered}")
-        assert gate.refused > 0, "the store refused nothing"
+        assert gate.refused >= len(REFUSED)
         assert asked <= WASTE_MAX * useful
-        assert lake.metric("source_throttled") == gate.refused
-        assert time.monotonic() - gate.begun < seconds * 2 + 10
+        machine.until(lambda: lake.metric("source_throttled") == gate.refused)
 
 
 def test_a_store_that_admits_100_requests_a_second_gives_everything_for_few_more(machine: Any, store: Store) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import penstock
+from fault.store import Gate, Store
 from penstock.errors import NotFoundError, TimedOutError
 
 
@@ -36,16 +37,20 @@ def test_a_job_that_fails_as_a_whole_raises_its_error(client: Any) -> None:
 
 
 def test_a_wait_that_is_over_leaves_the_job_alone(machine: Any) -> None:
-    remote = machine.remote({f"{number}": b"x" * 100_000 for number in range(20)}, bytes_per_s=1_000_000)
-    machine("attach", "s3://bucket", "/slow", "--endpoint", remote.endpoint, "--credentials", "anonymous")
-    with penstock.connect(machine.home.name) as client:
-        job = client.preload("/slow")
-        with pytest.raises(TimedOutError, match="wait again"):
-            job.wait(timeout_s=0.2)
-        job.cancel()
-        assert job.wait()["state"] == "cancelled"
-        job.retry()
-        assert job.wait()["done_files"] == 20
+    with Store() as store:
+        for number in range(20):
+            store.put(f"{number}", b"x" * 1000)
+        gate = Gate(store)
+        machine("attach", "s3://bucket", "/slow", "--endpoint", store.endpoint, "--credentials", "anonymous")
+        with penstock.connect(machine.home.name) as client:
+            job = client.preload("/slow")
+            with pytest.raises(TimedOutError, match="wait again"):
+                job.wait(timeout_s=0.2)
+            job.cancel()
+            gate.open()
+            assert job.wait()["state"] == "cancelled"
+            job.retry()
+            assert job.wait()["done_files"] == 20
 
 
 def test_connecting_starts_a_node_and_attachments_are_managed_from_python(

@@ -22,7 +22,7 @@ from penstock.jobs import document as documents
 from penstock.jobs import work as works
 from penstock.jobs.run import PAGE_ENTRIES, Run, RunParts
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @dataclass
@@ -267,6 +267,28 @@ def test_a_restart_goes_on_from_the_last_settled_page(make: Callable[..., Bench]
     job = bench.restart().wait(job_id, DEADLINE_S)
     assert (job["state"], job["done_files"], job["done_bytes"]) == ("finished", 5000, 50_000)
     assert min(bench.tree.prefetched) > f"/data/{kept.cursor}"
+
+
+def test_what_fails_because_the_node_stops_is_left_to_the_next_node(make: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = make(files(5000), workers=1)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def gate(paths: list[str]) -> None:
+        if paths[0] >= "/data/003000":
+            reached.set()
+            go_on.wait(DEADLINE_S)
+            raise UnavailableError("prefetch", "the node is stopping")
+
+    bench.tree.gate = gate
+    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
+    assert reached.wait(DEADLINE_S)
+    bench.runner.stop(0)
+    go_on.set()
+    bench.runner.stop(DEADLINE_S)
+    assert Job.decode((tmp_path / f"{job_id}.json").read_text()).state is JobState.RUNNING
+    bench.tree.gate = lambda paths: None
+    job = bench.restart().wait(job_id, DEADLINE_S)
+    assert (job["state"], job["done_files"], job["failed_files"]) == ("finished", 5000, 0)
 
 
 def test_a_detached_path_fails_the_job_with_words_and_not_every_file(make: Callable[..., Bench]) -> None:

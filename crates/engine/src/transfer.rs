@@ -137,6 +137,7 @@ pub struct Ahead {
 struct Flight {
     range: ByteRange,
     priority: Priority,
+    begun: Instant,
     /// Whether it waits for memory where none is free; otherwise it is not flown then.
     patient: bool,
     waits_for_memory: AtomicBool,
@@ -154,7 +155,20 @@ enum Fetched {
 impl Flight {
     fn new(range: ByteRange, priority: Priority, patient: bool) -> Arc<Self> {
         let (waits_for_memory, started, ended) = Default::default();
-        Arc::new(Self { range, priority, patient, waits_for_memory, started, ended })
+        let begun = Instant::now();
+        Arc::new(Self { range, priority, begun, patient, waits_for_memory, started, ended })
+    }
+
+    fn failure(&self) -> Option<&Error> {
+        self.ended.get().and_then(Option::as_ref)
+    }
+
+    /// Its failure, where that is an answer to who came at `came`. What began earlier had a deadline of its own, and
+    /// met the source as it was then.
+    fn failure_since(&self, came: Instant) -> Option<&Error> {
+        let of_then =
+            |error: &&Error| self.begun < came && (error.is_transient() || error.kind() == ErrorKind::ResourceLimit);
+        self.failure().filter(|error| !of_then(error))
     }
 
     /// Whether somebody who waits with `priority` may rely on it: a queued background request could wait long.
@@ -176,17 +190,21 @@ impl Transfer {
     /// Starts what `ahead` wants and waits until all of `need` is present, at most the carrier's deadline.
     /// At the deadline a part of `need` from its start is enough; nothing at all is `Timeout`.
     pub async fn ensure(self: &Arc<Self>, need: ByteRange, ahead: &Arc<Ahead>) -> Result<()> {
-        let wait = self.wait_for(need, ahead);
+        let mut met = None;
+        let wait = self.wait_for(need, ahead, &mut met);
         match tokio::time::timeout(self.carrier.deadline, wait).await {
             Ok(result) => result,
             Err(_) if !self.store.present_run(need.start).is_empty() => Ok(()),
             Err(_) if self.waits_for_memory(need) => Err(self.carrier.budget.in_use(need.len())),
-            Err(_) => Err(self.late(need)),
+            Err(_) => Err(self.late(need, met)),
         }
     }
 
-    async fn wait_for(self: &Arc<Self>, need: ByteRange, ahead: &Arc<Ahead>) -> Result<()> {
-        for _ in 0..ROUNDS_MAX {
+    /// Keeps in `met` the last failure that was no answer: for who waits no longer.
+    async fn wait_for(self: &Arc<Self>, need: ByteRange, ahead: &Arc<Ahead>, met: &mut Option<Error>) -> Result<()> {
+        let came = Instant::now();
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX {
             let flights = {
                 let mut flights = self.flights();
                 flights.ahead = Arc::downgrade(ahead);
@@ -201,14 +219,20 @@ impl Transfer {
                 if self.store.missing(need).is_empty() {
                     return Ok(());
                 }
-                if let Some(error) = flights.iter().find_map(|flight| flight.ended.get().and_then(Option::as_ref)) {
+                if let Some(error) = flights.iter().find_map(|flight| flight.failure_since(came)) {
                     return Err(error.clone());
+                }
+                if let Some(error) = flights.iter().find_map(|flight| flight.failure()) {
+                    // Asked for again, once for all who wait: what is launched now begins after they came.
+                    *met = Some(error.clone());
+                    break;
                 }
                 if flights.iter().all(|flight| flight.ended.get().is_some()) {
                     if self.is_scratch() && !self.store.present_run(need.start).is_empty() {
                         // There was no memory for the rest: it comes when this part has been read.
                         return Ok(());
                     }
+                    rounds += 1;
                     break;
                 }
                 notified.await;
@@ -292,12 +316,12 @@ impl Transfer {
         let held = Arc::new(held);
         let answer = self.read_origins(range, flight.priority);
         let answer = tokio::time::timeout(self.carrier.deadline, answer).await;
-        let mut body = answer.map_err(|_| self.late(range))??;
+        let mut body = answer.map_err(|_| self.late(range, None))??;
         flight.started.store(true, Ordering::Relaxed);
         let mut gathered = Gathered { offset: range.start, chunks: Vec::new(), bytes: 0 };
         let mut filled = Instant::now();
         while let Some(chunk) =
-            tokio::time::timeout(self.carrier.deadline, body.chunks.next()).await.map_err(|_| self.late(range))?
+            tokio::time::timeout(self.carrier.deadline, body.chunks.next()).await.map_err(|_| self.late(range, None))?
         {
             gathered.push(chunk?);
             let unit = if filled.elapsed() < FILL_AFTER { FILL_BYTES } else { PAGE_SIZE };
@@ -369,8 +393,10 @@ impl Transfer {
         format!("fetch bytes {}..{} of {}", range.start, range.end, self.object.key)
     }
 
-    fn late(&self, range: ByteRange) -> Error {
-        Error::new(ErrorKind::Timeout, self.action(range), "the source did not deliver within the deadline")
+    fn late(&self, range: ByteRange, met: Option<Error>) -> Error {
+        let before = met.map(|met| format!("; before that: {}", met.reason())).unwrap_or_default();
+        let reason = format!("the source did not deliver within the deadline{before}");
+        Error::new(ErrorKind::Timeout, self.action(range), reason)
             .advise("check the source: penstock doctor; or raise deadlines.foreground")
             .fact("deadline_s", self.carrier.deadline.as_secs_f64())
     }

@@ -118,6 +118,11 @@ pub(crate) trait Around: Send + Sync + 'static {
     /// Around a read, whose body goes on after it returned.
     fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> impl Future<Output = Result<ObjectBody>> + Send;
 
+    /// What is known of the source with what this behaviour noticed.
+    fn observed(&self, inner: Observed) -> Observed {
+        inner
+    }
+
     /// Around a put.
     fn put(
         &self,
@@ -175,7 +180,7 @@ impl<A: Around> Source for Decorated<A> {
     }
 
     fn observed(&self) -> Observed {
-        self.inner.observed()
+        self.around.observed(self.inner.observed())
     }
 
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {

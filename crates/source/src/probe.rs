@@ -31,6 +31,7 @@ pub async fn probe(source: &dyn Source, prefix: &ObjectKey, deadline: Duration) 
         priority: Priority::Foreground,
         ..ListRequest::default()
     };
+    let asked_before = source.observed().retries;
     let started = Instant::now();
     let answer = tokio::time::timeout(deadline, source.list(request)).await;
     let observed = source.observed();
@@ -41,13 +42,27 @@ pub async fn probe(source: &dyn Source, prefix: &ObjectKey, deadline: Duration) 
             clock_skew_s,
             identity: observed.identity,
         }),
-        Ok(Err(error)) => Err(with_clock(error.during(action), clock_skew_s)),
-        Err(_) => Err(Error::new(
-            ErrorKind::Timeout,
-            action,
-            format!("no listing came within {:.0} s", deadline.as_secs_f64()),
-        )
-        .advise("check host and port of the endpoint, firewalls and proxies in between, or attach again later")),
+        Ok(Err(error)) => Err(with_clock(not_misused(error).during(action), clock_skew_s)),
+        Err(_) => Err(late(action, deadline, observed.retried.filter(|_| observed.retries > asked_before))),
+    }
+}
+
+/// No listing came in time; `met` is the last failure after which it was asked for again.
+fn late(action: String, deadline: Duration, met: Option<Error>) -> Error {
+    let reason = format!("no listing came within {:.0} s", deadline.as_secs_f64());
+    match met {
+        None => Error::new(ErrorKind::Timeout, action, reason)
+            .advise("check host and port of the endpoint, firewalls and proxies in between, or attach again later"),
+        Some(met) => Error::new(ErrorKind::Timeout, action, format!("{reason}; before that: {}", met.reason()))
+            .advise(met.advice().unwrap_or("the source answers, but not this: attach again later")),
+    }
+}
+
+/// The question was ours: a source that takes it for wrong input cannot be worked with, whatever is attached.
+fn not_misused(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::InvalidInput => error.with_kind(ErrorKind::Unsupported),
+        _ => error,
     }
 }
 

@@ -1,16 +1,14 @@
 //! Decorator: a deadline for every call, and bounded retries with jitter inside it.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use penstock_types::{
-    CopyRequest, Error, ErrorKind, Metrics, ObjectAttributes, ObjectBody, ObjectKey, PutRequest, ReadRequest, Result,
-    Source,
+    CopyRequest, Error, ErrorKind, Metrics, ObjectAttributes, ObjectBody, ObjectKey, Observed, PutRequest, ReadRequest,
+    Result, Source,
 };
 
 use crate::around::{Around, Call};
@@ -21,6 +19,9 @@ use crate::stall::transfer_allowance;
 /// be sent again after its answer was lost: the entry tells our own write from somebody else's.
 pub const OPERATION_METADATA: &str = "penstock-operation";
 
+/// Tries end when so much of the deadline is left as this part of it: who waits until the deadline is then told what
+/// the source said, and not only that it is late.
+const TELLING_SHARE: u32 = 20;
 /// Shortest wait before another try.
 const BASE_DELAY: Duration = Duration::from_millis(50);
 /// Longest wait before another try, where the source names none.
@@ -28,13 +29,21 @@ const MAX_DELAY: Duration = Duration::from_secs(3);
 /// A source that asks for fewer requests is asked again until the deadline; this only ends what would never end.
 const MAX_THROTTLED_TRIES: u32 = 1000;
 
-/// Retries within a deadline. Clones share the randomness.
+/// Retries within a deadline. Clones share the randomness and what was noticed.
 #[derive(Clone)]
 pub(crate) struct Retry {
     deadline: Duration,
     max_attempts: u32,
     metrics: Metrics,
     random: Arc<Mutex<fastrand::Rng>>,
+    noticed: Arc<Mutex<Noticed>>,
+}
+
+/// Failures after which the source was asked again.
+#[derive(Default)]
+struct Noticed {
+    count: u64,
+    last: Option<Error>,
 }
 
 /// The tries of one call.
@@ -58,7 +67,16 @@ impl Tries {
 impl Retry {
     pub(crate) fn new(deadline: Duration, max_attempts: u32, metrics: Metrics, seed: u64) -> Self {
         let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
-        Self { deadline, max_attempts: max_attempts.max(1), metrics, random }
+        Self { deadline, max_attempts: max_attempts.max(1), metrics, random, noticed: Arc::default() }
+    }
+
+    /// How long tries for a call may take; what `bytes` take comes on top.
+    fn patience(&self, bytes: u64) -> Duration {
+        self.deadline - self.deadline / TELLING_SHARE + transfer_allowance(bytes)
+    }
+
+    fn noticed(&self) -> MutexGuard<'_, Noticed> {
+        self.noticed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long to wait before another try; `None` gives up. Decorrelated jitter: each wait is drawn between the
@@ -89,6 +107,9 @@ impl Retry {
             return None;
         }
         self.metrics.source_retries.inc();
+        let mut noticed = self.noticed();
+        noticed.count += 1;
+        noticed.last = Some(error.clone());
         Some(delay)
     }
 
@@ -99,7 +120,7 @@ impl Retry {
         T: Send,
         F: Future<Output = Result<T>> + Send,
     {
-        let end = Instant::now() + self.deadline + transfer_allowance(call.bytes);
+        let end = Instant::now() + self.patience(call.bytes);
         let mut tries = Tries::new();
         let mut uncertain = false;
         let mut last: Option<Error> = None;
@@ -124,12 +145,10 @@ impl Retry {
     /// The error of a call whose deadline passed.
     pub(crate) fn give_up(&self, action: &str, last: Option<Error>) -> Error {
         self.metrics.source_failures.inc();
-        let limit = format!("not done within {:.1} s", self.deadline.as_secs_f64());
-        match last {
-            Some(last) => Error::new(ErrorKind::Timeout, action, format!("{limit}; before that: {}", last.reason())),
-            None => Error::new(ErrorKind::Timeout, action, limit),
-        }
-        .advise("try later, or raise deadlines.foreground")
+        let before = last.map(|last| format!("; before that: {}", last.reason())).unwrap_or_default();
+        Error::new(ErrorKind::Timeout, action, format!("not done within the deadline{before}"))
+            .advise("try later, or raise deadlines.foreground")
+            .fact("deadline_s", self.deadline.as_secs_f64())
     }
 
     /// The error that ends a call, with what was tried and what to do now.
@@ -183,11 +202,18 @@ impl Around for Retry {
         self.attempts(call, send).await.0
     }
 
+    fn observed(&self, inner: Observed) -> Observed {
+        let noticed = self.noticed();
+        Observed { retries: noticed.count, retried: noticed.last.clone(), ..inner }
+    }
+
     async fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> Result<ObjectBody> {
         let call = Call::of_read(&**inner, &request);
         let started = Instant::now();
-        let mut body = self.attempts(&call, || read_checked(&**inner, request.clone())).await.0?;
-        let budget = (self.deadline + transfer_allowance(call.bytes)).saturating_sub(started.elapsed());
+        // An answer begins before its bytes take time.
+        let asking = Call { bytes: 0, ..call.clone() };
+        let mut body = self.attempts(&asking, || read_checked(&**inner, request.clone())).await.0?;
+        let budget = self.patience(call.bytes).saturating_sub(started.elapsed());
         let pinned = ReadRequest { version: Some(body.attributes.version.clone()), ..request };
         body.chunks = resuming(self.clone(), inner.clone(), call.action, pinned, body.chunks, budget).boxed();
         Ok(body)

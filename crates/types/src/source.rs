@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteRange, ObjectAttributes, ObjectKey, ObjectStat, Result, SourceId, Version};
+use crate::{ByteRange, Error, ObjectAttributes, ObjectKey, ObjectStat, Result, SourceId, Version};
 
 /// What a source can do. The contract suite checks every statement against the source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -191,6 +191,10 @@ pub struct Observed {
     pub clock_skew_ms: Option<i64>,
     /// Who we are to the source, shortened: `AKIA…WXYZ`, `anonymous`.
     pub identity: Option<String>,
+    /// Failures after which it was asked again.
+    pub retries: u64,
+    /// The last of them: what to tell when a deadline ends the tries.
+    pub retried: Option<Error>,
 }
 
 /// Where objects live. All methods are cancel-safe: a dropped future leaves no half-applied write of ours but

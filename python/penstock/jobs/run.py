@@ -77,6 +77,7 @@ class Run:
         self.job = job
         self._parts = parts
         self._stop = threading.Event()
+        self._interrupted = False
         self._lock = threading.Lock()
         self._live = copy.deepcopy(job.done)
         self._active: dict[str, int] = {}
@@ -94,6 +95,7 @@ class Run:
 
     def interrupt(self) -> None:
         """Asks the job to stop where it is, so that the next node goes on with it."""
+        self._interrupted = True
         self._stop.set()
 
     def progress(self) -> dict[str, Any]:
@@ -151,7 +153,9 @@ class Run:
         except GoneError as gone:
             self._failed(gone.error)
         except PenstockError as error:
-            self._failed(error)
+            # A node that stops ends what is under way: that says nothing about the job.
+            if not self._interrupted:
+                self._failed(error)
         except Exception as error:  # noqa: BLE001 - a defect must end the job with words, not its thread in silence
             _log.exception("job %s ended by a defect", job.id)
             self._failed(InternalError(f"{job.kind} {job.path}", repr(error), "report it with the node's log"))

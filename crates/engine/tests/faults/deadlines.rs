@@ -217,3 +217,30 @@ fn contract_6_who_stops_waiting_leaves_nothing_behind() {
     world.answered("the request", vanishing);
     failing.recovers(engine);
 }
+
+#[test]
+fn contract_6_a_failure_of_what_began_before_a_reader_came_is_not_its_answer() {
+    let corpus = Corpus::new("joins", FILES);
+    let policy = Policy { attempts: 1, deadline: Duration::from_secs(9), ..impatient() };
+    let hung = AtomicBool::new(false);
+    let first_hangs = move |call: &penstock_testkit::SourceCall| {
+        (call.operation == "read" && !hung.swap(true, Ordering::SeqCst)).then_some(Fault::Hang)
+    };
+    let world = World::new(&corpus, policy, first_hangs);
+    let engine = world.start().unwrap();
+    let range = [ByteRange::new(0, 100_000)];
+    let first = read_as_a_door(&corpus, &engine, "large", &range, ReadHint::Random);
+    let second = async {
+        while world.faulty.fired().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        read_as_a_door(&corpus, &engine, "large", &range, ReadHint::Random).await
+    };
+    let (first, second) = world.answered("both readers", async { futures_util::join!(first, second) });
+    complete(first, &[ErrorKind::Timeout], "the read that began the request");
+    second.unwrap();
+    let reads = world.faulty.calls().iter().filter(|call| call.operation == "read").count();
+    assert_eq!(reads, 2, "one that failed, one for who came later");
+    world.settle();
+    world.stop(engine);
+}

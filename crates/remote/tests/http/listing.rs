@@ -62,14 +62,16 @@ fn a_page_in_the_middle_of_a_large_bucket_costs_no_more_than_at_its_start() {
     // Whole directories are skipped by seeking: a thousand common prefixes over 200,000 keys in one page.
     let answer = client.get("/lake?list-type=2&delimiter=%2F");
     assert_eq!(answer.elements("CommonPrefixes").len(), 200);
-    let timed = |client: &mut Client, query: &str| {
-        let started = std::time::Instant::now();
-        for _ in 0..20 {
+    // The quickest of many: whatever else the machine does, some of them had it for themselves.
+    let quickest = |client: &mut Client, query: &str| {
+        let pages = (0..50).map(|_| {
+            let started = std::time::Instant::now();
             assert_eq!(client.get(&format!("/lake?list-type=2&max-keys=10&{query}")).elements("Key").len(), 10);
-        }
-        started.elapsed()
+            started.elapsed()
+        });
+        pages.min().unwrap()
     };
-    let first = timed(&mut client, "prefix=d000");
-    let last = timed(&mut client, "start-after=d199%2F000199900");
+    let first = quickest(&mut client, "prefix=d000");
+    let last = quickest(&mut client, "start-after=d199%2F000199900");
     assert!(last < first * 20, "{first:?} {last:?}");
 }

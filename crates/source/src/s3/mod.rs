@@ -319,7 +319,7 @@ impl Source for S3 {
             Some(signing) => signing.identity(),
             None => Some("anonymous".to_owned()),
         };
-        Observed { clock_skew_ms: self.clock_skew(), identity }
+        Observed { clock_skew_ms: self.clock_skew(), identity, ..Observed::default() }
     }
 
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {

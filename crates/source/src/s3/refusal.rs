@@ -117,7 +117,7 @@ impl Refusal {
                 "check the bucket's name and the endpoint",
             ),
             "InvalidBucketName" => verdict(
-                ErrorKind::InvalidInput,
+                ErrorKind::NotFound,
                 format!("the store takes {bucket} for no bucket's name"),
                 "check the bucket's name",
             ),
@@ -207,15 +207,16 @@ impl Refusal {
         }
     }
 
+    /// The signature is for another region: to this one we are strangers.
     fn wrong_region(&self, bucket: &str, region: &str) -> (ErrorKind, String, Option<String>) {
         match &self.region {
             Some(right) if right != region => (
-                ErrorKind::InvalidInput,
+                ErrorKind::PermissionDenied,
                 format!("bucket {bucket} is in region {right}, not in {region}"),
                 Some(format!("attach it with --region {right}")),
             ),
             _ => (
-                ErrorKind::InvalidInput,
+                ErrorKind::PermissionDenied,
                 format!("the store sends us elsewhere: {}", self.words()),
                 Some(format!("check the endpoint, and that {region} is the region of bucket {bucket}")),
             ),
@@ -223,7 +224,7 @@ impl Refusal {
     }
 
     fn slow_down_text(&self) -> String {
-        "the store asks for fewer requests".to_owned()
+        format!("the store asks for fewer requests: {} {}", self.status.as_u16(), self.words())
     }
 
     /// The store's own words, or the status where it has none.
@@ -286,7 +287,7 @@ mod tests {
         let body =
             "<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><Region>eu-west-3</Region></Error>";
         let error = error(400, body, Purpose::Plain);
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert_eq!(error.advice(), Some("attach it with --region eu-west-3"));
     }
 
@@ -303,6 +304,13 @@ mod tests {
         );
         assert_eq!(error(503, "", Purpose::PinnedRead).kind(), ErrorKind::RateLimited);
         assert_eq!(coded(409, "ConditionalRequestConflict").kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_wish_for_fewer_requests_is_told_in_the_stores_own_words() {
+        let told = |error: Error| error.reason().to_owned();
+        assert_eq!(told(coded(503, "SlowDown")), "the store asks for fewer requests: 503 SlowDown: m");
+        assert_eq!(told(error(429, "", Purpose::Plain)), "the store asks for fewer requests: 429 too many requests");
     }
 
     #[test]
