@@ -11,6 +11,7 @@ VENV := $(CURDIR)/.venv
 TOOLS := $(CURDIR)/.tools
 CARGO_DENY_VERSION := 0.20.2
 VERSITYGW_VERSION := v1.7.0
+TORCH_VERSION := 2.13.0
 FUZZ_CASES ?= 2000
 
 export PATH := $(VENV)/bin:$(TOOLS)/bin:$(PATH)
@@ -25,7 +26,7 @@ COMMA := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: help setup demo test check bench soak wheel docs clean
-.PHONY: core-dev core-release test-rust test-python advisories lock format servers programs
+.PHONY: core-dev core-release test-rust test-python advisories lock format servers programs torch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +38,9 @@ demo: core-release ## the main job against a simulated remote, measured; no acco
 	@penstock demo $(ARGS)
 
 test: test-rust test-python ## every test but the soak
+
+torch: $(VENV)/.requirements ## what the tests of data loaders need: several gigabytes
+	@python -c 'import torch' 2> /dev/null || pip install --quiet "torch==$(TORCH_VERSION)"
 
 test-rust: $(VENV)/.requirements servers
 	$(call say,Rust tests)

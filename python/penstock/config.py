@@ -163,7 +163,7 @@ class NodeSettings(_Section):
     """The node process."""
 
     idle_timeout: Duration = 900.0
-    """The node leaves after so long without clients, jobs and mounts; `0` keeps it for ever. A foreground node stays."""
+    """The node leaves after so long without clients, jobs and mounts; `0` keeps it for ever, as does the foreground."""
     max_connections: Annotated[int, Field(ge=1, le=65536)] = 1024
     """Clients that may be connected at once."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 0
