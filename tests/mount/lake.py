@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import penstock
+from penstock.policies.mounts import lies_in
 
 if TYPE_CHECKING:
     from fault.store import Store
@@ -64,13 +65,21 @@ class MountedLake:
         return self.root / path.lstrip("/")
 
     def show(self, files: Files, way: str = "open") -> Path:
-        """A new directory of the mount with these files, which are read in that way."""
+        """A new directory of the mount with these files, which are read in that way.
+
+        Its parent holds nothing else: who lists several directories of one has all of that one listed, and what is put
+        there afterwards is not seen for as long as that is believed.
+        """
         if way not in self._shown:
             self._shown[way] = self.attach(f"shown-{way}", f"/shown-{way}", way=way)
-        name = str(next(self._numbers))
+        shown = self._shown[way] / str(next(self._numbers)) / "it"
         for path, content in files.items():
-            self.put(f"shown-{way}/{name}/{path}", content)
-        return self._shown[way] / name
+            self.put(f"{shown.relative_to(self.root)}/{path}", content)
+        return shown
+
+    def tree_path(self, path: Path) -> str:
+        """Where something of the mount is in the tree."""
+        return f"/{path.relative_to(self.root)}"
 
     def metrics(self) -> dict[str, int]:
         """Counters of the node."""
@@ -78,10 +87,10 @@ class MountedLake:
         return found
 
     def way(self, path: str) -> str:
-        """How the kernel gets at the bytes of an attachment."""
+        """How the kernel gets at the bytes below a path."""
         [mounted] = self.machine.control().mounts()
-        [way] = [each["way"] for each in mounted["kernel_mounts"] if each["path"] == path]
-        return str(way)
+        ways = {each["path"]: each["way"] for each in mounted["kernel_mounts"] if lies_in(path, each["path"])}
+        return str(ways[max(ways, key=len)])
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

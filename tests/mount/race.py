@@ -131,7 +131,7 @@ class Reader:
     def step(self) -> None:
         """One use of a file, of a random kind."""
         ways = [self.whole, self.parts, self.map if self.immutable else self.map_apart, self.hold, self.look_again]
-        way = self.chance.choices(ways, [4, 5, 4 if self.immutable else 0.5, 3, 12])[0]
+        way = self.chance.choices(ways, [4, 5, 4 if self.immutable else 0.5, 3, 24])[0]
         try:
             way()
         except OSError as failure:

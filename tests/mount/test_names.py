@@ -107,15 +107,15 @@ def test_stat_says_what_is_there(plain: Path) -> None:
 
 def test_attributes_of_penstock_are_read_as_extended_attributes(lake: MountedLake, plain: Path) -> None:
     path = plain / "never-read"
-    shown = f"{plain.parent.name}/{plain.name}"
+    shown = lake.tree_path(plain)
 
     def read(name: str) -> str:
         return os.getxattr(path, f"user.penstock.{name}").decode()
 
     assert set(os.listxattr(path)) == {f"user.penstock.{name}" for name in ("source", "version", "cached", "etag")}
-    assert read("source") == f"s3://bucket/{shown}/never-read"
+    assert read("source") == f"s3://bucket{shown}/never-read"
     assert read("cached") == "0"
-    client = lake.client.stat(f"/{shown}/never-read")
+    client = lake.client.stat(f"{shown}/never-read")
     assert read("version") == client.version
     assert read("etag").strip('"') == client.version.strip('"')
     assert path.read_bytes() == CONTENT
@@ -125,9 +125,9 @@ def test_attributes_of_penstock_are_read_as_extended_attributes(lake: MountedLak
             os.getxattr(path, name)
 
 
-def test_a_directory_says_where_it_comes_from(plain: Path) -> None:
+def test_a_directory_says_where_it_comes_from(lake: MountedLake, plain: Path) -> None:
     told = os.getxattr(plain, "user.penstock.source").decode()
-    assert told.startswith(f"s3://bucket/{plain.parent.name}/")
+    assert told.startswith(f"s3://bucket{lake.tree_path(plain)}")
 
 
 def test_space_is_that_of_the_cache(lake: MountedLake, plain: Path) -> None:
@@ -199,8 +199,8 @@ def test_a_large_directory_is_listed_whole_while_it_is_walked_again(lake: Mounte
 
 
 def test_content_is_the_same_through_a_second_mount(lake: MountedLake, plain: Path) -> None:
-    target = lake.machine.target(f"second-{plain.name}")
-    lake.machine("mount", str(target), "--path", f"/{plain.parent.name}/{plain.name}")
+    target = lake.machine.target(f"second-{plain.parent.name}")
+    lake.machine("mount", str(target), "--path", lake.tree_path(plain))
     try:
         assert files_below(target) == PLAIN
     finally:

@@ -147,7 +147,7 @@ def test_programs_run_from_a_mount_whose_files_may_be_executed(lake: MountedLake
     with pytest.raises(PermissionError):
         run(shown / "run.sh")
     target = lake.machine.target("executable")
-    lake.machine("mount", str(target), "--path", f"/{shown.parent.name}/{shown.name}", "--file-mode", "0555")
+    lake.machine("mount", str(target), "--path", lake.tree_path(shown), "--file-mode", "0555")
     try:
         assert run(target / "run.sh", "a mount") == b"from a mount\npart\n"
         assert run(target / "git", "--version") == run(git, "--version")

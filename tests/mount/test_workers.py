@@ -64,7 +64,12 @@ def test_a_data_loader_gives_the_samples_in_order(samples: tuple[list[Path], lis
     data = pytest.importorskip("torch.utils.data", reason="needs torch")
     paths, wanted = samples
     loader = data.DataLoader(
-        Samples(paths), batch_size=8, num_workers=WORKERS, multiprocessing_context=method, collate_fn=list
+        Samples(paths),
+        batch_size=8,
+        num_workers=WORKERS,
+        multiprocessing_context=method,
+        persistent_workers=True,
+        collate_fn=list,
     )
     for _ in range(2):
         assert [pair for batch in loader for pair in batch] == list(enumerate(wanted))
