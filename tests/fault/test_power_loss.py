@@ -45,12 +45,11 @@ def single_pages(extent: Path, chance: random.Random) -> int:
 
 
 def its_length(extent: Path, chance: random.Random) -> int:
-    """The file is as short as it was some time before: where that takes a page, none of it is believed."""
+    """The file is as short as it was some time before, and lacks a page at least: none of it is believed."""
     content = extent.read_bytes()
     present = [offset for offset in range(0, len(content), PAGE_BYTES) if any(content[offset : offset + PAGE_BYTES])]
-    size = chance.randrange(len(content))
-    disk.cut(extent, size)
-    return len(present) if size < min(present[-1] + PAGE_BYTES, len(content)) else 0
+    disk.cut(extent, chance.randrange(min(present[-1] + PAGE_BYTES, len(content))))
+    return len(present)
 
 
 LOSSES: list[Callable[[Path, random.Random], int]] = [nothing, its_end, single_pages, its_length]
@@ -58,7 +57,7 @@ LOSSES: list[Callable[[Path, random.Random], int]] = [nothing, its_end, single_p
 
 def fill(lake: Lake, first: int) -> dict[int, tuple[str, int]]:
     """Brings objects of every size whole, and a part of some; waits until the index has them. Paths and sizes."""
-    known, objects = time.time(), {}
+    objects = {}
     for number in range(first, first + ROUNDS * len(SIZES)):
         size = SIZES[number % len(SIZES)]
         objects[number] = lake.put(number, 1, size), size
@@ -68,7 +67,9 @@ def fill(lake: Lake, first: int) -> dict[int, tuple[str, int]]:
         objects[number] = lake.put(number, 1, PARTLY_READ), PARTLY_READ
         with lake.client.open(objects[number][0]) as file:
             oracle.check(number, 1, 4 * MIB, file.pread(MIB, 4 * MIB))
-    index = lake.machine.home.state / "cache.redb"
+    index, known = lake.machine.home.state / "cache.redb", time.time()
+    # Something more to write, so that all that came before it is written now at the latest.
+    lake.client.core.prefetch([lake.put(first + 5000, 1, 10)])
     lake.machine.until(lambda: index.stat().st_mtime > known)
     return objects
 
