@@ -32,7 +32,7 @@ LARGE = 20 * MIB
 FAR = 16 * MIB
 FRESHNESS_S = 1.0
 MARGIN_S = 10.0
-DEADLINE_S = 1.5
+DEADLINE_S = 1.0
 NUMBERS = itertools.count()
 
 
