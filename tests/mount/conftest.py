@@ -14,10 +14,8 @@ from mount.lake import MountedLake
 
 __all__ = ["can_mount", "guard", "guarded", "lake", "machine"]
 
-SECONDS_DEFAULT = 90.0
-"""Before the limit of a test: a test that hangs in a mount then fails and cleans up, and the others go on."""
-
-SHARE_OF_LIMIT = 0.8
+SHARE_OF_LIMIT = 0.75
+"""Before the limit of a test: one that hangs in a mount then fails and cleans up, and the others go on."""
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +34,10 @@ def guard(can_mount: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(autouse=True)
 def guarded(guard: subprocess.Popen[str], request: pytest.FixtureRequest) -> Iterator[None]:
     """Guards this test."""
-    limit = request.node.get_closest_marker("timeout")
+    marker, config = request.node.get_closest_marker("timeout"), request.config
+    limit = marker.args[0] if marker else config.getoption("timeout") or config.getini("timeout")
     assert guard.stdin is not None
-    guard.stdin.write(f"{limit.args[0] * SHARE_OF_LIMIT if limit else SECONDS_DEFAULT}\n")
+    guard.stdin.write(f"{float(limit) * SHARE_OF_LIMIT}\n")
     yield
     guard.stdin.write("over\n")
 
