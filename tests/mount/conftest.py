@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from integration.conftest import Machine, can_mount, machine
-from mount.lake import MountedLake
+from mount.lake import NOBODYS_PREFIX, MountedLake
 
 __all__ = ["can_mount", "guard", "guarded", "lake", "machine"]
 
@@ -24,7 +25,8 @@ def guard(can_mount: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     A thread could not: who waits for a page of a mapping holds the interpreter.
     """
-    command = [sys.executable, str(Path(__file__).with_name("guard.py")), str(tmp_path_factory.getbasetemp())]
+    homes = [f"{tmp_path_factory.getbasetemp()}/", f"{tempfile.gettempdir()}/{NOBODYS_PREFIX}"]
+    command = [sys.executable, str(Path(__file__).with_name("guard.py")), *homes]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, bufsize=1) as process:
         yield process
         assert process.stdin is not None

@@ -1,7 +1,7 @@
-"""Kills the nodes whose home lies below a directory when a test takes too long.
+"""Kills the nodes of some tests when one of them takes too long.
 
-Run as ``python guard.py DIRECTORY``. A line on its standard input says how many seconds the test that begins may take,
-or that it is over; with the end of the input it ends.
+Run as ``python guard.py PREFIX...`` with what the paths of their homes begin with. A line on its standard input says
+how many seconds the test that begins may take, or that it is over; with the end of the input it ends.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 
-def nodes(base: str) -> list[int]:
-    """Processes of nodes whose home is below ``base``; touches no path that could lie in a mount."""
+def nodes(prefixes: list[str]) -> list[int]:
+    """Processes of nodes by the paths of their homes; touches no path that could lie in a mount."""
+    homes = tuple(f"PENSTOCK_HOME={prefix}".encode() for prefix in prefixes)
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -26,16 +27,16 @@ def nodes(base: str) -> list[int]:
         except OSError:
             # It ended meanwhile, or is somebody else's.
             continue
-        if any(line.startswith(f"PENSTOCK_HOME={base}/".encode()) for line in settings):
+        if any(line.startswith(homes) for line in settings):
             found.append(int(entry.name))
     return found
 
 
-def main(base: str) -> None:
+def main(*prefixes: str) -> None:
     limit_s: float | None = None
     while True:
         if not select.select([sys.stdin], [], [], limit_s)[0]:
-            for pid in nodes(base):
+            for pid in nodes(list(prefixes)):
                 print(f"a test took longer than {limit_s:.0f} s: node {pid} is killed", file=sys.stderr, flush=True)
                 os.kill(pid, signal.SIGKILL)
             limit_s = None

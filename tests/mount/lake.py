@@ -21,6 +21,9 @@ KIB = 1 << 10
 MIB = 1 << 20
 NO_FLOOR = "cache.free_space_floor=0"
 PROGRAM_LIMIT_S = 80.0
+NOBODYS_PREFIX = f"penstock-nobody-{os.getpid()}-"
+"""Of directories that every user reaches, which those that tests are given are not."""
+
 WAYS = ["open", "no-open"]
 """How an attachment may be read through a mount."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from fault import oracle
 from integration.conftest import Machine
-from mount.lake import KIB, MIB, MountedLake, digest, digests_below, digests_of, run
+from mount.lake import KIB, MIB, NOBODYS_PREFIX, MountedLake, digest, digests_below, digests_of, run
 from mount.test_race import race
 
 DEVICE = Path("/dev/fuse")
@@ -48,7 +48,7 @@ class NobodysMachine(Machine):
 def nobody() -> Iterator[Machine]:
     """In a directory that nobody reaches, with the device as distributions ship it: open to everybody."""
     before = stat.S_IMODE(DEVICE.stat().st_mode)
-    directory = Path(tempfile.mkdtemp(prefix="penstock-nobody-"))
+    directory = Path(tempfile.mkdtemp(prefix=NOBODYS_PREFIX))
     DEVICE.chmod(0o666)
     made = NobodysMachine(directory)
     try:
