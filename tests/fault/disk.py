@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ import pytest
 from fault import oracle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from integration.conftest import Machine
 
 PAGE_BYTES = 64 << 10
@@ -26,6 +29,18 @@ WITH_FAILING_READS = [*FAILING_CALLS, "reads"]
 """Runs a command in which every read of an extent file behind its first mebibyte fails."""
 
 OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+
+def await_index(machine: Machine, change: Callable[[int], object]) -> None:
+    """Waits until the index of the cache has all that came so far. ``change`` has a little more come, each time it is
+    called, so that there is something to write.
+    """
+    index = machine.home.state / "cache.redb"
+    # One write may have begun before this, and shows itself twice: by its content and by its end.
+    for turn in range(3):
+        known = time.time()
+        change(turn)
+        machine.until(lambda known=known: index.stat().st_mtime > known)
 
 
 def extent_of(machine: Machine, number: int) -> Path:

@@ -67,10 +67,7 @@ def fill(lake: Lake, first: int) -> dict[int, tuple[str, int]]:
         objects[number] = lake.put(number, 1, PARTLY_READ), PARTLY_READ
         with lake.client.open(objects[number][0]) as file:
             oracle.check(number, 1, 4 * MIB, file.pread(MIB, 4 * MIB))
-    index, known = lake.machine.home.state / "cache.redb", time.time()
-    # Something more to write, so that all that came before it is written now at the latest.
-    lake.client.core.prefetch([lake.put(first + 5000, 1, 10)])
-    lake.machine.until(lambda: index.stat().st_mtime > known)
+    disk.await_index(lake.machine, lambda turn: lake.client.core.prefetch([lake.put(first + 5000 + turn, 1, 10)]))
     return objects
 
 
