@@ -176,12 +176,12 @@ impl Policy {
         let Place::Out { of_small } = entry.place else { return };
         match why {
             Keep::Pinned => entry.place = Place::Pinned,
-            Keep::Busy if of_small => {
-                entry.place = Place::Small;
-                self.small_bytes += entry.bytes;
-                self.small.push_back(number);
-            }
             Keep::Busy => {
+                // What is in use was used. In a small queue full of such extents they would come by again and again,
+                // and nothing of the main queue would ever leave.
+                if of_small {
+                    entry.uses.enter_main(entry.uses.count());
+                }
                 entry.place = Place::Main;
                 self.main.push_back(number);
             }
@@ -347,6 +347,28 @@ mod tests {
         cache.read(ghost);
         let (number, _) = cache.held[&ghost].clone();
         assert_eq!(cache.policy.entries[&number].place, Place::Main);
+    }
+
+    #[test]
+    fn a_small_queue_full_of_extents_in_use_does_not_hide_the_main_queue() {
+        let mut policy = Policy::new(100);
+        let used = Uses::restore(2);
+        (0..80).for_each(|number| policy.insert(number, number, 1, Uses::restore(used.count())));
+        let first = policy.candidate().expect("all moved to the main queue");
+        policy.evicted(first);
+        let in_use = 80..100;
+        in_use.clone().for_each(|number| policy.insert(number, number, 1, Uses::default()));
+        for _ in 0..60 {
+            let victim = (0..policy.len()).find_map(|_| {
+                let candidate = policy.candidate()?;
+                if in_use.contains(&candidate) {
+                    policy.keep(candidate, Keep::Busy);
+                    return None;
+                }
+                Some(candidate)
+            });
+            policy.evicted(victim.expect("most extents are in nobody's hands"));
+        }
     }
 
     #[test]

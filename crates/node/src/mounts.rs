@@ -18,7 +18,7 @@ const THREADS_MAX: usize = 4;
 const LENT_FILES_MAX: usize = 8192;
 /// Bytes of them, and the part of the cache's first tier that this may be: it has them back when we let go.
 const LENT_BYTES_MAX: u64 = 4 << 30;
-const LENT_BYTES_SHARE: u64 = 8;
+const LENT_BYTES_SHARE: u64 = 32;
 /// A request gets so much more time than its deadline, so that the error that names the cause comes first.
 const MARGIN_MAX: Duration = Duration::from_secs(5);
 /// A mount is given up when a request is older than two deadlines, but never before this.
