@@ -44,7 +44,7 @@ torch: $(VENV)/.requirements ## what the tests of data loaders need: several gig
 
 test-rust: $(VENV)/.requirements servers
 	$(call say,Rust tests)
-	@$(as-maturin) cargo test --workspace --locked --no-fail-fast $(CARGO_TEST_ARGS)
+	@$(as-maturin) cargo test --workspace --locked --no-fail-fast
 
 test-python: core-dev servers
 	$(call say,Python tests)

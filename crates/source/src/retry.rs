@@ -164,6 +164,10 @@ impl Retry {
             };
             error = error.advise(advice);
         }
+        if error.kind() == ErrorKind::Timeout {
+            // A try is given up sooner than the call: its own limit says nothing of what the caller may set.
+            error = error.fact("deadline_s", self.deadline.as_secs_f64());
+        }
         let attempts = tries.failures + tries.throttled;
         if error.is_transient() && attempts > 1 { error.fact("attempts", attempts) } else { error }
     }
