@@ -18,6 +18,7 @@ mod ranges;
 mod scan;
 mod scope;
 mod shadows;
+mod snapshot;
 mod split;
 mod store;
 mod timeline;
@@ -25,6 +26,7 @@ mod view;
 mod writer;
 
 pub use catalog::Catalog;
+pub use snapshot::{Change, Snapshot, SnapshotEntry, SnapshotFacts, SnapshotWriter};
 pub use view::View;
 
 use penstock_types::{ObjectAttributes, ObjectKey};

@@ -140,6 +140,11 @@ impl View {
         }
     }
 
+    /// Believes nothing that was asked for up to now, here and in every view of the scope: what comes next is asked.
+    pub fn distrust(&self) {
+        self.parts.scope.distrust(self.parts.catalog.timeline.now());
+    }
+
     /// The full key that a path stands for.
     ///
     /// # Errors
