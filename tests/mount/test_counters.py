@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -212,3 +214,24 @@ def test_random_reads_fetch_the_pages_that_they_touch(
     assert cached <= len(touched) * UNIT
     again = asked(quiet, lambda: read(paths[index], starts, content))
     assert again["source_requests"] == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_member_of_an_archive_brings_little_besides(quiet: MountedLake, way: str) -> None:
+    chance, packed = random.Random(9), BytesIO()
+    members = {f"it/{number}": chance.randbytes(chance.randrange(120_000)) for number in range(300)}
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    shown = quiet.show({"it.zip": packed.getvalue()}, way)
+
+    def read(name: str) -> Callable[[], object]:
+        def read_member() -> None:
+            with zipfile.ZipFile(shown / "it.zip") as archive:
+                assert archive.read(name) == members[name]
+
+        return read_member
+
+    assert len(packed.getvalue()) > 16 * MIB
+    assert asked(quiet, read("it/7"))["source_bytes"] < 2 * MIB
+    assert asked(quiet, read("it/290"))["source_bytes"] < 2 * MIB

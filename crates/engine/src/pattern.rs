@@ -16,8 +16,12 @@ const RAMP: u64 = 4;
 const TAIL_REQUESTS: u64 = 16;
 /// Most bytes fetched ahead of a sequential reader.
 pub const WINDOW_MAX: u64 = 128 * 1024 * 1024;
-/// First window of a run that looks sequential: keeps a link of 400 MB/s busy until the reader comes back.
-const WINDOW_FIRST: u64 = 16 * 1024 * 1024;
+/// What is fetched ahead is at most so many times what has been read in order: a link of 400 MB/s with 30 ms to the
+/// first byte is busy from the third round trip on, whatever size the reads are of.
+const GROWTH_MAX: u64 = 8;
+/// A run of one of these looks like a part of something, so that no more than itself is fetched ahead; each further one
+/// makes it likelier that it goes on, up to `GROWTH_MAX`.
+const GROWTH_UNIT: u64 = RANDOM_UNIT;
 /// A first read at the start of the file of at least this size is taken for the start of a sequential run.
 const LARGE_FIRST_READ: u64 = 512 * 1024;
 /// A run may come back by so much: a kernel that reads ahead asks for several pieces at once, in no strict order.
@@ -73,14 +77,17 @@ pub struct Pattern {
     next: u64,
     handed_out: u64,
     reads: u64,
-    window: u64,
+    /// Bytes of the run that were read, gaps not counted.
+    run: u64,
 }
 
 impl Pattern {
     /// Notes a read and says what to have under way for it. `size` is the object's.
     pub fn observe(&mut self, read: ByteRange, hint: ReadHint, size: u64) -> Plan {
         let sequential = self.is_sequential(read);
-        self.window = if sequential { (self.window * 4).clamp(WINDOW_FIRST, WINDOW_MAX) } else { 0 };
+        // What was handed out up to where the reader is now, it has read without asking.
+        let unasked = self.handed_out.min(read.start).saturating_sub(self.next);
+        self.run = if sequential { self.run + unasked } else { 0 } + read.len();
         if !sequential {
             self.from = read.start;
         }
@@ -93,11 +100,10 @@ impl Pattern {
             ReadHint::Auto if !sequential => random(read, size),
             ReadHint::Auto if first && read.len() < LARGE_FIRST_READ => {
                 // A header, perhaps: the second read will tell.
-                self.window = 0;
                 random(read, size)
             }
             ReadHint::Auto => {
-                let end = read.end.saturating_add(self.window).min(size);
+                let end = read.end.saturating_add(window(self.run)).min(size);
                 let want = ByteRange::new(read.start, end.max(read.end)).rounded_out(RANDOM_UNIT, size);
                 Plan { want, from: self.from, piece_max: PIECE_MAX, size }
             }
@@ -114,9 +120,16 @@ impl Pattern {
             return read.start == 0;
         }
         let latest = self.next.max(self.handed_out).saturating_add(GAP_MAX);
-        let earliest = self.next.saturating_sub(STEP_BACK_MAX).max(self.from);
+        // Of a long read that was answered in part, the next one begins where that part ended.
+        let earliest = self.next.saturating_sub(STEP_BACK_MAX).min(self.handed_out).max(self.from);
         (earliest..=latest).contains(&read.start)
     }
+}
+
+/// What to fetch ahead of a reader who has read so many bytes in order.
+fn window(run: u64) -> u64 {
+    let run = run.min(WINDOW_MAX);
+    (run * (run / GROWTH_UNIT).clamp(1, GROWTH_MAX)).min(WINDOW_MAX)
 }
 
 fn random(read: ByteRange, size: u64) -> Plan {
@@ -148,8 +161,43 @@ mod tests {
             ahead.push(plan.want.end - read.end);
             offset += MIB;
         }
-        assert!(ahead.is_sorted() && ahead[0] >= WINDOW_FIRST, "{ahead:?}");
-        assert_eq!(*ahead.last().unwrap(), WINDOW_MAX);
+        assert_eq!(ahead[..3], [8 * MIB, 16 * MIB, 24 * MIB]);
+        pattern.handed_out(24 * MIB);
+        let plan = pattern.observe(ByteRange::new(24 * MIB, 25 * MIB), ReadHint::Auto, 4096 * MIB);
+        assert_eq!(plan.want.end - 25 * MIB, WINDOW_MAX, "{ahead:?}");
+    }
+
+    #[test]
+    fn two_small_reads_in_order_fetch_no_more_ahead_than_they_have_read() {
+        let mut pattern = Pattern::default();
+        pattern.observe(ByteRange::new(7 * MIB, 7 * MIB + 4096), ReadHint::Auto, 64 * MIB);
+        pattern.handed_out(7 * MIB + RANDOM_UNIT);
+        let read = ByteRange::new(7 * MIB + 4096, 7 * MIB + 100_000);
+        let plan = pattern.observe(read, ReadHint::Auto, 64 * MIB);
+        assert!(plan.want.end <= 7 * MIB + 2 * RANDOM_UNIT, "{plan:?}");
+    }
+
+    #[test]
+    fn a_reader_of_small_blocks_has_many_requests_ahead_within_a_few_round_trips() {
+        let (mut pattern, mut at) = (Pattern::default(), 0);
+        let mut round_trips = 0;
+        while at < WINDOW_MAX {
+            // It goes on without asking to the end of what was brought.
+            let plan = pattern.observe(ByteRange::new(at, at + 64 * 1024), ReadHint::Auto, 4096 * MIB);
+            at = plan.want.end;
+            pattern.handed_out(at);
+            round_trips += 1;
+        }
+        assert!(round_trips <= 7, "{round_trips}");
+    }
+
+    #[test]
+    fn the_rest_of_a_read_that_was_answered_in_part_goes_on_with_its_run() {
+        let mut pattern = Pattern::default();
+        pattern.observe(ByteRange::new(0, 512 * MIB), ReadHint::Auto, 512 * MIB);
+        pattern.handed_out(8 * MIB);
+        let plan = pattern.observe(ByteRange::new(8 * MIB, 512 * MIB), ReadHint::Auto, 512 * MIB);
+        assert_eq!((plan.from, plan.want.end), (0, 512 * MIB));
     }
 
     #[test]
@@ -158,19 +206,20 @@ mod tests {
         pattern.observe(ByteRange::new(0, MIB), ReadHint::Auto, 512 * MIB);
         pattern.handed_out(9 * MIB);
         let plan = pattern.observe(ByteRange::new(9 * MIB, 10 * MIB), ReadHint::Auto, 512 * MIB);
-        assert!(plan.want.end > 10 * MIB + WINDOW_FIRST && plan.from == 0, "{plan:?}");
+        assert!(plan.want.end > 10 * MIB + 64 * MIB && plan.from == 0, "{plan:?}");
         pattern.handed_out(18 * MIB);
         let plan = pattern.observe(ByteRange::new(10 * MIB, 11 * MIB), ReadHint::Auto, 512 * MIB);
-        assert!(plan.want.end > 11 * MIB + WINDOW_FIRST && plan.from == 0, "{plan:?}");
+        assert!(plan.want.end > 11 * MIB + 64 * MIB && plan.from == 0, "{plan:?}");
     }
 
     #[test]
     fn pieces_of_a_run_that_come_out_of_order_are_one_run_and_reading_backwards_is_none() {
         let mut pattern = Pattern::default();
-        for piece in [0u64, 1, 3, 2, 5, 7, 4, 6] {
+        for (position, piece) in [0u64, 1, 3, 2, 5, 7, 4, 6].into_iter().enumerate() {
             let start = piece * RANDOM_UNIT;
             let plan = pattern.observe(ByteRange::new(start, start + RANDOM_UNIT), ReadHint::Auto, 512 * MIB);
-            assert!(piece == 0 || plan.want.end >= start + WINDOW_FIRST, "{piece}: {plan:?}");
+            let read = (position as u64 + 1) * RANDOM_UNIT;
+            assert!(piece == 0 || plan.want.end >= start + 2 * read, "{piece}: {plan:?}");
         }
         for piece in (100..110u64).rev() {
             let start = piece * RANDOM_UNIT;
@@ -198,7 +247,7 @@ mod tests {
     fn a_small_first_read_is_a_header_until_the_second_follows() {
         let mut pattern = Pattern::default();
         assert_eq!(pattern.observe(ByteRange::new(0, 4096), ReadHint::Auto, 64 * MIB).want.len(), RANDOM_UNIT);
-        assert!(pattern.observe(ByteRange::new(4096, 8192), ReadHint::Auto, 64 * MIB).want.len() > MIB);
+        assert!(pattern.observe(ByteRange::new(65_536, 2 * 65_536), ReadHint::Auto, 64 * MIB).want.len() > RANDOM_UNIT);
     }
 
     proptest! {
