@@ -27,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "source": {"types"},
     "cache": {"types"},
     "catalog": {"types"},
+    "image": {"types"},
     "remote": {"types"},
     "fuse": {"types"},
     "testkit": {"types"},
-    "engine": {"types", "source", "cache", "catalog"},
+    "engine": {"types", "source", "cache", "catalog", "image"},
     "node": {"types", "engine", "fuse"},
     "python": {"types", "node", "remote"},
 }
