@@ -50,8 +50,7 @@ def test_a_url_of_the_tree_is_a_path(text: str, path: str) -> None:
 JOB: dict[str, Any] = {
     "kind": "preload",
     "state": "finished",
-    "started": 10.0,
-    "finished": 12.0,
+    "busy_s": 2.0,
     "done_files": 512,
     "done_bytes": 56 << 20,
     "failed_files": 0,
@@ -73,7 +72,7 @@ JOB: dict[str, Any] = {
             "verified 512 files, 56.0 MiB in 2.0 s; 9 pages checked, 2 bad, 1 repaired; 1 failed",
         ),
         (
-            {"state": "cancelled", "started": None, "results": {}},
+            {"state": "cancelled", "busy_s": 0.0, "results": {}},
             "preload cancelled: 512 files, 56.0 MiB in 0 ms",
         ),
     ],

@@ -245,6 +245,48 @@ def test_a_cancelled_job_ends_as_such_and_a_retry_goes_on_where_it_was(make: Cal
     assert len(bench.tree.prefetched) <= 5000 - 2000 + 2 * PAGE_ENTRIES
 
 
+def test_a_page_that_a_cancel_cut_in_two_is_counted_once(make: Callable[..., Bench]) -> None:
+    bench = make(files(128), workers=1)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def gate(paths: list[str]) -> None:
+        # The first of two batches; the second one waits behind it and never begins.
+        reached.set()
+        go_on.wait(DEADLINE_S)
+
+    bench.tree.gate = gate
+    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
+    assert reached.wait(DEADLINE_S)
+    bench.runner.cancel(job_id)
+    go_on.set()
+    assert bench.runner.wait(job_id, DEADLINE_S)["done_files"] == 64
+    bench.runner.retry(job_id)
+    job = bench.runner.wait(job_id, DEADLINE_S)
+    assert (job["state"], job["done_files"], job["done_bytes"]) == ("finished", 128, 1280)
+    assert job["results"] == {"fetched_bytes": 1280}
+
+
+def test_the_rate_of_an_ended_job_is_that_of_all_its_work(tmp_path: Path) -> None:
+    tree = FakeTree(files(100))
+    now = [0.0]
+    runner = JobRunner(JobStore(tmp_path), tree.open, clock=lambda: now[0])
+
+    def later(paths: list[str]) -> None:
+        now[0] += 0.25
+
+    tree.gate = later
+    runner.start()
+    job = runner.wait(runner.submit(JobKind.PRELOAD, "/data")["id"], DEADLINE_S)
+    assert (job["busy_s"], job["rate_bytes_per_s"], job["rate_files_per_s"]) == (0.5, 2000.0, 200.0)
+    assert job["eta_s"] is None
+    now[0] += 1000.0
+    again = JobRunner(JobStore(tmp_path), tree.open, clock=lambda: now[0])
+    again.start()
+    assert again.get(job["id"])["rate_bytes_per_s"] == 2000.0
+    runner.stop(DEADLINE_S)
+    again.stop(DEADLINE_S)
+
+
 def test_a_restart_goes_on_from_the_last_settled_page(make: Callable[..., Bench], tmp_path: Path) -> None:
     bench = make(files(5000), workers=1)
     reached, go_on = threading.Event(), threading.Event()

@@ -125,9 +125,13 @@ def cancel(job_id: JobId) -> None:
     """
     from penstock.cli import connection
 
-    job = connection.control().cancel_job(job_id)
-    ended = job["finished"] is not None
-    output.say(f"job {job_id} {job['state'] if ended else 'is being cancelled'}")
+    control = connection.control()
+    before = control.job(job_id)
+    if before["finished"] is not None:
+        output.say(f"job {job_id} had ended before: {before['state']}")
+        return
+    job = control.cancel_job(job_id)
+    output.say(f"job {job_id} {'is being cancelled' if job['finished'] is None else job['state']}")
 
 
 def retry(job_id: JobId, wait: Wait = False, as_json: AsJson = False) -> None:
@@ -187,7 +191,7 @@ def _rows(job: dict[str, Any]) -> list[tuple[str, str]]:
     known = "" if job["total_known"] else " so far"
     rows = [
         ("job", f"{job['id']}: {job['kind']} {job['path']}"),
-        ("state", job["state"] + (" (cancel requested)" if job["cancel_requested"] else "")),
+        ("state", job["state"] + (" (cancel requested)" if job["cancel_requested"] and not job["finished"] else "")),
         ("files", f"{job['done_files']:,} of {job['total_files']:,}{known}"),
         ("size", f"{format_size(job['done_bytes'])} of {format_size(job['total_bytes'])}{known}"),
         ("failures", f"{job['failed_files']:,}"),
@@ -198,7 +202,7 @@ def _rows(job: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("rate", f"{format_rate(job['rate_bytes_per_s'])}, {job['rate_files_per_s']:.0f} files/s"))
         rows.append(("left", "-" if job["eta_s"] is None else format_duration(job["eta_s"])))
     if job["finished"]:
-        rows.append(("ended", output.moment(job["finished"])))
+        rows.append(("ended", f"{output.moment(job['finished'])}, after {format_duration(job['busy_s'])} of work"))
     if job["error"]:
         rows.append(("error", f"{job['error']['message']} [{job['error']['code']}]"))
     return rows

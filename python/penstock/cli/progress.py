@@ -61,7 +61,7 @@ def follow(job_id: str, *, as_json: bool) -> None:
 
 def summary(job: dict[str, Any]) -> str:
     """One line about an ended job."""
-    elapsed = (job["finished"] or 0) - (job["started"] or job["finished"] or 0)
+    elapsed = job["busy_s"]
     verb = _PAST[job["kind"]] if job["state"] == "finished" else f"{job['kind']} {job['state']}:"
     done = f"{format_count(job['done_files'], 'file')}, {format_size(job['done_bytes'])}"
     text = f"{verb} {done} in {format_duration(elapsed)}"

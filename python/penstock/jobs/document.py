@@ -83,6 +83,8 @@ class Job:
     state: JobState = JobState.QUEUED
     started: float | None = None
     finished: float | None = None
+    busy_s: float = 0.0
+    """Seconds that runs of it took, whatever passed between them."""
     cancel_requested: bool = False
     cursor: str | None = None
     """Where the walk goes on; ``None`` at its beginning."""
@@ -110,7 +112,7 @@ class Job:
     def again(self) -> None:
         """Queues the failed files, and what was not reached, once more."""
         if self.done.failed_files > len(self.failures):
-            self.cursor, self.walked, self.done = None, False, Counters()
+            self.cursor, self.walked, self.done, self.busy_s = None, False, Counters(), 0.0
             self.retry = []
         else:
             self.retry = [failure.path for failure in self.failures]

@@ -84,7 +84,7 @@ class Run:
         self._arrived: dict[str, int] = {}
         self._meter = RateMeter()
         self._limit = RateLimit(job.max_bytes_per_s, parts.clock())
-        self._saved_at = parts.clock()
+        self._saved_at = self._timed_at = parts.clock()
         self._trees = threading.local()
         self._opened: list[Tree] = []
 
@@ -169,6 +169,7 @@ class Run:
 
     def _end(self) -> None:
         job = self.job
+        self._take_time()
         if job.cancel_requested and not job.state.ended:
             job.state = JobState.CANCELLED
         if job.state.ended:
@@ -271,8 +272,9 @@ class Run:
         """Passes the cursor over finished pages at the front, waiting for them while more than ``leave`` are open."""
         while pages and (len(pages) > leave or all(future.done() for future in pages[0].batches)):
             page = pages[0]
-            for future in page.batches:
-                result = future.result()
+            # All of the page or nothing: what a stop leaves half settled is done, and counted, once more.
+            results = [future.result() for future in page.batches]
+            for result in results:
                 self.job.done.add(result.counters)
                 for failure in result.failures:
                     self.job.fail(failure)
@@ -284,7 +286,13 @@ class Run:
         now = self._parts.clock()
         if now - self._saved_at >= CHECKPOINT_INTERVAL_S:
             self._saved_at = now
+            self._take_time()
             self._parts.save(self.job, False)
+
+    def _take_time(self) -> None:
+        now = self._parts.clock()
+        self.job.busy_s += now - self._timed_at
+        self._timed_at = now
 
     def _count(self) -> None:
         """Sums what the path holds; a failure here only leaves the totals unknown."""

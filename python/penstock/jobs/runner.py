@@ -264,6 +264,11 @@ class JobRunner:
         job, run = known.job, known.run
         live = None if run is None else run.progress()
         counters: Counters = live["counters"] if live else (job.seen or job.done)
+        averages = {
+            "rate_bytes_per_s": counters.bytes / job.busy_s if job.busy_s else 0.0,
+            "rate_files_per_s": counters.files / job.busy_s if job.busy_s else 0.0,
+        }
+        pace = averages if live is None or job.state.ended else live
         return {
             "id": job.id,
             "kind": job.kind.value,
@@ -274,6 +279,7 @@ class JobRunner:
             "created": job.created,
             "started": job.started,
             "finished": job.finished,
+            "busy_s": job.busy_s,
             "total_files": job.total_files,
             "total_bytes": job.total_bytes,
             "total_known": job.total_known,
@@ -281,9 +287,9 @@ class JobRunner:
             "done_bytes": counters.bytes,
             "failed_files": counters.failed_files,
             "results": counters.results,
-            "rate_bytes_per_s": live["rate_bytes_per_s"] if live else 0.0,
-            "rate_files_per_s": live["rate_files_per_s"] if live else 0.0,
-            "eta_s": live["eta_s"] if live else None,
+            "rate_bytes_per_s": pace["rate_bytes_per_s"],
+            "rate_files_per_s": pace["rate_files_per_s"],
+            "eta_s": pace.get("eta_s"),
             "active": live["active"] if live else {},
             "failures": [{"path": each.path, "code": each.code, "reason": each.reason} for each in job.failures],
             "error": job.error,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["WINDOW_S", "RateMeter", "eta_s"]
+__all__ = ["FILE_COST_BYTES", "WINDOW_S", "RateMeter", "eta_s"]
 
 WINDOW_S = 15.0
 """The rate is that of the last so many seconds: long enough to be calm, short enough to be true."""
+
+FILE_COST_BYTES = 64 << 10
+"""A file costs about as much as so many bytes besides its own: a question, an open, a line in the index."""
 
 _SAMPLES_MAX = 64
 
@@ -44,13 +47,13 @@ class RateMeter:
 
 
 def eta_s(left_bytes: int, left_files: int, bytes_per_s: float, files_per_s: float) -> float | None:
-    """Seconds until nothing is left: the slower of the two counts; ``None`` while that cannot be said."""
-    if left_bytes <= 0 and left_files <= 0:
+    """Seconds until nothing is left; ``None`` while that cannot be said.
+
+    Neither count alone can say it: one large file among thousands makes the files look slow, and thousands of small
+    ones the bytes. Both are taken together, each file at :data:`FILE_COST_BYTES` besides its bytes.
+    """
+    left = max(0, left_bytes) + max(0, left_files) * FILE_COST_BYTES
+    if left <= 0:
         return 0.0
-    guesses = []
-    if left_bytes > 0:
-        guesses.append(left_bytes / bytes_per_s if bytes_per_s > 0 else None)
-    if left_files > 0:
-        guesses.append(left_files / files_per_s if files_per_s > 0 else None)
-    known = [guess for guess in guesses if guess is not None]
-    return max(known) if known else None
+    speed = bytes_per_s + files_per_s * FILE_COST_BYTES
+    return left / speed if speed > 0 else None
