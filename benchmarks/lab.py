@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from benchmarks.peers.mounting import Mount, Peer, Place, mounted
 from benchmarks.store import Store
 from penstock.client.control import Control
 from penstock.demo.node import stop_node
@@ -35,11 +36,13 @@ class Lab:
     Args:
         scratch: where to make it; a file system of the kind that caches live on.
         repeats: how often each side is measured.
+        peers: who else is measured where the work is theirs, too.
     """
 
-    def __init__(self, scratch: Path | None, repeats: int) -> None:
+    def __init__(self, scratch: Path | None, repeats: int, peers: Sequence[Peer] = ()) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="penstock-bench-", dir=scratch))
         self.repeats = repeats
+        self._peers = peers
         self._names = 0
 
     def path(self, name: str) -> Path:
@@ -74,6 +77,16 @@ class Lab:
             yield target
         finally:
             penstock(client, "umount", str(target), *(["--lazy"] if lazily else []))
+
+    @contextmanager
+    def peers(self, store: Store, bucket: str = BUCKET) -> Iterator[list[Mount]]:
+        """A bucket mounted by every peer, each with an empty cache; unmounted at the end."""
+        with ExitStack() as stack:
+            mounts = []
+            for peer in self._peers:
+                place = Place(store.endpoint, bucket, self.path(f"{peer.program}-own"), self.path(peer.program))
+                mounts.append(stack.enter_context(mounted(peer, place)))
+            yield mounts
 
     def close(self) -> None:
         """Removes everything."""

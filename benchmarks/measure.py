@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class GaveUpError(Exception):
+    """A side that is not ours cannot go on, with the reason; the other sides do."""
+
+
+class LeftOutError(Exception):
+    """A workload needs what this machine does not have; the message says what."""
 
 
 @dataclass
@@ -20,8 +29,9 @@ class Side:
         name: as in the table.
         how: library, connections, checksums, destination.
         seconds: one figure per repeat.
-        cpu_s: processor seconds per repeat, by process: ``self``, ``node``, ``remote``.
+        cpu_s: processor seconds per repeat, by process: ``self``, ``node``, ``remote``, ``peer``.
         figures: whatever else was counted, of the last repeat.
+        failure: why it gave up; it takes no more turns then, and ``seconds`` may be empty.
     """
 
     name: str
@@ -29,6 +39,7 @@ class Side:
     seconds: list[float] = field(default_factory=list)
     cpu_s: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    failure: str = ""
 
     @property
     def median_s(self) -> float:
@@ -41,8 +52,16 @@ class Side:
 
 
 @dataclass
+class PeerFigure:
+    """A peer at the same work: what the bar's value would be for it, or nothing when it gave up."""
+
+    side: Side
+    value: float | None
+
+
+@dataclass
 class Verdict:
-    """One bar: a ratio (or figure), which way it should go, and how far."""
+    """One bar: a ratio (or figure), which way it should go, and how far; peers have no part in whether it is met."""
 
     bar: str
     value: float
@@ -51,6 +70,7 @@ class Verdict:
     unit: str = ""
     sides: list[Side] = field(default_factory=list)
     note: str = ""
+    peers: list[PeerFigure] = field(default_factory=list)
 
     @property
     def met(self) -> bool:
@@ -58,10 +78,28 @@ class Verdict:
         return self.value >= self.limit if self.relation == "≥" else self.value <= self.limit
 
 
+def peer_figures(sides: list[Side], value: Callable[[Side], float]) -> list[PeerFigure]:
+    """Peers beside a bar, each with its value as the bar computes it."""
+    return [PeerFigure(side, None if side.failure else value(side)) for side in sides]
+
+
 def process_cpu_s(pid: int) -> float:
-    """User and system time of a process and of its threads so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    """User and system time so far: of a process, its threads, and the processes it started that still run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = [
+            child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    own = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return own + sum(process_cpu_s(int(child)) for child in children)
+
+
+def own_cpu_s() -> float:
+    """User and system time so far: of this process and of the processes it started that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def memory_bytes(pid: int) -> int:
@@ -91,28 +129,40 @@ def _memfd_bytes(pid: int) -> int:
 
 @dataclass
 class Step:
-    """What one side does: ``work`` is timed, ``prepare`` before and ``check`` after it are not."""
+    """What one side does: ``work`` is timed, ``prepare`` before and ``check`` after it are not.
+
+    Any of them may raise ``GaveUpError``. ``processes`` work for this side alone, by the name of their processor time.
+    """
 
     side: Side
     work: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
     check: Callable[[object], object] = lambda _: None
+    processes: Mapping[str, int] = field(default_factory=dict)
 
 
 def take_turns(steps: list[Step], repeats: int, processes: Mapping[str, int]) -> None:
     """Runs every step ``repeats`` times, one after the other, so that a noisy minute hits all of them."""
     for _ in range(repeats):
         for step in steps:
-            step.prepare()
-            before = {name: process_cpu_s(pid) for name, pid in processes.items()}
-            own = time.process_time()
-            start = time.perf_counter()
-            result = step.work()
-            step.side.seconds.append(time.perf_counter() - start)
-            step.side.cpu_s.setdefault("self", []).append(time.process_time() - own)
-            for name, pid in processes.items():
-                step.side.cpu_s.setdefault(name, []).append(process_cpu_s(pid) - before[name])
-            step.check(result)
+            if not step.side.failure:
+                try:
+                    _take_turn(step, {**processes, **step.processes})
+                except GaveUpError as error:
+                    step.side.failure = str(error)
+
+
+def _take_turn(step: Step, processes: Mapping[str, int]) -> None:
+    step.prepare()
+    before = {name: process_cpu_s(pid) for name, pid in processes.items()}
+    own = own_cpu_s()
+    start = time.perf_counter()
+    result = step.work()
+    step.side.seconds.append(time.perf_counter() - start)
+    step.side.cpu_s.setdefault("self", []).append(own_cpu_s() - own)
+    for name, pid in processes.items():
+        step.side.cpu_s.setdefault(name, []).append(process_cpu_s(pid) - before[name])
+    step.check(result)
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -12,36 +12,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.measure import Verdict
+    from benchmarks.measure import Side, Verdict
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def show(verdict: Verdict) -> None:
-    """Prints one bar with both sides."""
+    """Prints one bar with both sides, and a row for each peer."""
     mark = "met   " if verdict.met else "MISSED"
     bar = f"bar {verdict.relation} {verdict.limit:g}{verdict.unit}"
     print(f"{mark} {verdict.bar}: {verdict.value:.3g}{verdict.unit} ({bar})")
     for side in verdict.sides:
-        spread = f"{min(side.seconds):.4g}–{max(side.seconds):.4g}" if side.seconds else "–"
-        median = f"{side.median_s:.4g} s ({spread}, {len(side.seconds)}x)" if side.seconds else ""
-        cpu = ", ".join(f"{name} {value:.2f}" for name, value in side.cpu_medians().items())
-        figures = "; ".join(f"{name} {value:.4g}" for name, value in side.figures.items())
-        print(f"         {side.name:<22} {median}{f'  cpu s: {cpu}' if cpu else ''}{f'  {figures}' if figures else ''}")
-        print(f"         {'':<22} {side.how}")
+        _show_side(side)
+    for peer in verdict.peers:
+        if peer.value is None:
+            print(f"  peer   {peer.side.name:<22} gave up: {peer.side.failure}")
+        else:
+            _show_side(peer.side, f"  peer   {peer.side.name:<22} {peer.value:.3g}{verdict.unit};")
     if verdict.note:
         print(f"         note: {verdict.note}")
     print(flush=True)
 
 
-def keep(verdicts: list[Verdict], what: list[str]) -> Path:
-    """Writes the numbers with machine and commit; returns the file."""
+def _show_side(side: Side, begin: str = "") -> None:
+    spread = f"{min(side.seconds):.4g}–{max(side.seconds):.4g}" if side.seconds else "–"
+    median = f"{side.median_s:.4g} s ({spread}, {len(side.seconds)}x)" if side.seconds else ""
+    cpu = ", ".join(f"{name} {value:.2f}" for name, value in side.cpu_medians().items())
+    figures = "; ".join(f"{name} {value:.4g}" for name, value in side.figures.items())
+    begin = begin or f"         {side.name:<22}"
+    print(f"{begin} {median}{f'  cpu s: {cpu}' if cpu else ''}{f'  {figures}' if figures else ''}")
+    print(f"         {'':<22} {side.how}")
+
+
+def keep(verdicts: list[Verdict], circumstances: dict[str, object]) -> Path:
+    """Writes the numbers with machine, commit and what else the run was; returns the file."""
     now = datetime.now(tz=UTC)
     document = {
         "when": now.isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no") else ""),
         "machine": machine(),
-        "what": what,
+        **circumstances,
         "bars": [asdict(verdict) | {"met": verdict.met} for verdict in verdicts],
     }
     RESULTS.mkdir(exist_ok=True)

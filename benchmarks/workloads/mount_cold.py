@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from benchmarks.baselines import local_tree, raw_streams
+from benchmarks.compare import Spot, peer_spots
 from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, node_pid
-from benchmarks.measure import Side, Step, Verdict, take_turns
+from benchmarks.measure import PeerFigure, Side, Step, Verdict, peer_figures, take_turns
 from benchmarks.store import FREE, LINK_BYTES_PER_S, SLOW
 from penstock.demo.plain_gets import PlainStore
 
@@ -14,6 +18,8 @@ WHAT = "mount-cold"
 LARGE_BYTES = 512 << 20
 SMALL = 800
 HALF = SMALL // 2
+PEER_SMALL = 200
+"""Of as many: a peer that asks for one file after another takes as long for each, however many there are."""
 THREADS = 16
 
 
@@ -22,76 +28,106 @@ def run(lab: Lab) -> list[Verdict]:
 
 
 def _large(lab: Lab, which: str) -> Verdict:
-    shape = SLOW if which == "slow" else FREE
     buffer = memoryview(bytearray(1 << 20))
-    with lab.store(shape) as store, lab.node() as client:
-        # An object of its own per repeat: neither the node nor the kernel has seen it.
+    with lab.store(SLOW if which == "slow" else FREE) as store, lab.node() as client:
+        # An object of its own per repeat: nobody, the kernel included, has seen it.
         names = [f"large{at}.bin" for at in range(lab.repeats)]
         for name in names:
             store.put(BUCKET, name, LARGE_BYTES, seed=1)
-        following = iter(names)
         attach(client, store, "/data", way="open")
         plain, target = PlainStore(store.endpoint, BUCKET), str(lab.path("raw.bin"))
-        now = [""]
-        with lab.mount(client, "/data") as mounted:
+        raw = Side("raw streams", raw_streams.HOW)
+        with lab.mount(client, "/data") as mounted, lab.peers(store) as mounts:
+            spots = [Spot("penstock mount", mounted, {"node": node_pid(client)}), *peer_spots(mounts)]
+            sides = [spot.side(local_tree.HOW_LARGE) for spot in spots]
+            for name in names:
 
-            def prepare() -> None:
-                now[0] = next(following)
+                def read(directory: Path, name: str = name) -> int:
+                    return local_tree.large(directory / name, buffer)
 
-            def check(total: object) -> None:
-                assert total == LARGE_BYTES, total
+                def fetch(name: str = name) -> None:
+                    raw_streams.run(plain, name, LARGE_BYTES, target)
 
-            ours = Side("penstock mount", local_tree.HOW_LARGE)
-            raw = Side("raw streams", raw_streams.HOW)
-            steps = [
-                Step(ours, lambda: local_tree.large(mounted / now[0], buffer), prepare=prepare, check=check),
-                Step(raw, lambda: raw_streams.run(plain, now[0], LARGE_BYTES, target)),
-            ]
-            take_turns(steps, lab.repeats, {"node": node_pid(client), "remote": store.pid})
-    speed = LARGE_BYTES / ours.median_s
-    for side in (ours, raw):
-        side.figures["MB/s"] = LARGE_BYTES / side.median_s / 1e6
+                steps = [spot.step(side, read, expected=LARGE_BYTES) for spot, side in zip(spots, sides, strict=True)]
+                take_turns([steps[0], Step(raw, fetch), *steps[1:]], 1, {"remote": store.pid})
+    for side in (*sides, raw):
+        if not side.failure:
+            side.figures["MB/s"] = LARGE_BYTES / side.median_s / 1e6
+    ours, *others = sides
     if which == "slow":
         bar = "cold sequential read of 512 MiB through the mount, slow store, ÷ the link (400 MB/s)"
-        return Verdict(bar, speed / LINK_BYTES_PER_S, "≥", 0.95, sides=[ours, raw])
+        return _verdict(bar, 0.95, [ours, raw], others, LARGE_BYTES / LINK_BYTES_PER_S)
     bar = "cold sequential read of 512 MiB through the mount, no limit, ÷ 32 raw range streams into a file"
-    return Verdict(bar, raw.median_s / ours.median_s, "≥", 0.8, sides=[ours, raw])
+    return _verdict(bar, 0.8, [ours, raw], others, raw.median_s)
+
+
+def _verdict(bar: str, limit: float, sides: list[Side], others: list[Side], wanted_s: float) -> Verdict:
+    def share(side: Side) -> float:
+        return wanted_s / side.median_s
+
+    return Verdict(bar, share(sides[0]), "≥", limit, sides=sides, peers=peer_figures(others, share))
+
+
+class SmallReader:
+    """One place where small files are read that nobody there has read before: in order, then by many in no order."""
+
+    def __init__(self, spot: Spot, ordered: int, scattered: int) -> None:
+        shuffled = "open, read, close by {} threads; {}"
+        self._spot = spot
+        self._buffer = bytearray(SMALL_BYTES)
+        self.counts = [ordered, scattered, scattered]
+        self.sides = [
+            spot.side(f"{local_tree.HOW_SMALL}; {ordered} files, nothing known before"),
+            spot.side(shuffled.format(THREADS, f"{scattered} files, nothing known before")),
+            spot.side(shuffled.format(THREADS, f"{scattered} more of the same directory")),
+        ]
+
+    def steps(self, ordered: Sequence[str], shuffled: Sequence[str]) -> list[Step]:
+        """The turns of one repeat."""
+        one_by_one, first, rest = self.counts
+        parts = [ordered[:one_by_one], shuffled[:first], shuffled[first : first + rest]]
+        works = [self._one_by_one, self._together, self._together]
+        return [
+            self._spot.step(side, partial(work, names=part), expected=len(part) * SMALL_BYTES)
+            for side, work, part in zip(self.sides, works, parts, strict=True)
+        ]
+
+    def ms_per_file(self, which: int) -> float:
+        """Of one of the three."""
+        return self.sides[which].median_s / self.counts[which] * 1e3
+
+    def _one_by_one(self, directory: Path, names: Sequence[str]) -> int:
+        return local_tree.small(directory, names, self._buffer)
+
+    def _together(self, directory: Path, names: Sequence[str]) -> int:
+        return local_tree.small_in_threads(directory, names, SMALL_BYTES + 1, THREADS)
 
 
 def _small(lab: Lab) -> list[Verdict]:
-    in_order = Side("in name order", f"{local_tree.HOW_SMALL}; nothing known before")
-    first = Side("in no order, the first half", f"open, read, close by {THREADS} threads; nothing known before")
-    rest = Side("in no order, the second half", f"the same {THREADS} threads go on")
-    buffer = bytearray(SMALL_BYTES)
+    repeats = min(lab.repeats, 3)
     with lab.store(SLOW) as store, lab.node() as client:
-        repeats = min(lab.repeats, 3)
         for directory in (f"{kind}{repeat}" for kind in ("ordered", "scattered") for repeat in range(repeats)):
             for seed in range(SMALL):
                 store.put(BUCKET, f"{directory}/{seed:06}.bin", SMALL_BYTES, seed)
         attach(client, store, "/data")
-        with lab.mount(client, "/data") as mounted:
+        with lab.mount(client, "/data") as mounted, lab.peers(store) as mounts:
+            ours = SmallReader(Spot("penstock mount", mounted, {"node": node_pid(client)}), SMALL, HALF)
+            others = [SmallReader(spot, PEER_SMALL, PEER_SMALL) for spot in peer_spots(mounts)]
             for repeat in range(repeats):
-                names = [f"ordered{repeat}/{seed:06}.bin" for seed in range(SMALL)]
+                ordered = [f"ordered{repeat}/{seed:06}.bin" for seed in range(SMALL)]
                 shuffled = [f"scattered{repeat}/{seed:06}.bin" for seed in range(SMALL)]
                 random.Random(repeat).shuffle(shuffled)
-                steps = [
-                    Step(in_order, lambda names=names: local_tree.small(mounted, names, buffer)),
-                    *(
-                        Step(
-                            side,
-                            lambda part=part: local_tree.small_in_threads(mounted, part, SMALL_BYTES + 1, THREADS),
-                            check=_check_half,
-                        )
-                        for side, part in ((first, shuffled[:HALF]), (rest, shuffled[HALF:]))
-                    ),
-                ]
-                take_turns(steps, 1, {"node": node_pid(client), "remote": store.pid})
+                steps = [step for reader in (ours, *others) for step in reader.steps(ordered, shuffled)]
+                take_turns(steps, 1, {"remote": store.pid})
     verdicts = []
-    for side, files, limit in ((in_order, SMALL, 3.0), (first, HALF, 2.2), (rest, HALF, 1.5)):
-        bar = f"cold small files through the mount, {side.name}, ms per file"
-        verdicts.append(Verdict(bar, side.median_s / files * 1e3, "≤", limit, " ms", sides=[side]))
+    bars = [("in name order", 3.0), ("in no order, the first half", 2.2), ("in no order, the second half", 1.5)]
+    for which, (called, limit) in enumerate(bars):
+        figures = [
+            PeerFigure(side, None if side.failure else reader.ms_per_file(which))
+            for reader in others
+            for side in [reader.sides[which]]
+        ]
+        bar = f"cold small files through the mount, {called}, ms per file"
+        side = ours.sides[which]
+        verdicts.append(Verdict(bar, ours.ms_per_file(which), "≤", limit, " ms", sides=[side], peers=figures))
     return verdicts
-
-
-def _check_half(total: object) -> None:
-    assert total == HALF * SMALL_BYTES, total

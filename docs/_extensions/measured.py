@@ -14,15 +14,19 @@ NOTHING = "No results are kept in this checkout yet: `make bench` measures and k
 SECTION = re.compile(r"(?<=<!-- measured: begin -->\n).*?(?=<!-- measured: end -->)", re.DOTALL)
 
 
-def newest_bars() -> list[dict[str, Any]]:
-    """Every bar as it was measured last, each with the run it comes from."""
+def newest_bars(having: str = "bar") -> list[dict[str, Any]]:
+    """Every bar as it was measured last, each with the run it comes from.
+
+    Args:
+        having: only measurements that have this; ``peers`` are not on every machine.
+    """
     bars: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text())
-        run = {name: document[name] for name in ("when", "commit", "machine")}
+        run = {name: document[name] for name in ("when", "commit", "machine")} | {"peers": document.get("peers", [])}
         for bar in document["bars"]:
-            bars.pop(bar["bar"], None)
-            bars[bar["bar"]] = bar | {"run": run}
+            if bar.get(having):
+                bars[bar["bar"]] = bar | {"run": run}
     return sorted(bars.values(), key=lambda bar: bar["bar"])
 
 
@@ -36,8 +40,7 @@ def table() -> str:
         value, limit = f"{bar['value']:.3g}{bar['unit']}", f"{bar['relation']} {bar['limit']:g}{bar['unit']}"
         met = "met" if bar["met"] else "**missed**"
         lines.append(f"| {bar['bar']} | {value} | {limit} | {met} | {'; '.join(map(side_text, bar['sides']))} |")
-    runs = {(bar["run"]["commit"][:10], describe(bar["run"]["machine"])) for bar in bars}
-    lines += ["", *(f"Measured on {machine}, commit `{commit}`." for commit, machine in sorted(runs)), ""]
+    lines += ["", *runs(bars), ""]
     lines += [
         "Both sides of a row come from one run, in turns. Everything runs on that one machine, the store too.",
         "",
@@ -45,9 +48,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def runs(bars: list[dict[str, Any]]) -> list[str]:
+    """Where and with which commits bars were measured, a line each."""
+    found = {(bar["run"]["commit"][:10], describe(bar["run"]["machine"])) for bar in bars}
+    return [f"Measured on {machine}, commit `{commit}`." for commit, machine in sorted(found)]
+
+
+def median(seconds: list[float]) -> float:
+    """Of the repeats."""
+    return statistics.median(seconds)
+
+
+def each(seconds: list[float]) -> str:
+    """Every repeat."""
+    return " ".join(f"{one:.4g}" for one in seconds)
+
+
 def side_text(side: dict[str, Any]) -> str:
     """One side: its name, median time and whatever else it counted."""
-    parts = [f"{statistics.median(side['seconds']):.3g} s"] if side["seconds"] else []
+    parts = [f"{median(side['seconds']):.3g} s"] if side["seconds"] else []
     parts += [f"{value:.4g} {name}" for name, value in side["figures"].items()]
     return f"{side['name']} {', '.join(parts)}".replace("|", "\\|")
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import compared
 import measured
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def write_pages(directory: Path) -> None:
         "commands.md": commands_page(),
         "contract.md": contract_page(),
         "results.md": measured.table(),
+        "peers.md": compared.page(),
     }
     for name, text in pages.items():
         path = directory / name

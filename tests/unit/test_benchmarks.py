@@ -13,7 +13,42 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import report, run
-from benchmarks.measure import Side, Step, Verdict, memory_bytes, percentile, take_turns
+from benchmarks.compare import Spot, Work, compare, peer_spots
+from benchmarks.measure import (
+    GaveUpError,
+    PeerFigure,
+    Side,
+    Step,
+    Verdict,
+    memory_bytes,
+    peer_figures,
+    percentile,
+    take_turns,
+)
+from benchmarks.peers import PEERS, mounting
+from benchmarks.peers.mounting import Mount, Peer, Place, mounted
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs/_extensions"))
+
+import compared
+import measured
+
+
+def peer(command: list[str], prepare: list[list[str]] | None = None) -> Peer:
+    """A peer that runs a command of the test's instead of mounting."""
+    return Peer(
+        name="peer",
+        program=command[0],
+        version=["--version"],
+        options="none",
+        command=lambda _: command,
+        prepare=lambda _: prepare or [],
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place("http://127.0.0.1:1", "bucket", tmp_path / "own", tmp_path / "target")
 
 
 def test_sides_take_turns_and_only_the_work_is_timed() -> None:
@@ -60,11 +95,134 @@ def test_memory_counts_memfds_once_and_no_file_pages() -> None:
 def test_results_are_kept_with_machine_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     side = Side("ours", "how", seconds=[1.0, 2.0], figures={"MB/s": 3.0})
-    path = report.keep([Verdict("a bar", 2.0, "≥", 1.0, "×", [side])], ["a-workload"])
+    path = report.keep([Verdict("a bar", 2.0, "≥", 1.0, "×", [side])], {"what": ["a-workload"]})
     document = json.loads(path.read_text())
     assert document["machine"]["cores"] >= 1
     (bar,) = document["bars"]
     assert (bar["met"], bar["sides"][0]["seconds"]) == (True, [1.0, 2.0])
+
+
+def test_a_side_that_gives_up_takes_no_more_turns_and_the_others_go_on() -> None:
+    ours, other = Side("ours", "how"), Side("other", "how")
+    turns = iter([1])
+
+    def work() -> None:
+        if next(turns, None) is None:
+            raise GaveUpError("it took too long")
+
+    take_turns([Step(other, work), Step(ours, lambda: None)], 3, {})
+    assert (len(ours.seconds), len(other.seconds), other.failure) == (3, 1, "it took too long")
+    assert peer_figures([other], lambda side: side.median_s) == [PeerFigure(other, None)]
+
+
+def test_wrong_bytes_are_an_error_of_ours_and_end_a_peer(tmp_path: Path, place: Place) -> None:
+    work = Work("how", lambda directory: 1, expected=2)
+    mount = Mount(peer(["sleep", "0"]), place)
+    ours, theirs = Spot("ours", tmp_path), *peer_spots([mount])
+    with pytest.raises(AssertionError, match="ours: 1 where 2 was expected"):
+        compare([ours], work, 1)
+    (side,) = compare([theirs], work, 1)
+    assert side.failure == "peer: 1 where 2 was expected"
+
+
+def test_a_peer_that_ends_instead_of_mounting_says_why_in_every_row(place: Place) -> None:
+    with mounted(peer(["sh", "-c", "echo no such bucket >&2; exit 3"]), place) as mount:
+        sides = compare(peer_spots([mount]), Work("how", lambda _: 1, expected=1), 2)
+    assert sides[0].failure == "it ended with exit code 3 instead of mounting: no such bucket"
+    assert sides[0].seconds == []
+    assert not place.directory.exists()
+
+
+def test_a_peer_that_cannot_be_prepared_is_not_started(place: Place) -> None:
+    with mounted(peer(["sleep", "1000"], prepare=[["sh", "-c", "echo full >&2; exit 1"]]), place) as mount:
+        assert mount.failure.endswith("returned non-zero exit status 1.: full")
+        assert mount.processes == {}
+
+
+def test_a_peer_that_takes_too_long_is_ended_with_all_its_processes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.directory.mkdir()
+    pipe = place.directory / "pipe"
+    os.mkfifo(pipe)
+    states = iter([True])
+    monkeypatch.setattr(mounting, "is_mounted", lambda _: next(states, False))
+    mount = Mount(peer(["sh", "-c", f"sleep 1000 > {pipe}; true"]), place, limits_s=(60, 0.2))
+
+    def read(_: Path) -> None:
+        # Waits for the other end, as who reads a file of a mount waits for its program, and fails without it.
+        with pipe.open("rb") as file:
+            if not file.read():
+                raise ConnectionError("the other end is gone")
+
+    try:
+        mount.start()
+        spots = peer_spots([mount])
+        (side,) = compare(spots, Work("how", read, None), 2)
+        (later,) = compare(spots, Work("how", lambda _: None, None), 2)
+    finally:
+        mount.stop()
+    assert (side.failure, side.seconds) == ("it took longer than 0.2 s", [])
+    assert later.failure == side.failure
+
+
+def test_every_peer_states_its_options_and_its_cache_and_reads_only(place: Place) -> None:
+    for known in PEERS:
+        command = known.command(place)
+        assert command[0] == known.program
+        assert str(place.target) in command
+        assert any(str(place.directory) in word for word in command), f"{known.name} keeps its cache elsewhere"
+        assert "AWS_CA_BUNDLE" not in known.environment(place)
+        assert any(word in ("ro", "--read-only") for word in command)
+
+
+def test_peers_that_are_not_here_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    described = {peer["name"]: peer["missing"] for peer in run.companions(without=False)}
+    assert described["s3fs"] == described["rclone mount"] == described["JuiceFS"] == "not found on this machine"
+    assert described["mount-s3"].startswith("not compared")
+
+
+def kept_comparison() -> dict[str, object]:
+    """A run as it is kept: a peer that is better, one that is worse, and one that gave up."""
+    sides = [Side("penstock mount", "how", seconds=[2.0]), Side("local file system", "how", seconds=[1.0])]
+    peers = [
+        PeerFigure(Side("fast", "how | so", seconds=[1.0, 1.5]), 1.25),
+        PeerFigure(Side("slow", "how", seconds=[9.0]), 9.0),
+        PeerFigure(Side("lame", "how", failure="it took longer than 60 s"), None),
+    ]
+    verdict = Verdict("reading, time ÷ local", 2.0, "≤", 3.0, "×", sides, peers=peers)
+    known = [
+        {"name": "fast", "version": "1.0", "options": "--all", "missing": ""},
+        {"name": "gone", "version": "", "options": "", "missing": "not found on this machine"},
+    ]
+    path = report.keep([verdict], {"what": ["reading"], "peers": known})
+    document: dict[str, object] = json.loads(path.read_text())
+    return document
+
+
+def test_the_page_of_peers_says_who_is_better_and_who_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    assert compared.page() == compared.NOTHING
+    kept_comparison()
+    lines = compared.page().splitlines()
+    assert "| gone | – | not found on this machine |" in lines
+    row = "| reading, time ÷ local | ≤ 3× | 2× | **1.25×** | gave up: it took longer than 60 s | 9× |"
+    assert row in lines
+    better = lines[lines.index("### Where a peer is better") + 2]
+    assert better == "- reading, time ÷ local: fast **1.25×**, Penstock 2×"
+    assert any("1 1.5" in line and "how \\| so" in line for line in lines)
+
+
+def test_a_comparison_outlives_a_later_run_without_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    document = kept_comparison()
+    bars = [bar | {"value": 1.0, "peers": []} for bar in document["bars"]]  # type: ignore[attr-defined]
+    (tmp_path / "99990101T000000Z.json").write_text(json.dumps(document | {"bars": bars}))
+    assert [bar["value"] for bar in measured.newest_bars()] == [1.0]
+    assert [bar["value"] for bar in measured.newest_bars(having="peers")] == [2.0]
 
 
 def test_an_unknown_workload_is_a_misuse_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
