@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import signal
 import sys
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> int:
     known = companions(without=options.no_peers)
     for companion in known:
         print(f"{companion['name']}: {companion['version'] or companion['missing']}")
+    load = os.getloadavg()[0]
+    print(f"load before, of {os.cpu_count()} processors: {load:.2f}")
     # So that what is mounted is taken away, too, when this is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     verdicts: list[Verdict] = []
@@ -62,7 +65,7 @@ def main(arguments: list[str]) -> int:
         finally:
             lab.close()
     if verdicts and not options.no_keep:
-        circumstances = {"what": chosen, "repeats": options.repeats, "left_out": left_out, "peers": known}
+        circumstances = {"what": chosen, "load_before": load, "left_out": left_out, "peers": known}
         print(f"kept in {report.keep(verdicts, circumstances)}")
     missed = [verdict.bar for verdict in verdicts if not verdict.met]
     print(f"{len(verdicts) - len(missed)} met, {len(missed)} missed, {len(failed)} workloads failed")

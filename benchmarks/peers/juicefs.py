@@ -3,6 +3,7 @@
 It cannot read objects that others wrote. So they are copied through it into a bucket of its own in the same remote
 before anything is measured, with a cache that is not the mount's. Database: SQLite on the local disk, so that names
 and attributes never ask the remote. Connections: up to 200. Cache: a file for each block on the local disk, checked.
+Processor: as root it gives itself the highest priority.
 """
 
 from benchmarks.peers.mounting import CREDIBLE_S, Peer, Place

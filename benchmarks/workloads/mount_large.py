@@ -61,7 +61,7 @@ def _measure(lab: Lab, spots: list[Spot]) -> list[Verdict]:
         return _speed("the same sequential read, page cache cold, ÷ local file system so cold", sides, 0.9)
 
     warm = Work(local_tree.HOW_LARGE, sequential, SIZE)
-    compare(spots, warm, 1)
+    compare(spots, warm, 2)
     hot = compare(spots, warm, lab.repeats * 2)
     at_random = compare(spots, Work(local_tree.HOW_RANDOM, scattered, RANDOM_READS * 4096), lab.repeats)
     # Without peers: who touches a mapping holds the interpreter, so that nothing could end it.

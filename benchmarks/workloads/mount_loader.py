@@ -61,7 +61,7 @@ def run(lab: Lab) -> list[Verdict]:
         spots.append(Spot("local file system", local))
         spots += peer_spots(stack.enter_context(lab.peers(store)))
         names = [f"{at:06}.bin" for at in range(SAMPLES)]
-        compare(spots, Work(local_tree.HOW_SMALL, lambda directory: _touch(directory, names), None), 1)
+        compare(spots, Work(local_tree.HOW_SMALL, lambda directory: _touch(directory, names), None), 2)
         # Imported before the first epoch, which would pay for it.
         importlib.import_module("torch.utils.data")
         sides = compare(spots, Work(HOW, _epoch, SAMPLES * SMALL_BYTES), lab.repeats * 2)

@@ -33,6 +33,8 @@ def who(bars: list[dict[str, Any]]) -> Iterator[str]:
             yield f"| {peer['name']} | {cell(peer['version'])} | `{cell(peer['options'])}` |"
     yield ""
     yield from measured.runs(bars)
+    loads = sorted({f"{bar['run']['load_before']:.2f}" for bar in bars})
+    yield f"Load of the machine before: {', '.join(loads)}."
     yield ""
 
 

@@ -23,7 +23,7 @@ def newest_bars(having: str = "bar") -> list[dict[str, Any]]:
     bars: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text())
-        run = {name: document[name] for name in ("when", "commit", "machine")} | {"peers": document.get("peers", [])}
+        run = {name: document.get(name) for name in ("when", "commit", "machine", "load_before", "peers")}
         for bar in document["bars"]:
             if bar.get(having):
                 bars[bar["bar"]] = bar | {"run": run}

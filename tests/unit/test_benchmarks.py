@@ -196,7 +196,7 @@ def kept_comparison() -> dict[str, object]:
         {"name": "fast", "version": "1.0", "options": "--all", "missing": ""},
         {"name": "gone", "version": "", "options": "", "missing": "not found on this machine"},
     ]
-    path = report.keep([verdict], {"what": ["reading"], "peers": known})
+    path = report.keep([verdict], {"what": ["reading"], "load_before": 0.125, "peers": known})
     document: dict[str, object] = json.loads(path.read_text())
     return document
 
@@ -210,6 +210,7 @@ def test_the_page_of_peers_says_who_is_better_and_who_gave_up(tmp_path: Path, mo
     assert "| gone | – | not found on this machine |" in lines
     row = "| reading, time ÷ local | ≤ 3× | 2× | **1.25×** | gave up: it took longer than 60 s | 9× |"
     assert row in lines
+    assert "Load of the machine before: 0.12." in lines
     better = lines[lines.index("### Where a peer is better") + 2]
     assert better == "- reading, time ÷ local: fast **1.25×**, Penstock 2×"
     assert any("1 1.5" in line and "how \\| so" in line for line in lines)
