@@ -38,7 +38,8 @@ impl Root {
             Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
             Err(Errno::NOENT) => Err(Error::new(ErrorKind::NotFound, action, "there is no such directory")
                 .advise("check the path, and that its file system is mounted")),
-            Err(Errno::NOTDIR) => Err(Error::new(ErrorKind::NotADirectory, action, "it is not a directory")),
+            Err(Errno::NOTDIR) => Err(Error::new(ErrorKind::NotADirectory, action, "it is not a directory")
+                .advise("attach the directory that it is in")),
             Err(errno) => Err(error_of(&action, errno)),
         }
     }

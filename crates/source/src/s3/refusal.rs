@@ -126,7 +126,8 @@ impl Refusal {
                 format!("the secret key does not belong to the access key (credentials {credentials})"),
                 "check the secret access key",
             ),
-            "InvalidAccessKeyId" => verdict(
+            // versitygw says it with 404, which must not become "no such object".
+            "InvalidAccessKeyId" | "XAdminUserNotFound" => verdict(
                 ErrorKind::PermissionDenied,
                 format!("the store does not know the access key (credentials {credentials})"),
                 "check the access key id, and that the endpoint is the right store",
@@ -198,6 +199,12 @@ impl Refusal {
                 ErrorKind::PermissionDenied,
                 format!("the store denies it to us (credentials {credentials}): {}", self.words()),
                 Some(format!("grant these credentials access to bucket {bucket}, or use others")),
+            ),
+            // A store that lets everybody in may not even know what a signature is.
+            501 if self.message.contains("authentication") => (
+                ErrorKind::Unsupported,
+                format!("the store takes no credentials (credentials {credentials}): {}", self.words()),
+                Some("attach it with --credentials anonymous".to_owned()),
             ),
             405 | 501 => (ErrorKind::Unsupported, format!("the store cannot do that: {}", self.words()), None),
             429 | 503 => (ErrorKind::RateLimited, self.slow_down_text(), None),
@@ -271,6 +278,7 @@ mod tests {
         for (code, status, word) in [
             ("SignatureDoesNotMatch", 403, "secret"),
             ("InvalidAccessKeyId", 403, "access key"),
+            ("XAdminUserNotFound", 404, "access key"),
             ("ExpiredToken", 400, "expired"),
             ("RequestTimeTooSkewed", 403, "3600 s ahead"),
             ("InvalidToken", 400, "session token"),
@@ -280,6 +288,15 @@ mod tests {
             assert!(error.reason().contains(word), "{error}");
             assert!(error.advice().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_store_without_credentials_says_so() {
+        let body = "<Error><Code>NotImplemented</Code><Message>there is no authentication provider</Message></Error>";
+        let error = error(501, body, Purpose::Plain);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.advice(), Some("attach it with --credentials anonymous"));
+        assert_eq!(coded(501, "NotImplemented").advice(), None);
     }
 
     #[test]
