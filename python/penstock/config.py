@@ -27,7 +27,7 @@ from pydantic_settings import (
 )
 
 from penstock.errors import InvalidInputError, PermissionDeniedError
-from penstock.units import parse_duration, parse_size
+from penstock.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -470,7 +470,19 @@ def _all_names() -> set[str]:
     return names | {key.rpartition(".")[2] for key, *_ in key_documentation()}
 
 
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
 def _reason(error: Any) -> str:
+    if error["type"] in _BOUNDS:
+        name, words = _BOUNDS[error["type"]]
+        bound = error["ctx"][name]
+        return f"it must be {words} {format_size(bound) if bound >= 1 << 20 else bound}"
     text = str(error["msg"]).removeprefix("Value error, ")
     return text[0].lower() + text[1:]
 

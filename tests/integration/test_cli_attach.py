@@ -101,7 +101,8 @@ def test_a_bucket_of_the_simulated_remote_is_read(machine: Any) -> None:
 def test_a_prefix_with_nothing_in_it_is_attached_with_a_note(machine: Any) -> None:
     remote = machine.remote({"train/a": b"content"})
     options = ("--endpoint", remote.endpoint, "--credentials", "anonymous")
-    assert "nothing is there yet" in machine("attach", "s3://bucket/trian", "/slip", *options).stderr
+    assert "nothing is below trian/ yet" in machine("attach", "s3://bucket/trian", "/slip", *options).stderr
+    assert "if that is one object" in machine("attach", "s3://bucket/train/a", "/object", *options).stderr
     assert machine("attach", "s3://bucket/train", "/data", *options).stderr == ""
 
 

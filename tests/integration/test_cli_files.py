@@ -104,6 +104,12 @@ def test_the_cache_is_shown_explained_and_pruned(lake: Any) -> None:
     assert "0 B remain" in lake("cache", "prune", "--to", "0").stdout
 
 
+def test_a_pin_of_what_is_not_there_yet_says_so(lake: Any) -> None:
+    assert lake("pin", "/data/train").stderr == ""
+    assert "nothing has that name yet" in lake("pin", "/data/trian").stderr
+    assert lake.json("status")["pins"] == ["/data/train", "/data/trian"]
+
+
 def test_bench_measures_cold_and_warm_and_says_what_came_from_the_source(lake: Any) -> None:
     lake("preload", "/data", "--wait")
     known = lake.json("bench", "/data", "--cold")
@@ -124,6 +130,14 @@ def test_doctor_finds_a_healthy_machine_well(lake: Any) -> None:
     assert done.returncode == (1 if "failure" in levels else 0)
     own = [each for each in findings if each["subject"] in ("node", "version", "home", "configuration")]
     assert {each["level"] for each in own} == {"ok"}
+
+
+def test_doctor_looks_at_the_disk_that_the_running_node_uses(machine: Any) -> None:
+    used = machine.directory / "elsewhere"
+    machine("up", "--set", f"cache.directory={used}")
+    found = {each["subject"]: each["text"] for each in json.loads(machine("doctor", "--json", check=None).stdout)}
+    assert found["cache space"].endswith(f"in {used}")
+    assert found["cache speed"].endswith(f"in {used}")
 
 
 def test_doctor_without_a_node_and_with_a_bad_configuration(machine: Any) -> None:

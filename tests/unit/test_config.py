@@ -98,6 +98,19 @@ def test_variables_that_only_look_like_settings_are_left_alone(home: Home) -> No
 
 
 @pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("memory.budget=1KiB", "it must be at least 16.0 MiB; got '1KiB'"),
+        ("node.metrics_port=70000", "it must be at most 65535; got '70000'"),
+        ("deadlines.foreground=0", "it must be more than 0; got '0'"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_the_bound(home: Home, flag: str, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        load(home, flag)
+
+
+@pytest.mark.parametrize(
     "flag",
     [
         "cache.size=banana",

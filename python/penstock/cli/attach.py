@@ -75,7 +75,10 @@ def attach(
     if attached["weak"]:
         output.warn("note: this source has only size and time to tell versions apart")
     if probe and attached["prefix"] and _is_empty(attached["path"]):
-        output.warn(f"note: nothing is there yet; if something should be, look for a slip in {attached['prefix']}")
+        output.warn(
+            f"note: nothing is below {attached['prefix']} yet; if something should be, look for a slip, and if that "
+            "is one object, attach what is above it"
+        )
 
 
 def _is_empty(path: str) -> bool:

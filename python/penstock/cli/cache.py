@@ -39,6 +39,21 @@ def pin(path: TreePath) -> None:
     path = tree_path(path)
     connection.control().pin(path)
     output.say(f"pinned {path}; `penstock preload {path}` brings it into the cache")
+    if not _is_there(path):
+        output.warn("note: nothing has that name yet; if something should, look for a slip, and `penstock unpin` it")
+
+
+def _is_there(path: str) -> bool:
+    from penstock.cli import connection
+    from penstock.errors import NotFoundError, PenstockError
+
+    try:
+        connection.client().stat(path)
+    except NotFoundError:
+        return False
+    except PenstockError:
+        return True  # whoever reads it is told
+    return True
 
 
 def unpin(path: TreePath) -> None:

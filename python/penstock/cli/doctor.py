@@ -53,13 +53,16 @@ def _findings() -> Iterator["Finding"]:
     except PenstockError as error:
         yield Finding("home", Level.FAILURE, str(error), "unset PENSTOCK_HOME")
         return
-    yield from disk.check(home, Path.cwd())
-    if connection.running_pid() is None:
-        yield node.not_running()
-        return
+    running = connection.running_pid() is not None
     try:
         control = connection.control(start=False)
-        yield from node.check(control.status(), connection.version())
+        status = control.status() if running else None
+        tiers = status["cache"].get("tiers", []) if status else []
+        yield from disk.check(home, Path.cwd(), [Path(tier["directory"]) for tier in tiers])
+        if status is None:
+            yield node.not_running()
+            return
+        yield from node.check(status, connection.version())
         yield from sources.check(connection.client(start=False), control.attachments(), control.probe)
     except PenstockError as error:
         yield Finding("node", Level.FAILURE, str(error), "penstock down && penstock up")

@@ -49,12 +49,18 @@ def connect(home: str | os.PathLike[str] | None = None, start: bool = True) -> C
     """
     located = locate(home)
     client = Client(str(located.data_socket), str(located.control_socket))
-    if start:
-        try:
-            client.core.ping()
-        except UnavailableError:
-            start_node(located, explicit=None if home is None else os.fspath(home))
+    # Outside of the except clause: why no node answered is no part of why none could be started.
+    if start and not _answers(client):
+        start_node(located, explicit=None if home is None else os.fspath(home))
     return client
+
+
+def _answers(client: Client) -> bool:
+    try:
+        client.core.ping()
+    except UnavailableError:
+        return False
+    return True
 
 
 class Client:

@@ -27,6 +27,7 @@ WAYS = ("auto", "open", "no-open")
 
 _SOON = {"gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs", "webhdfs"}
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,253}[a-zA-Z0-9]")
+_BUCKET_RULE = "write s3://bucket/prefix; a bucket's name has three characters or more: letters, digits, . _ and -"
 _FORMS = "write s3://bucket/prefix, file:///directory or memory://name"
 _REFERENCES = "use chain, env, anonymous, profile:NAME or file:PATH"
 _FLAGS = {
@@ -229,7 +230,7 @@ def _s3_source(url: str, options: SourceOptions) -> tuple[dict[str, Any], str]:
     if not bucket:
         raise _invalid(url, "it names no bucket", "write s3://bucket/prefix")
     if not _BUCKET.fullmatch(bucket):
-        raise _invalid(url, f"{bucket!r} cannot be a bucket", "write s3://bucket/prefix")
+        raise _invalid(url, f"{bucket!r} cannot be a bucket", _BUCKET_RULE)
     endpoint = options.get("endpoint")
     source = {
         "kind": "s3",

@@ -84,7 +84,7 @@ class PinBook:
             if path not in self._paths:
                 above = next((pin for pin in self._paths if path.startswith(pin.rstrip("/") + "/")), None)
                 reason = f"the pin is on {above}" if above else "it is not pinned"
-                advice = f"`penstock unpin {above}`" if above else "`penstock status` counts the pins"
+                advice = f"`penstock unpin {above}`" if above else "`penstock status` shows the pins"
                 raise NotFoundError(f"unpin {path}", reason, advice)
             return self._replace([pin for pin in self._paths if pin != path])
 

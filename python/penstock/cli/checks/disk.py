@@ -30,8 +30,15 @@ LOW_SPACE_BYTES = 1 << 30
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"}
 
 
-def check(home: Home, directory: Path) -> Iterator[Finding]:
-    """Everything about home and disk; ``directory`` is where the search for a project's file begins."""
+def check(home: Home, directory: Path, in_use: Sequence[Path] = ()) -> Iterator[Finding]:
+    """Everything about home and disk.
+
+    Args:
+        home: whose.
+        directory: where the search for a project's file begins.
+        in_use: cache directories of the node that runs, which may have been started with other settings than one
+            that would be started here.
+    """
     yield rights(home)
     try:
         settings = config.load(home, directory=directory).settings
@@ -40,8 +47,8 @@ def check(home: Home, directory: Path) -> Iterator[Finding]:
         settings = config.Settings()
     else:
         yield Finding("configuration", Level.OK, "every layer is valid")
-    for tier in settings.tiers(home, 0):
-        yield from cache_directory(tier.directory, settings.cache.free_space_floor)
+    for each in in_use or [tier.directory for tier in settings.tiers(home, 0)]:
+        yield from cache_directory(each, settings.cache.free_space_floor)
 
 
 def rights(home: Home) -> Finding:
