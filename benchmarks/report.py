@@ -22,26 +22,30 @@ def show(verdict: Verdict) -> None:
     mark = "met   " if verdict.met else "MISSED"
     bar = f"bar {verdict.relation} {verdict.limit:g}{verdict.unit}"
     print(f"{mark} {verdict.bar}: {verdict.value:.3g}{verdict.unit} ({bar})")
+    told = {""}
     for side in verdict.sides:
-        _show_side(side)
+        _show_side(side, told)
     for peer in verdict.peers:
         if peer.value is None:
             print(f"  peer   {peer.side.name:<22} gave up: {peer.side.failure}")
         else:
-            _show_side(peer.side, f"  peer   {peer.side.name:<22} {peer.value:.3g}{verdict.unit};")
+            _show_side(peer.side, told, f"  peer   {peer.side.name:<22} {peer.value:.3g}{verdict.unit};")
     if verdict.note:
         print(f"         note: {verdict.note}")
     print(flush=True)
 
 
-def _show_side(side: Side, begin: str = "") -> None:
+def _show_side(side: Side, told: set[str], begin: str = "") -> None:
+    """One row, and below it how it was done unless a row above has told it."""
     spread = f"{min(side.seconds):.4g}–{max(side.seconds):.4g}" if side.seconds else "–"
     median = f"{side.median_s:.4g} s ({spread}, {len(side.seconds)}x)" if side.seconds else ""
     cpu = ", ".join(f"{name} {value:.2f}" for name, value in side.cpu_medians().items())
     figures = "; ".join(f"{name} {value:.4g}" for name, value in side.figures.items())
     begin = begin or f"         {side.name:<22}"
     print(f"{begin} {median}{f'  cpu s: {cpu}' if cpu else ''}{f'  {figures}' if figures else ''}")
-    print(f"         {'':<22} {side.how}")
+    if side.how not in told:
+        told.add(side.how)
+        print(f"         {'':<22} {side.how}")
 
 
 def keep(verdicts: list[Verdict], circumstances: dict[str, object]) -> Path:

@@ -216,6 +216,24 @@ def test_the_page_of_peers_says_who_is_better_and_who_gave_up(tmp_path: Path, mo
     assert any("1 1.5" in line and "how \\| so" in line for line in lines)
 
 
+def test_a_bar_is_printed_with_both_sides_and_a_row_for_each_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [Side("ours", "reading", seconds=[2.0], cpu_s={"self": [0.5]}), Side("local", "reading", seconds=[1.0])]
+    peers = [
+        PeerFigure(Side("fast", "reading", seconds=[1.0], cpu_s={"peer": [0.25]}), 1.0),
+        PeerFigure(Side("lame", "reading", failure="no such bucket"), None),
+    ]
+    report.show(Verdict("time ÷ local", 2.0, "≤", 1.5, sides=sides, peers=peers))
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line]
+    assert printed == [
+        "MISSED time ÷ local: 2 (bar ≤ 1.5)",
+        "ours 2 s (2–2, 1x) cpu s: self 0.50",
+        "reading",
+        "local 1 s (1–1, 1x)",
+        "peer fast 1; 1 s (1–1, 1x) cpu s: peer 0.25",
+        "peer lame gave up: no such bucket",
+    ]
+
+
 def test_a_comparison_outlives_a_later_run_without_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(measured, "RESULTS", tmp_path)
