@@ -104,6 +104,18 @@ def test_the_cache_is_shown_explained_and_pruned(lake: Any) -> None:
     assert "0 B remain" in lake("cache", "prune", "--to", "0").stdout
 
 
+def test_a_preload_of_more_than_the_cache_holds_says_so(machine: Any) -> None:
+    machine("up", "--set", "cache.size=16MiB")
+    root = machine.files("lake", {f"{number}": b"x" * 100_000 for number in range(200)})
+    machine("attach", f"file://{root}", "/data")
+    assert "not all of it can stay" in machine("preload", "/data", "--wait").stderr
+    assert machine("preload", "/data/1", "--wait").stderr == ""
+
+
+def test_a_node_that_cannot_cache_says_so_when_it_is_started(machine: Any) -> None:
+    assert "reads go uncached" in machine("up", "--set", "cache.directory=/proc/nothing").stderr
+
+
 def test_a_pin_of_what_is_not_there_yet_says_so(lake: Any) -> None:
     assert lake("pin", "/data/train").stderr == ""
     assert "nothing has that name yet" in lake("pin", "/data/trian").stderr

@@ -49,6 +49,9 @@ def up(
     connection.start(settings or [])
     known = connection.control(start=False).status()
     output.say(f"node started (pid {known['pid']}, home {known['home']})")
+    for tier in known["cache"].get("tiers", []):
+        if not tier.get("healthy", True):
+            output.warn(f"note: {tier['directory']} takes nothing, reads go uncached: {tier['reason']}")
 
 
 def _refuse_settings(settings: list[str]) -> None:

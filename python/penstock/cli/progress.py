@@ -55,8 +55,20 @@ def follow(job_id: str, *, as_json: bool) -> None:
             f"{format_count(job['failed_files'], 'file')} failed; `penstock job show {job_id}` has the reasons, "
             f"`penstock job retry {job_id}` does them again"
         )
+    if job["kind"] == "preload":
+        _warn_of_small_cache(job)
     if job["state"] != "finished":
         raise typer.Exit(output.EXIT_FAILED)
+
+
+def _warn_of_small_cache(job: dict[str, Any]) -> None:
+    """A preload of more than the cache holds ends well, and yet not all of it is there afterwards."""
+    room = sum(tier["size_bytes"] for tier in connection.control().status()["cache"].get("tiers", []))
+    if job["done_bytes"] > room:
+        output.warn(
+            f"note: {job['path']} holds {format_size(job['total_bytes'])} and the cache {format_size(room)}: not all "
+            "of it can stay; `penstock down`, then `penstock up --set cache.size=…`"
+        )
 
 
 def summary(job: dict[str, Any]) -> str:
