@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines import local_tree
-from benchmarks.compare import Spot, Work, compare, peer_spots
-from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, node_pid
+from benchmarks.compare import Work
+from benchmarks.lab import SMALL_BYTES, Lab
 from benchmarks.measure import LeftOutError, Side, Verdict, peer_figures
-from benchmarks.store import FREE, content
+from benchmarks.small_files import WAYS, everywhere
 
 WHAT = "mount-loader"
 SAMPLES = 1600
 WORKERS = 2
 BATCH = 32
-WAYS = {"no-open": "without opens", "open": "passthrough"}
+NAMES = [f"{at:06}.bin" for at in range(SAMPLES)]
 HOW = (
     f"torch.utils.data.DataLoader, shuffle=True, num_workers={WORKERS}, batch_size={BATCH}, the rest as it is by "
     f"default; a sample is open(path, 'rb').read() as floats between 0 and 1; {SAMPLES} files of 112 KiB"
@@ -29,7 +29,7 @@ class Samples:
     """A data set as people write it: a file is a sample, and becomes floats as an image does."""
 
     def __init__(self, directory: Path) -> None:
-        self._paths = [f"{directory}/{at:06}.bin" for at in range(SAMPLES)]
+        self._paths = [f"{directory}/{name}" for name in NAMES]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -44,32 +44,16 @@ class Samples:
 def run(lab: Lab) -> list[Verdict]:
     if importlib.util.find_spec("torch") is None:
         raise LeftOutError("torch is not installed: `make torch` brings it, several gigabytes")
-    local = lab.path("samples")
-    local.mkdir()
     with ExitStack() as stack:
-        store = stack.enter_context(lab.store(FREE))
-        for seed in range(SAMPLES):
-            store.put(BUCKET, f"{seed:06}.bin", SMALL_BYTES, seed)
-            (local / f"{seed:06}.bin").write_bytes(content(SMALL_BYTES, seed))
-        client = stack.enter_context(lab.node())
-        spots = []
-        for way, called in WAYS.items():
-            attach(client, store, f"/{way}", way=way)
-            client.preload(f"/{way}").wait()
-            path = stack.enter_context(lab.mount(client, f"/{way}"))
-            spots.append(Spot(f"penstock mount, {called}", path, {"node": node_pid(client)}))
-        spots.append(Spot("local file system", local))
-        spots += peer_spots(stack.enter_context(lab.peers(store)))
-        names = [f"{at:06}.bin" for at in range(SAMPLES)]
-        compare(spots, Work(local_tree.HOW_SMALL, lambda directory: _touch(directory, names), None), 2)
+        places = everywhere(lab, stack, NAMES)
+        places.measure(Work(local_tree.HOW_SMALL, _touch, SAMPLES * SMALL_BYTES), 2)
         # Imported before the first epoch, which would pay for it.
         importlib.import_module("torch.utils.data")
-        sides = compare(spots, Work(HOW, _epoch, SAMPLES * SMALL_BYTES), lab.repeats * 2)
-    return _verdicts(sides)
+        return _verdicts(*places.measure(Work(HOW, _epoch, SAMPLES * SMALL_BYTES), lab.repeats * 2))
 
 
-def _touch(directory: Path, names: list[str]) -> None:
-    local_tree.small(directory, names, bytearray(SMALL_BYTES))
+def _touch(directory: Path) -> int:
+    return local_tree.small(directory, NAMES, bytearray(SMALL_BYTES))
 
 
 def _epoch(directory: Path) -> int:
@@ -79,9 +63,8 @@ def _epoch(directory: Path) -> int:
     return sum(batch.numel() for batch in loader)
 
 
-def _verdicts(sides: list[Side]) -> list[Verdict]:
-    ours, disk, others = sides[: len(WAYS)], sides[len(WAYS)], sides[len(WAYS) + 1 :]
-    for side in sides:
+def _verdicts(ours: list[Side], disk: Side, others: list[Side]) -> list[Verdict]:
+    for side in (*ours, disk, *others):
         if not side.failure:
             side.figures["samples/s"] = SAMPLES / side.median_s
 
@@ -89,7 +72,8 @@ def _verdicts(sides: list[Side]) -> list[Verdict]:
         return disk.median_s / side.median_s
 
     bar = "epoch of a PyTorch DataLoader through the mount, {}, samples per second ÷ local file system"
+    peers = peer_figures(others, share)
     return [
-        Verdict(bar.format(called), share(side), "≥", 0.97, sides=[side, disk], peers=peer_figures(others, share))
+        Verdict(bar.format(called), share(side), "≥", 0.97, sides=[side, disk], peers=peers)
         for called, side in zip(WAYS.values(), ours, strict=True)
     ]

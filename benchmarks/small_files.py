@@ -1,0 +1,61 @@
+"""The same cached small files in every place: both ways of our mount, the local file system, what peers mount."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.compare import Spot, Work, compare, peer_spots
+from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, metric, node_pid
+from benchmarks.store import FREE, content
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Side
+    from penstock.client import Client
+
+WAYS = {"no-open": "without opens", "open": "passthrough"}
+"""What an attachment is told, and how the tables call it."""
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """The places, ours first, then the local file system, then peers; and the node of each way of ours."""
+
+    spots: Sequence[Spot]
+    clients: Sequence[Client]
+
+    def metrics(self, name: str) -> list[int]:
+        """One metric of each of our nodes."""
+        return [metric(client, name) for client in self.clients]
+
+    def measure(self, work: Work, repeats: int) -> tuple[list[Side], Side, list[Side]]:
+        """Does it everywhere: ours with the reads that our nodes were asked for, the local file system, peers."""
+        before = self.metrics("kernel_reads")
+        sides = compare(self.spots, work, repeats)
+        ours = sides[: len(WAYS)]
+        for side, reads, later in zip(ours, before, self.metrics("kernel_reads"), strict=True):
+            side.figures["reads answered by the node"] = later - reads
+        return ours, sides[len(WAYS)], sides[len(WAYS) + 1 :]
+
+
+def everywhere(lab: Lab, stack: ExitStack, names: Sequence[str]) -> Everywhere:
+    """Makes files of ``SMALL_BYTES``, caches and mounts them, until the stack is left."""
+    local = lab.path("small")
+    local.mkdir()
+    store = stack.enter_context(lab.store(FREE))
+    for seed, name in enumerate(names):
+        store.put(BUCKET, name, SMALL_BYTES, seed)
+        (local / name).write_bytes(content(SMALL_BYTES, seed))
+    clients, spots = [], []
+    for way, called in WAYS.items():
+        # A node each, so that what it counts belongs to one way.
+        client = stack.enter_context(lab.node())
+        attach(client, store, "/data", way=way)
+        client.preload("/data").wait()
+        path = stack.enter_context(lab.mount(client, "/data"))
+        spots.append(Spot(f"penstock mount, {called}", path, {"node": node_pid(client)}))
+        clients.append(client)
+    spots += [Spot("local file system", local), *peer_spots(stack.enter_context(lab.peers(store)))]
+    return Everywhere(spots, clients)
