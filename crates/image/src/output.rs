@@ -29,6 +29,7 @@ impl<W: Write + Seek> Output<W> {
 
     /// Writes a record at the end.
     pub(crate) fn append(&mut self, record: &[u8]) -> Result<()> {
+        self.check()?;
         if self.buffer.len() + record.len() > BUFFER_BYTES {
             self.write_buffer()?;
         }
@@ -78,10 +79,12 @@ impl<W: Write + Seek> Output<W> {
         Ok(())
     }
 
+    fn check(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
     fn attempt(&mut self, call: impl FnOnce(&mut W) -> io::Result<()>) -> Result<()> {
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone());
-        }
+        self.check()?;
         call(&mut self.out).map_err(|error| {
             let failure = write_error(&error);
             self.failure = Some(failure.clone());

@@ -142,6 +142,8 @@ fn an_error_of_the_output_keeps_its_reason_and_is_not_forgotten() {
             let first = (0..60_000).find_map(|number| writer.file(&format!("{number:05}"), 1, 0).err()).unwrap();
             assert_eq!(first.kind(), expected);
             assert!(first.to_string().contains("no room on the test disk"), "{first}");
+            assert_eq!(writer.file("later", 1, 0).unwrap_err(), first);
+            assert_eq!(writer.directory("later", 0).and_then(|()| writer.file("later/a", 1, 0)).unwrap_err(), first);
             assert_eq!(writer.finish().unwrap_err(), first);
         }
         // Everything is in the buffer until the end.
