@@ -33,13 +33,28 @@ class Home:
         pins: file of pinned paths.
         jobs: directory of job state.
         mounts: directory of mount documents, ``<id>.json``.
+        snapshots: directory of snapshot documents, ``<name>.snapshot``.
+        images: directory of images of mounted snapshots.
         state: directory of catalog and cache index.
         cache: default directory of extent files.
         run: directory of sockets, lock and ``node.json``; private to the user.
         logs: directory of log files.
     """
 
-    __slots__ = ("attachments", "cache", "config", "jobs", "logs", "mounts", "name", "pins", "run", "state")
+    __slots__ = (
+        "attachments",
+        "cache",
+        "config",
+        "images",
+        "jobs",
+        "logs",
+        "mounts",
+        "name",
+        "pins",
+        "run",
+        "snapshots",
+        "state",
+    )
 
     def __init__(self, config: Path, data: Path, cache: Path, logs: Path, run: Path) -> None:
         self.name = data
@@ -48,7 +63,9 @@ class Home:
         self.pins = data / "pins.json"
         self.jobs = data / "jobs"
         self.mounts = data / "mounts"
+        self.snapshots = data / "snapshots"
         self.state = data / "state"
+        self.images = self.state / "images"
         self.cache = cache
         self.logs = logs
         self.run = run
@@ -88,9 +105,9 @@ class Home:
             PermissionDeniedError: a directory cannot be made or written, or belongs to somebody else.
             InvalidInputError: a file stands where a directory is needed.
         """
-        for directory in (self.name, self.attachments, self.jobs, self.mounts, self.state, self.cache, self.logs):
+        documents = (self.attachments, self.jobs, self.mounts, self.snapshots)
+        for directory in (self.name, *documents, self.state, self.images, self.cache, self.logs, self.run):
             _make_private(directory)
-        _make_private(self.run)
         check_private(self.run)
 
 

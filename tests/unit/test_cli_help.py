@@ -31,8 +31,9 @@ COMMANDS = {
     ),
     *("verify", "pin", "unpin", "doctor", "bench", "demo", "job ls", "job show", "job wait", "job cancel"),
     *("job retry", "cache ls", "cache why", "cache prune", "config show"),
+    *(f"snapshot {each}" for each in ("create", "ls", "show", "diff", "rm", "mount")),
 }
-WITHOUT_DATA = {"up", "down", "detach", "umount", "cat", "cp", "pin", "unpin", "job cancel"}
+WITHOUT_DATA = {"up", "down", "detach", "umount", "cat", "cp", "pin", "unpin", "job cancel", "snapshot rm"}
 
 
 def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,7 @@ def test_a_request_is_complete_and_takes_the_umask_from_both_modes() -> None:
     assert asked == {
         "target": "/mnt/lake",
         "path": "/data",
+        "snapshot": None,
         "uid": 1000,
         "gid": 100,
         "file_mode": 0o440,
@@ -39,6 +40,7 @@ def test_a_request_is_complete_and_takes_the_umask_from_both_modes() -> None:
         "allow_other": False,
     }
     assert mounts.request("/mnt/lake")["uid"] is None
+    assert mounts.request("/mnt/lake", snapshot="train-v1")["snapshot"] == "train-v1"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from penstock.policies.mounts import KernelMount, TargetFacts, lies_in, request
 from penstock.server import mounts as books
 from penstock.server.mounter import Holder, Mounted
 from penstock.server.mounts import MountBook, Surroundings
+from penstock.server.snapshots import SnapshotFiles
 
 
 class Kernel:
@@ -118,9 +119,18 @@ class Bench:
         self.missing: set[str] = set()
         self.book = self.restarted()
 
+    def surroundings(self) -> Surroundings:
+        return Surroundings(
+            attached=lambda: list(self.attached),
+            check_directory=self._check,
+            own_directories=lambda: self.own,
+            snapshot=lambda name: SnapshotFiles("/data/x", Path(f"/h/{name}.snapshot"), Path("/h/images")),
+            run=self.directory / "run",
+            ways=open_all,
+        )
+
     def restarted(self) -> MountBook:
-        surroundings = Surroundings(lambda: list(self.attached), self._check, lambda: self.own, open_all)
-        book = MountBook(self.directory, self.core, surroundings, lambda: self.kernel)  # type: ignore[arg-type,return-value]
+        book = MountBook(self.directory, self.core, self.surroundings(), lambda: self.kernel)  # type: ignore[arg-type,return-value]
         assert book.load() == []
         return book
 
@@ -487,7 +497,7 @@ def test_damaged_documents_are_told_and_kept(bench: Bench) -> None:
     (bench.directory / "broken.json").write_text("{")
     newer = next(bench.directory.glob("[0-9a-f]*.json")).read_text().replace('"format": 1', '"format": 2')
     (bench.directory / "newer.json").write_text(newer)
-    book = MountBook(bench.directory, bench.core, Surroundings(list, lambda _: None, dict, open_all))
+    book = MountBook(bench.directory, bench.core, bench.surroundings())
     problems = book.load()
     assert [("damaged" in each) or ("another version" in each) for each in problems] == [True, True]
     assert len(book.all()) == 1

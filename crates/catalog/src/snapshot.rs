@@ -42,6 +42,14 @@ pub struct SnapshotFacts {
     pub size_bytes: u64,
 }
 
+impl SnapshotFacts {
+    /// The path below an attachment of `prefix` that was frozen; `None` when it does not lie there.
+    pub fn path_below(&self, prefix: &[u8]) -> Option<String> {
+        let below = self.prefix.strip_prefix(prefix)?;
+        Some(below.strip_suffix(b"/").map(|directory| keymap::encode(directory, Shape::Plain)).unwrap_or_default())
+    }
+}
+
 /// One name of a snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotEntry {

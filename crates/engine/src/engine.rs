@@ -129,21 +129,25 @@ impl Engine {
         source: Arc<dyn Source>,
         probe: Option<Probe>,
     ) -> Result<AttachmentStatus> {
-        let path = TreePath::parse(&spec.path)?;
-        let scope = credential_scope(&spec.source);
-        let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness);
-        let attached = Arc::new(Attached {
-            path,
-            view,
-            origins: vec![Arc::new(SourceOrigin(Arc::clone(&source)))],
-            source,
-            probe,
-            health: Health::new(Arc::clone(&self.parts.clock)),
-            spec,
-        });
+        let attached = self.attached(spec, source, probe)?;
         let status = attached.status();
         self.tree.add(attached)?;
         Ok(status)
+    }
+
+    /// A source at a path, not in the tree yet.
+    pub(crate) fn attached(
+        &self,
+        spec: AttachmentSpec,
+        source: Arc<dyn Source>,
+        probe: Option<Probe>,
+    ) -> Result<Arc<Attached>> {
+        let path = TreePath::parse(&spec.path)?;
+        let scope = credential_scope(&spec.source);
+        let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness);
+        let origins: Vec<Arc<dyn penstock_types::Origin>> = vec![Arc::new(SourceOrigin(Arc::clone(&source)))];
+        let health = Health::new(Arc::clone(&self.parts.clock));
+        Ok(Arc::new(Attached { path, view, origins, source, probe, health, spec }))
     }
 
     /// Takes the attachment at `path` out of the tree. Open files go on; what is cached stays. Listings that no other
@@ -344,7 +348,7 @@ impl Engine {
     }
 
     /// The source of a spec; attachments of one spec share it, and with it its limits.
-    fn source(&self, spec: &SourceSpec) -> Result<Arc<dyn Source>> {
+    pub(crate) fn source(&self, spec: &SourceSpec) -> Result<Arc<dyn Source>> {
         if let Some(known) = self.tree.all().iter().find(|attached| attached.spec.source == *spec) {
             return Ok(Arc::clone(&known.source));
         }

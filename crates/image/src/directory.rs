@@ -3,20 +3,18 @@
 
 use crate::format::{BLOCK, DIRENT_BYTES, Kind, dirent};
 
-/// Entries of a directory that is being filled. Holds what it will be on disk, and no more.
+/// Entries of a directory that is being filled, in the order in which they came.
 #[derive(Default, Debug)]
 pub(crate) struct Entries {
-    full_blocks: Vec<u8>,
     entries: Vec<Entry>,
     names: Vec<u8>,
-    dot: Option<usize>,
-    dot_dot: Option<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Entry {
     inode: u64,
-    name_end: usize,
+    name_at: u32,
+    name_bytes: u16,
     kind: Kind,
 }
 
@@ -31,54 +29,66 @@ pub(crate) struct Content {
     pub dot_dot: usize,
 }
 
+/// Two entries have one name.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Twice(pub String);
+
 impl Entries {
-    /// Adds an entry. Names come in ascending order, without `.` and `..`.
-    pub(crate) fn push(&mut self, name: &str, inode: u64, kind: Kind) {
-        self.push_dots_before(Some(name));
-        self.append(name, inode, kind);
+    /// Adds an entry. Not `.` and `..`, which every directory has.
+    ///
+    /// # Errors
+    /// `None` when the names of one directory take 4 GiB.
+    pub(crate) fn push(&mut self, name: &str, inode: u64, kind: Kind) -> Option<()> {
+        let name_at = u32::try_from(self.names.len()).ok()?;
+        let name_bytes = u16::try_from(name.len()).ok()?;
+        self.names.extend_from_slice(name.as_bytes());
+        self.entries.push(Entry { inode, name_at, name_bytes, kind });
+        Some(())
     }
 
     /// The content, with 0 for the inodes of `.` and `..`.
-    pub(crate) fn into_content(mut self) -> Content {
-        self.push_dots_before(None);
-        self.write_block();
-        let dot = self.dot.expect("pushed above");
-        let dot_dot = self.dot_dot.expect("pushed above");
-        Content { bytes: self.full_blocks, dot, dot_dot }
+    pub(crate) fn into_content(mut self) -> Result<Content, Twice> {
+        // Sorted like every other name: `-` comes before them.
+        for dots in [".", ".."] {
+            self.push(dots, 0, Kind::Directory);
+        }
+        let Self { mut entries, names } = self;
+        let name = |entry: &Entry| &names[entry.name_at as usize..][..usize::from(entry.name_bytes)];
+        entries.sort_unstable_by(|one, other| name(one).cmp(name(other)));
+        if let Some(pair) = entries.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])) {
+            return Err(Twice(String::from_utf8_lossy(name(&pair[0])).into_owned()));
+        }
+        let (mut bytes, mut dots) = (Vec::new(), [0; 2]);
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            bytes.resize(usize::next_multiple_of(bytes.len(), BLOCK), 0);
+            let (fits, behind) = rest.split_at(that_fit(rest));
+            let mut name_offset = fits.len() * DIRENT_BYTES;
+            for entry in fits {
+                match name(entry) {
+                    b"." => dots[0] = bytes.len(),
+                    b".." => dots[1] = bytes.len(),
+                    _ => {}
+                }
+                let offset = u16::try_from(name_offset).expect("less than a block");
+                bytes.extend_from_slice(&dirent(entry.inode, offset, entry.kind));
+                name_offset += usize::from(entry.name_bytes);
+            }
+            fits.iter().for_each(|entry| bytes.extend_from_slice(name(entry)));
+            rest = behind;
+        }
+        Ok(Content { bytes, dot: dots[0], dot_dot: dots[1] })
     }
+}
 
-    /// `.` and `..` are sorted like every other name: `-` comes before them.
-    fn push_dots_before(&mut self, name: Option<&str>) {
-        if self.dot.is_none() && name.is_none_or(|name| "." < name) {
-            self.dot = Some(self.append(".", 0, Kind::Directory));
-        }
-        if self.dot_dot.is_none() && name.is_none_or(|name| ".." < name) {
-            self.dot_dot = Some(self.append("..", 0, Kind::Directory));
-        }
-    }
-
-    /// Where in the content the new entry lies.
-    fn append(&mut self, name: &str, inode: u64, kind: Kind) -> usize {
-        if (self.entries.len() + 1) * DIRENT_BYTES + self.names.len() + name.len() > BLOCK {
-            self.write_block();
-            self.full_blocks.resize(self.full_blocks.len().next_multiple_of(BLOCK), 0);
-        }
-        let at = self.full_blocks.len() + self.entries.len() * DIRENT_BYTES;
-        self.names.extend_from_slice(name.as_bytes());
-        self.entries.push(Entry { inode, name_end: self.names.len(), kind });
-        at
-    }
-
-    fn write_block(&mut self) {
-        let names_at = self.entries.len() * DIRENT_BYTES;
-        let mut name_start = 0;
-        for entry in self.entries.drain(..) {
-            let name_offset = u16::try_from(names_at + name_start).expect("less than a block");
-            self.full_blocks.extend_from_slice(&dirent(entry.inode, name_offset, entry.kind));
-            name_start = entry.name_end;
-        }
-        self.full_blocks.append(&mut self.names);
-    }
+/// How many of the next entries one block takes.
+fn that_fit(entries: &[Entry]) -> usize {
+    let mut bytes = 0;
+    let ends = entries.iter().map(|entry| {
+        bytes += DIRENT_BYTES + usize::from(entry.name_bytes);
+        bytes
+    });
+    ends.take_while(|end| *end <= BLOCK).count()
 }
 
 impl Content {

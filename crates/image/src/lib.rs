@@ -8,8 +8,10 @@ mod directory;
 mod format;
 mod output;
 mod place;
+mod reader;
 mod writer;
 
 pub use format::BLOCK_BYTES;
 pub use place::{Allocator, DEVICE_BLOCKS, DEVICES_MAX, Place};
+pub use reader::{Image, ImageName, ImageNode};
 pub use writer::{Finished, ImageWriter, Settings};

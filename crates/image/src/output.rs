@@ -79,17 +79,20 @@ impl<W: Write + Seek> Output<W> {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    /// Gives the error that ended it.
+    pub(crate) fn check(&self) -> Result<()> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
     fn attempt(&mut self, call: impl FnOnce(&mut W) -> io::Result<()>) -> Result<()> {
         self.check()?;
-        call(&mut self.out).map_err(|error| {
-            let failure = write_error(&error);
-            self.failure = Some(failure.clone());
-            failure
-        })
+        call(&mut self.out).map_err(|error| self.fail(write_error(&error)))
+    }
+
+    /// Ends the output: every call gives this error from now on.
+    pub(crate) fn fail(&mut self, failure: Error) -> Error {
+        self.failure = Some(failure.clone());
+        failure
     }
 }
 

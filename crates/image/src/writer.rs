@@ -1,4 +1,4 @@
-//! The image itself: a listing in component order in, an image out, with only the open directories in memory.
+//! The image itself: a listing in, an image out, with only the open directories in memory.
 //!
 //! Files are written as they come. A directory is written when it is left, because only then its size and its links
 //! are known; where its inode lies is known to its subdirectories even later, so their `..` is set afterwards.
@@ -7,7 +7,7 @@ use std::io::{Seek, Write};
 
 use penstock_types::{Error, ErrorKind, Result};
 
-use crate::directory::{Content, Entries};
+use crate::directory::{Content, Entries, Twice};
 use crate::format::{
     BLOCK, BLOCK_BYTES, HEADER_BYTES, INODE_BYTES, INODE_SLOT_BYTES, Inode, Kind, LABEL_BYTES_MAX, Layout,
     NAME_BYTES_MAX, ROOT, Superblock, chunk_bits, chunk_index,
@@ -34,12 +34,12 @@ pub struct Settings {
     pub label: String,
 }
 
-/// Writes one image. Paths are relative to its root (`a/b/c`) and come in component order: depth first, a directory
-/// before what is in it, the names in one directory in ascending order of bytes. A directory that is not given before
-/// a path below it appears by itself.
+/// Writes one image. Paths are relative to its root (`a/b/c`) and come depth first: a directory before what is in it, and
+/// all of that before anything else. The names in one directory may come in any order. A directory that is not given
+/// before a path below it appears by itself.
 ///
-/// A path that is refused changes nothing, and the next may follow. After an error of the output, every call gives
-/// that error.
+/// A path that is refused changes nothing, and the next may follow; a name that was given twice is found when its
+/// directory is left, and ends the image. After an error of the output, every call gives that error.
 ///
 /// Cost: memory for the entries of the open directories (about a file name and 12 bytes each); the image takes
 /// 96 bytes for a file, beside its entry.
@@ -79,8 +79,6 @@ struct OpenDirectory {
     inode: Option<u64>,
     modified_ms: i64,
     entries: Entries,
-    /// Last name given in it; empty before the first one.
-    last_name: String,
     subdirectories: u32,
     /// Positions in the image that are to say its inode: the `..` of its subdirectories.
     awaiting: Vec<u64>,
@@ -104,7 +102,7 @@ impl<W: Write + Seek> ImageWriter<W> {
         Self::with_allocator(out, settings, Allocator::default())
     }
 
-    /// The same, with files placed by this allocator: for data devices smaller than [`crate::DEVICE_BLOCKS`].
+    /// The same, with files placed by this fresh allocator: for data devices smaller than [`crate::DEVICE_BLOCKS`].
     ///
     /// # Errors
     /// As of [`ImageWriter::new`].
@@ -124,7 +122,7 @@ impl<W: Write + Seek> ImageWriter<W> {
     /// `InvalidInput` when the path is out of order, given twice, below a file, or has a name that is empty, `.`, `..`,
     /// longer than 255 bytes or with a NUL; otherwise what the output says.
     pub fn directory(&mut self, path: &str, modified_ms: i64) -> Result<()> {
-        let step = self.step(path, Kind::Directory)?;
+        let step = self.step(path)?;
         self.leave_to(step.depth)?;
         for name in step.rest.split('/') {
             self.enter(name);
@@ -138,7 +136,7 @@ impl<W: Write + Seek> ImageWriter<W> {
     /// # Errors
     /// As of [`ImageWriter::directory`]; and `InvalidInput` when the file does not fit the data devices.
     pub fn file(&mut self, path: &str, size: u64, modified_ms: i64) -> Result<Place> {
-        let step = self.step(path, Kind::File)?;
+        let step = self.step(path)?;
         let place = self.allocator.place(size).map_err(|error| error.during(action(path)))?;
         self.leave_to(step.depth)?;
         let mut name = step.rest;
@@ -148,8 +146,7 @@ impl<W: Write + Seek> ImageWriter<W> {
         }
         let inode = self.write_file(size, modified_ms, place)?;
         let directory = self.open.last_mut().expect("the root is open");
-        directory.entries.push(name, inode, Kind::File);
-        name.clone_into(&mut directory.last_name);
+        directory.entries.push(name, inode, Kind::File).ok_or_else(|| self.output.fail(too_many_names(path)))?;
         Ok(place)
     }
 
@@ -158,6 +155,7 @@ impl<W: Write + Seek> ImageWriter<W> {
     /// # Errors
     /// What the output says, now or before.
     pub fn finish(mut self) -> Result<Finished<W>> {
+        self.output.check()?;
         self.leave_to(1)?;
         self.leave()?;
         self.output.pad_to(self.output.position().next_multiple_of(BLOCK_BYTES))?;
@@ -180,42 +178,22 @@ impl<W: Write + Seek> ImageWriter<W> {
     }
 
     /// Checks a path; changes nothing.
-    fn step<'p>(&self, path: &'p str, kind: Kind) -> Result<Step<'p>> {
+    fn step<'p>(&self, path: &'p str) -> Result<Step<'p>> {
+        self.output.check()?;
         let refuse = |reason: &str| Err(Error::new(ErrorKind::InvalidInput, action(path), reason));
-        let out_of_order = |reason: &str| {
-            refuse(reason).map_err(|error| error.advise("give each path once, in the order of their components"))
-        };
         let mut step = Step { depth: 1, rest: path };
         while let Some(directory) = self.open.get(step.depth) {
             match step.rest.split_once('/') {
                 Some((name, rest)) if name == directory.name => step = Step { depth: step.depth + 1, rest },
-                None if step.rest == directory.name => return out_of_order("a directory has this path already"),
+                None if step.rest == directory.name => return refuse("a directory has this path already"),
                 _ => break,
             }
         }
-        if let Some(reason) = step.rest.split('/').find_map(flaw) {
-            return refuse(reason);
-        }
-        let (name, below) = step.rest.split_once('/').map_or((step.rest, false), |(name, _)| (name, true));
-        let last_name = &self.open[step.depth - 1].last_name;
-        // The last name, if it were a directory's, would be an open directory.
-        match name.cmp(last_name) {
-            std::cmp::Ordering::Greater => Ok(step),
-            std::cmp::Ordering::Less => {
-                out_of_order("it is out of order").map_err(|error| error.fact("after", format!("{last_name:?}")))
-            }
-            std::cmp::Ordering::Equal if below => refuse("a file is where it needs a directory"),
-            std::cmp::Ordering::Equal => match kind {
-                Kind::File => out_of_order("a file has this path already"),
-                Kind::Directory => refuse("a file has this path already"),
-            },
-        }
+        step.rest.split('/').find_map(flaw).map_or(Ok(step), refuse)
     }
 
     fn enter(&mut self, name: &str) {
-        let parent = self.open.last_mut().expect("the root is open");
-        name.clone_into(&mut parent.last_name);
-        parent.subdirectories += 1;
+        self.open.last_mut().expect("the root is open").subdirectories += 1;
         self.open.push(OpenDirectory::new(name, self.settings.built_ms));
     }
 
@@ -229,7 +207,13 @@ impl<W: Write + Seek> ImageWriter<W> {
     /// Writes the innermost open directory.
     fn leave(&mut self) -> Result<()> {
         let mut directory = self.open.pop().expect("left once for every time it was entered");
-        let mut content = std::mem::take(&mut directory.entries).into_content();
+        let content = std::mem::take(&mut directory.entries).into_content();
+        let mut content = content.map_err(|Twice(name)| {
+            let reason = format!("{name:?} is there twice, or its directory was given in parts");
+            let error = Error::new(ErrorKind::InvalidInput, action(&directory.name), reason)
+                .advise("give each path once, and all of a directory together");
+            self.output.fail(error)
+        })?;
         // The root is its own parent.
         let parent = self.open.last().map_or(Some(ROOT), |parent| parent.inode);
         content.set_inode(content.dot_dot, parent.unwrap_or_default());
@@ -243,7 +227,8 @@ impl<W: Write + Seek> ImageWriter<W> {
             self.output.replace(position, &inode.to_le_bytes())?;
         }
         if let Some(above) = self.open.last_mut() {
-            above.entries.push(&directory.name, inode, Kind::Directory);
+            let pushed = above.entries.push(&directory.name, inode, Kind::Directory);
+            pushed.ok_or_else(|| self.output.fail(too_many_names(&directory.name)))?;
             if parent.is_none() {
                 above.awaiting.push(content_at + dot_dot);
             }
@@ -350,11 +335,15 @@ impl OpenDirectory {
             inode: None,
             modified_ms,
             entries: Entries::default(),
-            last_name: String::new(),
             subdirectories: 0,
             awaiting: Vec::new(),
         }
     }
+}
+
+fn too_many_names(path: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, action(path), "the names of its directory take more than 4 GiB")
+        .advise("take a smaller part of the tree")
 }
 
 fn action(path: &str) -> String {

@@ -26,8 +26,13 @@ mod node;
 pub mod protocol;
 pub mod ring;
 mod session;
+mod snapshots;
 
 pub use logging::start_logging;
 pub use mounts::{MountSpec, MountStatus};
 pub use node::Node;
+pub use penstock_engine::SnapshotFacts;
 pub use penstock_engine::{Entry, EntryKind, EntryPage, ReadHint};
+pub use snapshots::{
+    SnapshotChanges, SnapshotFile, SnapshotSummary, snapshot_changes, snapshot_files, snapshot_summary,
+};

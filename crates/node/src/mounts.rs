@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use penstock_engine::{Frozen, ImageOptions};
 use penstock_fuse::{IdleMax, Mount, MountOptions, Surroundings};
 use penstock_types::{Error, ErrorKind, KernelTree, Result, TierConfig, TreePath};
 use rustix::fs::{Mode, OFlags, open};
@@ -48,6 +50,31 @@ pub struct MountSpec {
     pub way: WantedWay,
     /// Why that way, for people.
     pub why: String,
+    /// What is shown instead of the tree.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotSpec>,
+}
+
+/// A snapshot that is shown.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSpec {
+    /// File of its document.
+    pub document: PathBuf,
+    /// File of its image; made where it is not there.
+    pub image: PathBuf,
+    /// What is served of it.
+    pub shown: Shown,
+}
+
+/// What is served of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shown {
+    /// The data devices of its image, which the kernel mounts by itself.
+    Devices,
+    /// Its names and files.
+    Files,
 }
 
 /// How the kernel is to get at bytes.
@@ -70,7 +97,7 @@ pub struct MountStatus {
     /// Where it is mounted.
     pub target: String,
     /// How the kernel gets at cached bytes: `passthrough` reads the cache's files, `keep-cache` keeps
-    /// pages of its own, `no-open` does that and never asks before it uses them.
+    /// pages of its own, `no-open` does that and never asks before it uses them, `image` knows the names, too.
     pub way: &'static str,
     /// Why that way.
     pub why: String,
@@ -82,15 +109,22 @@ pub struct MountStatus {
     pub oldest_request_s: Option<f64>,
     /// Minor part of `st_dev`; unknown on older kernels in some cases.
     pub device: Option<u32>,
+    /// Bytes of each data device of a snapshot.
+    pub data_devices: Vec<u64>,
 }
 
 /// Gives the tree below a path, for a kernel that reads lent files by itself or does not.
 pub type Trees = Box<dyn Fn(&TreePath, bool) -> Arc<dyn KernelTree> + Send + Sync>;
 
+/// Opens a snapshot for the kernel.
+pub type Snapshots = Box<dyn Fn(&SnapshotSpec, &ImageOptions) -> Result<Arc<Frozen>> + Send + Sync>;
+
 /// What all mounts of a node have in common.
 pub struct MountParts {
     /// Where trees come from.
     pub trees: Trees,
+    /// Where snapshots come from.
+    pub snapshots: Snapshots,
     /// Metrics, runtime, clock.
     pub surroundings: Surroundings,
     /// The first tier of the cache: its disk decides whether the kernel can read cached files.
@@ -117,6 +151,7 @@ struct Served {
     id: u64,
     spec: MountSpec,
     mount: Mount,
+    snapshot: Option<Arc<Frozen>>,
     given_up: AtomicBool,
 }
 
@@ -129,16 +164,23 @@ impl Mounts {
     /// Serves the mount behind `device` from now on.
     ///
     /// # Errors
-    /// `InvalidInput` for a path that is none; `Unsupported` when the kernel does not shake hands.
+    /// `InvalidInput` for a path that is none; `Unsupported` when the kernel does not shake hands; what a snapshot
+    /// cannot be opened for.
     pub fn serve(&self, device: OwnedFd, spec: MountSpec) -> Result<MountStatus> {
         let base = TreePath::parse(&spec.path)?;
-        let lendable = self.lendable();
+        let snapshot = spec.snapshot.as_ref().map(|frozen| (self.parts.snapshots)(frozen, &spec.image_options(frozen)));
+        let snapshot = snapshot.transpose()?;
+        let lendable = if snapshot.is_none() { self.lendable() } else { None };
         let mount = Mount::serve(
             device,
             lendable.as_ref().map(AsFd::as_fd),
             self.options(&spec),
             self.parts.surroundings.clone(),
-            |facts| (self.parts.trees)(&base, facts.lending),
+            |facts| match (&snapshot, spec.snapshot.as_ref().map(|frozen| frozen.shown)) {
+                (Some(frozen), Some(Shown::Files)) => frozen.file_tree(),
+                (Some(frozen), _) => frozen.device_tree(),
+                (None, _) => (self.parts.trees)(&base, facts.lending),
+            },
         )?;
         let facts = mount.facts();
         tracing::info!(
@@ -151,7 +193,7 @@ impl Mounts {
         let served = {
             let mut state = self.state();
             state.next += 1;
-            let served = Arc::new(Served { id: state.next, spec, mount, given_up: AtomicBool::new(false) });
+            let served = Arc::new(Served { id: state.next, spec, mount, snapshot, given_up: AtomicBool::new(false) });
             state.served.insert(served.id, Arc::clone(&served));
             served
         };
@@ -187,6 +229,7 @@ impl Mounts {
                 continue;
             }
             served.mount.tidy();
+            served.snapshot.iter().for_each(|frozen| frozen.tidy());
             let age = served.mount.oldest_request().unwrap_or_default();
             if age > self.give_up_after() && !served.given_up.swap(true, Ordering::Relaxed) {
                 served.give_up(age);
@@ -247,26 +290,42 @@ impl Mounts {
     }
 }
 
+impl MountSpec {
+    /// The image says of everything what the mount would.
+    fn image_options(&self, frozen: &SnapshotSpec) -> ImageOptions {
+        let seen = if self.allow_other { 0o777 } else { 0o700 };
+        ImageOptions {
+            file: frozen.image.clone(),
+            owner: (self.uid, self.gid),
+            file_mode: u32::from(self.file_mode) & seen,
+            directory_mode: u32::from(self.directory_mode) & seen,
+        }
+    }
+}
+
 impl Served {
     fn status(&self) -> MountStatus {
         let facts = self.mount.facts();
+        let shows_devices = self.spec.snapshot.as_ref().is_some_and(|frozen| frozen.shown == Shown::Devices);
         MountStatus {
             id: self.id,
             path: self.spec.path.clone(),
             target: self.spec.target.clone(),
             way: match self.spec.way {
+                _ if shows_devices => "image",
                 WantedWay::NoOpen => "no-open",
                 WantedWay::Open if facts.lending => "passthrough",
                 WantedWay::Open => "keep-cache",
             },
             why: match self.spec.way {
-                WantedWay::Open if !facts.lending => facts.why.clone(),
+                WantedWay::Open if !facts.lending && !shows_devices => facts.why.clone(),
                 _ => self.spec.why.clone(),
             },
             alive: self.mount.is_alive(),
             open_files: self.mount.open_files(),
             oldest_request_s: self.mount.oldest_request().map(|age| age.as_secs_f64()),
             device: facts.connection,
+            data_devices: self.snapshot.as_ref().map(|frozen| frozen.devices().to_vec()).unwrap_or_default(),
         }
     }
 
@@ -371,6 +430,7 @@ mod tests {
             let stuck = Arc::clone(&tree);
             let mounts = Mounts::new(MountParts {
                 trees: Box::new(move |_, _| Arc::clone(&stuck) as Arc<dyn KernelTree>),
+                snapshots: Box::new(|_, _| Err(Error::new(ErrorKind::NotFound, "open a snapshot", "there is none"))),
                 surroundings: Surroundings {
                     metrics: Metrics::default(),
                     runtime: tokio::runtime::Handle::current(),
@@ -390,6 +450,7 @@ mod tests {
                 allow_other: false,
                 way: WantedWay::Open,
                 why: "the test wants it".into(),
+                snapshot: None,
             };
             mounts.serve(device.into(), spec).unwrap();
             Some(Self { mounts, tree, clock, directory })

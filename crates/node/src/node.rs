@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk, Sample};
+use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk, Sample, SnapshotFacts};
 use penstock_fuse::Surroundings;
 use penstock_types::{AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, SystemClock, TreePath};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -96,9 +96,10 @@ impl Node {
             seed: random_seed()?,
         })?;
         let metrics_address = config.metrics_port.map(|port| serve_metrics(port, &runtime, &metrics)).transpose()?;
-        let mounted = Arc::clone(&engine);
+        let (mounted, frozen) = (Arc::clone(&engine), Arc::clone(&engine));
         let mounts = Mounts::new(MountParts {
             trees: Box::new(move |base, lending| mounted.kernel_tree(base, lending)),
+            snapshots: Box::new(move |spec, image| frozen.open_snapshot(&spec.document, image)),
             surroundings: Surroundings {
                 metrics: metrics.clone(),
                 runtime: runtime.handle().clone(),
@@ -151,6 +152,11 @@ impl Node {
     /// Number and bytes of the first files below `path`. Blocks for one request.
     pub fn sample(&self, path: &str) -> Result<Sample> {
         self.handle()?.block_on(self.engine.sample(&TreePath::parse(path)?))
+    }
+
+    /// Freezes what is below `path` into a document. Blocks until the source was listed.
+    pub fn create_snapshot(&self, path: &str, name: &str, file: &Path) -> Result<SnapshotFacts> {
+        self.handle()?.block_on(self.engine.create_snapshot(&TreePath::parse(path)?, name, file))
     }
 
     /// Every attachment.

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use penstock_node::{MountSpec, Node, start_logging};
+use penstock_node::{MountSpec, Node, snapshot_changes, snapshot_files, snapshot_summary, start_logging};
 use penstock_types::{AttachmentSpec, Error, ErrorKind, NodeConfig};
 use pyo3::prelude::*;
 use serde::Serialize;
@@ -76,6 +76,29 @@ impl PyNode {
     /// Number and bytes of the first files below `path`, as JSON: what kind of files they are. One request.
     fn sample(&self, py: Python<'_>, path: &str) -> PyResult<String> {
         json(&py.detach(|| self.0.sample(path)).map_err(|error| raise(&error))?)
+    }
+
+    /// Freezes what is below `path` into the document `file`; the source is listed anew.
+    fn create_snapshot(&self, py: Python<'_>, path: &str, name: &str, file: PathBuf) -> PyResult<()> {
+        py.detach(|| self.0.create_snapshot(path, name, &file)).map(drop).map_err(|error| raise(&error))
+    }
+
+    /// What a snapshot document says of itself, as JSON; with `whole`, all of it is read and checked.
+    #[staticmethod]
+    fn snapshot_summary(py: Python<'_>, file: PathBuf, whole: bool) -> PyResult<String> {
+        json(&py.detach(|| snapshot_summary(&file, whole)).map_err(|error| raise(&error))?)
+    }
+
+    /// Some files of a snapshot document from a row on, and the row to go on at, as JSON.
+    #[staticmethod]
+    fn snapshot_files(py: Python<'_>, file: PathBuf, from_row: usize) -> PyResult<String> {
+        json(&py.detach(|| snapshot_files(&file, from_row)).map_err(|error| raise(&error))?)
+    }
+
+    /// What is different in a later document: numbers and the first `limit` changes, as JSON.
+    #[staticmethod]
+    fn snapshot_changes(py: Python<'_>, earlier: PathBuf, later: PathBuf, limit: usize) -> PyResult<String> {
+        json(&py.detach(|| snapshot_changes(&earlier, &later, limit)).map_err(|error| raise(&error))?)
     }
 
     /// Serves a kernel mount from now on. `fd` is `/dev/fuse`, mounted already; it belongs to the node from this call on,

@@ -16,6 +16,16 @@ REASONS_MAX = 3
 """So many kernel mounts of one mount say why they are read the way they are; `--json` has all of them."""
 
 Target = Annotated[str, typer.Argument(metavar="DIRECTORY", help="The directory that shows the tree.")]
+Empty = Annotated[str, typer.Argument(metavar="DIRECTORY", help="An empty directory that will show it.")]
+Foreground = Annotated[
+    bool, typer.Option("--foreground", help="Stay here and unmount at Ctrl-C or SIGTERM: for containers.")
+]
+AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let every user in, as far as owner and modes do.")]
+Owner = Annotated[str | None, typer.Option(metavar="UID:GID", help="Whom files belong to; default: the node's user.")]
+FileMode = Annotated[str | None, typer.Option(metavar="MODE", help="Rights of files.", show_default="0444")]
+DirectoryMode = Annotated[str | None, typer.Option(metavar="MODE", help="Rights of directories.", show_default="0555")]
+Umask = Annotated[str | None, typer.Option(metavar="MODE", help="Rights taken from both.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,41 +42,33 @@ def register(app: typer.Typer) -> None:
 
 
 def mount(
-    target: Annotated[str, typer.Argument(metavar="DIRECTORY", help="An empty directory that will show the tree.")],
+    target: Empty,
     path: Annotated[str, typer.Option(metavar="PATH", help="The part of the tree that is shown.")] = "/",
-    foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay here and unmount at Ctrl-C or SIGTERM: for containers.")
-    ] = False,
-    allow_other: Annotated[
-        bool, typer.Option("--allow-other", help="Let every user in, as far as owner and modes do.")
-    ] = False,
-    owner: Annotated[
-        str | None, typer.Option(metavar="UID:GID", help="Whom files belong to; default: the node's user.")
-    ] = None,
-    file_mode: Annotated[str | None, typer.Option(metavar="MODE", help="Rights of files.", show_default="0444")] = None,
-    directory_mode: Annotated[
-        str | None, typer.Option(metavar="MODE", help="Rights of directories.", show_default="0555")
-    ] = None,
-    umask: Annotated[str | None, typer.Option(metavar="MODE", help="Rights taken from both.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    foreground: Foreground = False,
+    allow_other: AllowOther = False,
+    owner: Owner = None,
+    file_mode: FileMode = None,
+    directory_mode: DirectoryMode = None,
+    umask: Umask = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the tree as a directory, for every program.
 
     It stays until `penstock umount`, also over restarts of the node. Read-only.
     """
-    from penstock.cli import connection
     from penstock.cli.paths import tree_path
-    from penstock.policies.mounts import request
+    from penstock.policies.mounts import MountOptions, request
 
-    body = request(
-        _absolute(target),
-        tree_path(path),
-        owner=owner,
-        file_mode=file_mode,
-        directory_mode=directory_mode,
-        umask=umask,
-        allow_other=allow_other,
+    options = MountOptions(
+        owner=owner, file_mode=file_mode, directory_mode=directory_mode, umask=umask, allow_other=allow_other
     )
+    show(request(absolute(target), tree_path(path), **options), foreground=foreground, as_json=as_json)
+
+
+def show(body: dict[str, Any], *, foreground: bool, as_json: bool) -> None:
+    """Mounts and says so; in the foreground, stays."""
+    from penstock.cli import connection
+
     if foreground:
         _stay(body)
         return
@@ -74,7 +76,7 @@ def mount(
     if as_json:
         output.print_json(mounted)
         return
-    output.say(f"mounted {mounted['path']} at {mounted['target']} ({_ways(mounted)})")
+    output.say(f"mounted {_what(mounted)} at {mounted['target']} ({_ways(mounted)})")
     if mounted["problem"]:
         output.warn(f"note: {mounted['problem']}")
 
@@ -91,12 +93,12 @@ def umount(
     """
     from penstock.cli import connection
 
-    target = _absolute(target)
+    target = absolute(target)
     connection.control().umount(target, lazy=lazy)
     output.say(f"unmounted {target}")
 
 
-def mounts(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def mounts(as_json: AsJson = False) -> None:
     """Show where the tree is mounted, and how it is read."""
     from penstock.cli import connection
 
@@ -107,13 +109,18 @@ def mounts(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if not known:
         output.say("nothing is mounted; `penstock mount /mnt/lake`")
         return
-    rows = [(each["target"], each["path"], _ways(each), _state(each)) for each in known]
-    output.table(["TARGET", "PATH", "WAY", "STATE"], rows)
+    rows = [(each["target"], _what(each), _ways(each), _state(each)) for each in known]
+    output.table(["TARGET", "SHOWS", "WAY", "STATE"], rows)
 
 
-def _absolute(target: str) -> str:
+def absolute(target: str) -> str:
+    """A directory as it is asked for, from `/` on."""
     # Links are followed by who may touch a mount point; a dead mount would hold this command up, too.
     return os.path.abspath(target)  # noqa: PTH100
+
+
+def _what(mounted: dict[str, Any]) -> str:
+    return f"snapshot {mounted['snapshot']}" if mounted["snapshot"] else str(mounted["path"])
 
 
 def _ways(mounted: dict[str, Any]) -> str:
@@ -143,8 +150,9 @@ def _stay(body: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: told.set())
     control = connection.control()
-    target = control.mount(body, reuse=True)["target"]
-    output.say(f"mounted {body['path']} at {target}; Ctrl-C unmounts")
+    mounted = control.mount(body, reuse=True)
+    target = mounted["target"]
+    output.say(f"mounted {_what(mounted)} at {target}; Ctrl-C unmounts")
     sys.stdout.flush()
     while not told.wait(WATCH_INTERVAL_S):
         try:

@@ -11,12 +11,16 @@ from urllib.parse import quote, urlencode
 from penstock.errors import InternalError, TimedOutError, UnavailableError, error_from
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from http.client import HTTPConnection
 
 __all__ = ["Control"]
 
 TIMEOUT_S = 90.0
 """Longest silence of the node: above its own longest wait for a job and its attach deadline."""
+
+LISTING_TIMEOUT_S = 3600.0
+"""As :data:`TIMEOUT_S`, for what lists a whole source: a hundred million objects take minutes."""
 
 _ADVICE = "`penstock up` starts one"
 
@@ -67,6 +71,37 @@ class Control:
         """Takes a mount away; ``lazy`` also where somebody uses it."""
         self._ask("DELETE", "/v1/mounts?" + urlencode({"target": target, "lazy": lazy}))
 
+    def snapshots(self) -> list[dict[str, Any]]:
+        """Every snapshot, oldest first."""
+        return list(self._ask("GET", "/v1/snapshots"))
+
+    def create_snapshot(self, path: str, name: str) -> dict[str, Any]:
+        """Freezes a path of the tree as it is now; waits until its source was listed."""
+        body = {"path": path, "name": name}
+        return dict(self._ask("POST", "/v1/snapshots", body, timeout_s=LISTING_TIMEOUT_S))
+
+    def snapshot(self, name: str, *, check: bool = False) -> dict[str, Any]:
+        """One snapshot; ``check`` has all of its document read."""
+        return dict(self._ask("GET", f"/v1/snapshots/{quote(name, safe='')}?" + urlencode({"check": check})))
+
+    def snapshot_files(self, name: str) -> Iterator[dict[str, Any]]:
+        """Every file of a snapshot: path, size, time, version."""
+        row: int | None = 0
+        while row is not None:
+            page = self._ask("GET", f"/v1/snapshots/{quote(name, safe='')}/files?row={row}")
+            yield from page["files"]
+            row = page["next"]
+
+    def snapshot_diff(self, name: str, other: str | None = None) -> dict[str, Any]:
+        """What is different in another snapshot; without one, in the tree as it is now."""
+        query = "" if other is None else "?" + urlencode({"other": other})
+        target = f"/v1/snapshots/{quote(name, safe='')}/diff{query}"
+        return dict(self._ask("GET", target, timeout_s=LISTING_TIMEOUT_S))
+
+    def remove_snapshot(self, name: str) -> None:
+        """Forgets a snapshot."""
+        self._ask("DELETE", f"/v1/snapshots/{quote(name, safe='')}")
+
     def pins(self) -> list[str]:
         """Every pinned path."""
         return list(self._ask("GET", "/v1/pins"))
@@ -110,13 +145,13 @@ class Control:
         """Forgets an ended job."""
         self._ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
 
-    def _ask(self, method: str, target: str, body: Any = None) -> Any:
+    def _ask(self, method: str, target: str, body: Any = None, *, timeout_s: float = TIMEOUT_S) -> Any:
         action = f"ask the node behind {self.path}"
         try:
-            status, text = self._exchange(method, target, body)
+            status, text = self._exchange(method, target, body, timeout_s)
         except TimeoutError:
             advice = "look at its log, then `penstock down && penstock up`"
-            raise TimedOutError(action, f"it was silent for {TIMEOUT_S:.0f} s", advice) from None
+            raise TimedOutError(action, f"it was silent for {timeout_s:.0f} s", advice) from None
         except (FileNotFoundError, ConnectionRefusedError):
             raise UnavailableError(action, "no node runs on this home", _ADVICE) from None
         except OSError as error:
@@ -131,10 +166,10 @@ class Control:
             raise error_from(**answer)
         return answer
 
-    def _exchange(self, method: str, target: str, body: Any) -> tuple[int, bytes]:
+    def _exchange(self, method: str, target: str, body: Any, timeout_s: float) -> tuple[int, bytes]:
         from http.client import HTTPException
 
-        connection = self._connect()
+        connection = self._connect(timeout_s)
         try:
             headers = {"Content-Type": "application/json", "Connection": "close"}
             connection.request(method, target, None if body is None else json.dumps(body), headers)
@@ -145,12 +180,12 @@ class Control:
         finally:
             connection.close()
 
-    def _connect(self) -> HTTPConnection:
+    def _connect(self, timeout_s: float) -> HTTPConnection:
         from http.client import HTTPConnection
 
-        connection = HTTPConnection("penstock", timeout=TIMEOUT_S)
+        connection = HTTPConnection("penstock", timeout=timeout_s)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(TIMEOUT_S)
+        connection.sock.settimeout(timeout_s)
         try:
             connection.sock.connect(self.path)
         except OSError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from penstock.errors import AlreadyExistsError, InvalidInputError, NotDirectoryError, NotFoundError, UnavailableError
 from penstock.policies.attachments import check_tree_path
+from penstock.policies.snapshots import check_name
 from penstock.units import format_size
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ __all__ = [
     "DEFAULT_DIRECTORY_MODE",
     "DEFAULT_FILE_MODE",
     "FILE_SYSTEM",
+    "IMAGE",
     "SOURCE",
     "KernelMount",
     "MountOptions",
@@ -39,6 +41,9 @@ FILE_SYSTEM = "fuse.penstock"
 
 SOURCE = "penstock"
 """What the kernel's table says is mounted."""
+
+IMAGE = "erofs"
+"""Type of an image that the kernel mounts by itself; its source is the file of the image."""
 
 DEFAULT_FILE_MODE = 0o444
 DEFAULT_DIRECTORY_MODE = 0o555
@@ -107,12 +112,15 @@ class TargetFacts(NamedTuple):
     empty: bool
 
 
-def request(target: str, path: str = "/", **options: Unpack[MountOptions]) -> dict[str, Any]:
+def request(
+    target: str, path: str = "/", snapshot: str | None = None, **options: Unpack[MountOptions]
+) -> dict[str, Any]:
     """The body of a mount request, checked as far as it can be without looking.
 
     Args:
         target: absolute path of the directory that will show the tree.
         path: path of the tree that is shown there.
+        snapshot: name of a snapshot that is shown instead; ``path`` means nothing then.
         options: see :class:`MountOptions`.
 
     Raises:
@@ -123,6 +131,7 @@ def request(target: str, path: str = "/", **options: Unpack[MountOptions]) -> di
     return {
         "target": check_local_path(target),
         "path": check_tree_path(path),
+        "snapshot": snapshot if snapshot is None else check_name(snapshot),
         "uid": uid,
         "gid": gid,
         "file_mode": _mode("--file-mode", options.get("file_mode"), DEFAULT_FILE_MODE) & ~umask,

@@ -102,12 +102,20 @@ class MountBody(_Body):
 
     target: str
     path: str = "/"
+    snapshot: str | None = None
     uid: Annotated[int | None, Field(ge=0, lt=(1 << 32) - 1)] = None
     gid: Annotated[int | None, Field(ge=0, lt=(1 << 32) - 1)] = None
     file_mode: Annotated[int, Field(ge=0, le=0o777)] = DEFAULT_FILE_MODE
     directory_mode: Annotated[int, Field(ge=0, le=0o777)] = DEFAULT_DIRECTORY_MODE
     allow_other: bool = False
     reuse: bool = False
+
+
+class SnapshotBody(_Body):
+    """What to freeze, and how to call it."""
+
+    path: str
+    name: str
 
 
 class JobOptions(_Body):
@@ -146,6 +154,7 @@ def create_app(service: NodeService) -> FastAPI:
     _add_node(app, service)
     _add_attachments(app, service)
     _add_mounts(app, service)
+    _add_snapshots(app, service)
     _add_pins(app, service)
     _add_jobs(app, service)
     return app
@@ -214,6 +223,32 @@ def _add_mounts(app: FastAPI, service: NodeService) -> None:
     @app.delete("/v1/mounts", status_code=HTTPStatus.NO_CONTENT)
     def umount(target: str, lazy: bool = False) -> None:
         service.umount(target, lazy=lazy)
+
+
+def _add_snapshots(app: FastAPI, service: NodeService) -> None:
+    @app.get("/v1/snapshots")
+    def snapshots() -> list[dict[str, Any]]:
+        return service.snapshots.all()
+
+    @app.post("/v1/snapshots", status_code=HTTPStatus.CREATED)
+    def create(body: SnapshotBody) -> dict[str, Any]:
+        return service.snapshots.create(body.path, body.name)
+
+    @app.get("/v1/snapshots/{name}")
+    def show(name: str, check: bool = False) -> dict[str, Any]:
+        return service.snapshots.show(name, check=check)
+
+    @app.get("/v1/snapshots/{name}/files")
+    def files(name: str, row: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+        return service.snapshots.files(name, row)
+
+    @app.get("/v1/snapshots/{name}/diff")
+    def diff(name: str, other: str | None = None) -> dict[str, Any]:
+        return service.snapshots.diff(name, other)
+
+    @app.delete("/v1/snapshots/{name}", status_code=HTTPStatus.NO_CONTENT)
+    def remove_snapshot(name: str) -> None:
+        service.snapshots.remove(name)
 
 
 def _add_pins(app: FastAPI, service: NodeService) -> None:

@@ -43,6 +43,8 @@ class Served(NamedTuple):
     place: Place
     id: int
     device: str
+    kind: str = FILE_SYSTEM
+    source: str = SOURCE
 
 
 class Mount:
@@ -70,6 +72,18 @@ class Mount:
     def is_mounted(self) -> bool:
         """Whether it was mounted and nobody has taken it away, as far as is known."""
         return bool(self.served)
+
+    @property
+    def snapshot(self) -> str | None:
+        """Name of the snapshot that is shown instead of the tree."""
+        name: str | None = self.document["snapshot"]
+        return name
+
+    def clear(self, mounter: Mounter) -> None:
+        """Takes away what an earlier node left, where that does not look dead by itself."""
+
+    def forget(self) -> None:
+        """Removes what was kept for it, once it is away for good."""
 
     def establish(self, mounter: Mounter, attached: Iterable[str]) -> None:
         """Mounts and serves the root and what is nested in it.
@@ -191,8 +205,10 @@ class Mount:
             self.served = tuple(other for other in self.served if other is not each)
         return False
 
-    def _serve(self, mounter: Mounter, place: Place, way: tuple[str, str]) -> bool:
-        """Mounts and serves one kernel mount; whether others can be nested in it."""
+    def _serve(
+        self, mounter: Mounter, place: Place, way: tuple[str, str], instead: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Mounts and serves one kernel mount, of the tree or of ``instead``; whether others can be nested in it."""
         document = self.document
         around = [each.device for each in self.served if lies_in(place.target, each.place.target)]
         inside = around[-1] if around else None
@@ -205,6 +221,7 @@ class Mount:
             **{name: document[name] for name in ("file_mode", "directory_mode", "allow_other")},
             "way": way[0],
             "why": way[1],
+            **(instead or {}),
         }
         number: int | None = None
         try:
@@ -264,5 +281,5 @@ def _refuse_busy(mounter: Mounter, target: str, action: str, instead: str) -> No
 
 def _shows(table: Sequence[KernelMount], served: Served) -> bool:
     # Device numbers are used again: whatever else is mounted there could have this one.
-    wanted = KernelMount(served.device, served.place.target, FILE_SYSTEM, SOURCE)
+    wanted = KernelMount(served.device, served.place.target, served.kind, served.source)
     return wanted in table

@@ -19,7 +19,7 @@ __all__ = ["FORMAT", "MountStore"]
 FORMAT = 1
 """Version of the document."""
 
-_KEYS = ("id", "target", "path", "uid", "gid", "file_mode", "directory_mode", "allow_other", "created")
+_KEYS = ("id", "target", "path", "snapshot", "uid", "gid", "file_mode", "directory_mode", "allow_other", "created")
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ class MountStore:
 
     def new(self, request: dict[str, Any]) -> dict[str, Any]:
         """The document of a mount that is asked for; not kept yet."""
-        wanted = {name: request[name] for name in _KEYS if name in request}
+        wanted = {"snapshot": None, **{name: request[name] for name in _KEYS if name in request}}
         return {"format": FORMAT, "id": secrets.token_hex(8), **wanted, "created": time.time()}
 
     def load(self) -> tuple[list[dict[str, Any]], list[str]]:

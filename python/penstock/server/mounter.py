@@ -96,6 +96,29 @@ class Mounter:
             raise InternalError(f"mount {target}", "no descriptor came with the answer", "report it")
         return Mounted(descriptor, answer["privileged"])
 
+    def check_image(self) -> None:
+        """Asks whether this kernel and user can mount an image at all.
+
+        Raises:
+            UnsupportedError: the kernel knows no EROFS, or not in files.
+            PermissionDeniedError: this user may not mount.
+        """
+        self._ask("mount an image", {"do": "check_image"})
+
+    def mount_image(self, target: str, image: str, devices: Sequence[str]) -> None:
+        """Has the kernel mount an image by itself.
+
+        Args:
+            target: the directory.
+            image: file of the image.
+            devices: files of its data devices.
+        Raises:
+            UnsupportedError: the kernel cannot; says what it would take.
+            PermissionDeniedError: this user may not.
+        """
+        question = {"do": "mount_image", "target": target, "image": image, "devices": list(devices)}
+        self._ask(f"mount {target}", {**question, "read_ahead_kb": READ_AHEAD_KIB})
+
     def settle(self, target: str, device: str) -> None:
         """Waits until a mount that is served answers, and has the kernel read further ahead where it may."""
         question = {"do": "settle", "target": target, "device": device, "read_ahead_kb": READ_AHEAD_KIB}

@@ -25,6 +25,7 @@ from typing import Any
 
 DEVICE = "/dev/fuse"
 MESSAGE_MAX_BYTES = 1 << 17
+MOUNT_OPTIONS_MAX_BYTES = 4096
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -107,6 +108,47 @@ def mount(target: str, allow_other: bool, inside: str | None) -> tuple[dict[str,
     if failure == errno.EPERM:
         return {"privileged": False}, _mount_by_program(target, options, may_open=True)
     raise RefusedError("unavailable", f"the kernel refuses: {os.strerror(failure)}")
+
+
+def check_image() -> tuple[dict[str, Any], None]:
+    """Whether this kernel and user can mount an image at all."""
+    if os.geteuid() != 0:
+        raise RefusedError("permission-denied", "the kernel lets only root mount an image")
+    known = Path("/proc/filesystems").read_text(encoding="ascii", errors="replace").split()
+    if "erofs" not in known and not any(Path("/lib/modules", os.uname().release).rglob("erofs.ko*")):
+        raise RefusedError(
+            "unsupported", "the kernel knows no EROFS", "a kernel with EROFS in files: Linux 6.12 has it"
+        )
+    return {}, None
+
+
+def mount_image(target: str, image: str, devices: list[str], read_ahead_kb: int) -> tuple[dict[str, Any], None]:
+    """Has the kernel mount an image from its file, past the page cache of its data devices where it can."""
+    if any("," in each for each in devices):
+        raise RefusedError("unsupported", "the path of its data has a comma in it")
+    before = _image_readahead()
+    for extra in (["directio"], []):
+        options = ",".join([f"device={each}" for each in devices] + extra)
+        if len(options) >= MOUNT_OPTIONS_MAX_BYTES:
+            raise RefusedError("unsupported", "it has more data devices than the kernel takes")
+        flags = ctypes.c_ulong(MS_RDONLY | MS_NOSUID | MS_NODEV)
+        failure = _call("mount", os.fsencode(image), os.fsencode(target), b"erofs", flags, os.fsencode(options))
+        if failure == 0:
+            for each in _image_readahead() - before:
+                with contextlib.suppress(OSError):
+                    each.write_text(f"{read_ahead_kb}\n", encoding="ascii")
+            return {}, None
+        if failure != errno.EINVAL:
+            break
+    if failure in (errno.EPERM, errno.EACCES):
+        raise RefusedError("permission-denied", f"the kernel refuses an image: {os.strerror(failure)}")
+    if failure in (errno.ENODEV, errno.ENOTBLK, errno.EINVAL, errno.EOPNOTSUPP):
+        raise RefusedError("unsupported", f"the kernel mounts no image from a file: {os.strerror(failure)}")
+    raise RefusedError("unavailable", f"the kernel refuses the image: {os.strerror(failure)}")
+
+
+def _image_readahead() -> set[Path]:
+    return set(Path("/sys/class/bdi").glob("erofs*/read_ahead_kb"))
 
 
 def settle(target: str, device: str, read_ahead_kb: int) -> tuple[dict[str, Any], None]:
@@ -289,6 +331,8 @@ def _name(process: int) -> str:
 _QUESTIONS: dict[str, Callable[..., tuple[dict[str, Any], int | None]]] = {
     "look": look,
     "mount": mount,
+    "check_image": check_image,
+    "mount_image": mount_image,
     "settle": settle,
     "unmount": unmount,
     "holders": holders,

@@ -19,9 +19,12 @@ from penstock.policies.mounts import FILE_SYSTEM, TargetFacts, check_target, lie
 from penstock.server.mount import Mount, MountCore
 from penstock.server.mount_store import MountStore
 from penstock.server.mounter import Mounter
+from penstock.server.snapshot_mount import SnapshotMount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from penstock.server.snapshots import SnapshotFiles
 
 __all__ = ["MountBook", "Surroundings"]
 
@@ -49,6 +52,10 @@ class Surroundings(NamedTuple):
     """Raises where a path of the tree is no directory."""
     own_directories: Callable[[], Mapping[str, str]]
     """Local directories that the node uses by itself, each with what it is."""
+    snapshot: Callable[[str], SnapshotFiles]
+    """The files of a snapshot by its name; raises where there is none."""
+    run: Path
+    """Private directory for what is mounted out of sight."""
     ways: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]]
     """How the kernel is to get at the bytes below each path of the tree, and why; may ask sources."""
 
@@ -90,6 +97,8 @@ class MountBook:
         self._thread.start()
 
     def _mount_of(self, document: dict[str, Any]) -> Mount:
+        if document["snapshot"] is not None:
+            return SnapshotMount(document, self._core, self._surroundings.snapshot, self._surroundings.run)
         return Mount(document, self._core, self._surroundings.ways)
 
     def mount(self, request: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
@@ -102,7 +111,10 @@ class MountBook:
         Raises:
             PenstockError: why not, with what helps; nothing is left of it.
         """
-        self._surroundings.check_directory(request["path"])
+        if request["snapshot"] is None:
+            self._surroundings.check_directory(request["path"])
+        else:
+            request = {**request, "path": self._surroundings.snapshot(request["snapshot"]).path}
         with self._changing(f"mount {request['target']}"), self._mounter() as mounter:
             self._notice(mounter)
             facts, own = self._seen(mounter, request["target"])
@@ -144,6 +156,7 @@ class MountBook:
             if mount.is_mounted:
                 mount.withdraw(mounter, self._surroundings.attached(), lazy=lazy)
             else:
+                mount.clear(mounter)
                 self._seen(mounter, target)
             self._forget(mount)
             _log.info("unmounted %s", target)
@@ -204,6 +217,11 @@ class MountBook:
         """Every mount with its kernel mounts, sorted by target."""
         served = self._served()
         return [self._view(mount, served) for _, mount in sorted(dict(self._mounts).items())]
+
+    def snapshots(self) -> dict[str, str]:
+        """Names of the snapshots that are mounted, each with where."""
+        mounts = dict(self._mounts).values()
+        return {mount.snapshot: mount.target for mount in mounts if mount.snapshot is not None}
 
     def problems(self) -> list[str]:
         """What is wrong with mounts now, one sentence each."""
@@ -285,6 +303,7 @@ class MountBook:
         return True
 
     def _revive(self, mounter: Mounter, mount: Mount) -> None:
+        mount.clear(mounter)
         facts, own = self._seen(mounter, mount.target)
         check_target(facts, mounter.table(), own, is_ours=False)
         self._establish(mounter, mount)
@@ -340,6 +359,7 @@ class MountBook:
         del self._mounts[mount.target]
         self._tried_at.pop(mount.document["id"], None)
         self._store.remove(mount.document)
+        mount.forget()
 
     def _served(self) -> dict[int, dict[str, Any]]:
         """What the core serves, by its number; one out of sight is among them until its last file is closed."""
@@ -374,6 +394,8 @@ def _is_same(mount: Mount, request: dict[str, Any]) -> bool:
 
 def _refuse_uncovered(mount: Mount, path: str, others: list[str]) -> None:
     """Refuses to detach what a mount shows: its root would be nowhere."""
+    if mount.snapshot is not None:
+        return
     shown = lies_in(mount.path, path)
     if not shown and lies_in(path, mount.path) and mount.path != "/":
         shown = not any(lies_in(mount.path, each) or lies_in(each, mount.path) for each in others)

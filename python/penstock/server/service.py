@@ -16,6 +16,7 @@ from penstock.server.attachments import Attacher, AttachmentBook
 from penstock.server.mount import MountCore
 from penstock.server.mounts import MountBook, Surroundings
 from penstock.server.pins import PinBook
+from penstock.server.snapshots import SnapshotBook, SnapshotCore
 from penstock.server.ways import choose_ways
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ WAIT_STEP_S = 0.1
 """How often a waiting request looks; also the most often that progress is told."""
 
 
-class CoreNode(Attacher, MountCore, Protocol):
+class CoreNode(Attacher, MountCore, SnapshotCore, Protocol):
     """The part of ``_core.Node`` that the service needs."""
 
     def status(self) -> str:
@@ -63,7 +64,15 @@ class NodeService:
         self.jobs = jobs
         self.attachments = AttachmentBook(home.attachments, core)
         self.pins = PinBook(home.pins, core.set_pins)
-        surroundings = Surroundings(self.attachments.attached, self._check_directory, self._own_directories, self._ways)
+        self.snapshots = SnapshotBook(home.snapshots, home.images, core, self._mounted_snapshots)
+        surroundings = Surroundings(
+            attached=self.attachments.attached,
+            check_directory=self._check_directory,
+            own_directories=self._own_directories,
+            snapshot=self.snapshots.for_mount,
+            run=home.run,
+            ways=self._ways,
+        )
         self.mounts = MountBook(home.mounts, core, surroundings)
         self.problems: list[str] = []
         self.foreground = False
@@ -76,6 +85,7 @@ class NodeService:
         """Brings back what an earlier node had: attachments, pins, jobs. Waits for no source and for no mount."""
         self.problems += self.attachments.restore()
         self.pins.restore()
+        self.snapshots.clean()
         self.problems += self.mounts.load()
         self.jobs.start()
 
@@ -194,6 +204,9 @@ class NodeService:
         if clients or counts["running"] or counts["queued"] or self.mounts.in_use():
             self.touch()
         return time.monotonic() - self._active_at
+
+    def _mounted_snapshots(self) -> dict[str, str]:
+        return self.mounts.snapshots()
 
     def _check_directory(self, path: str) -> None:
         """Raises where a path of the tree is no directory; may ask its source."""

@@ -6,6 +6,8 @@
 mod file;
 mod nodes;
 
+pub(crate) use file::MountedFile;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,6 @@ use penstock_types::{
 
 use crate::engine::{Engine, nothing_attached};
 use crate::entry::{Entry, EntryKind};
-use crate::kernel::file::MountedFile;
 use crate::kernel::nodes::{FileNode, Node, Nodes, Way};
 use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
 
@@ -53,6 +54,14 @@ impl Engine {
         let (nodes, mounted_ms) = (Nodes::new(base.as_str()), self.parts.clock.wall_ms());
         let (engine, base) = (Arc::clone(self), base.clone());
         Arc::new(MountedTree(Arc::new(Mounted { engine, lending, base, nodes, mounted_ms })))
+    }
+
+    /// Space of the cache.
+    pub(crate) fn space(&self) -> TreeSpace {
+        let usage = self.cache.usage();
+        let total_bytes = usage.tiers.iter().map(|tier| tier.size_bytes).sum::<u64>();
+        let used = usage.tiers.iter().map(|tier| tier.used_bytes).sum::<u64>();
+        TreeSpace { total_bytes, free_bytes: total_bytes.saturating_sub(used) }
     }
 
     /// What is at `path`, where that is known and fresh, and for how long.
@@ -364,10 +373,7 @@ impl KernelTree for MountedTree {
     }
 
     fn space(&self) -> TreeSpace {
-        let usage = self.0.engine.cache.usage();
-        let total_bytes = usage.tiers.iter().map(|tier| tier.size_bytes).sum::<u64>();
-        let used = usage.tiers.iter().map(|tier| tier.used_bytes).sum::<u64>();
-        TreeSpace { total_bytes, free_bytes: total_bytes.saturating_sub(used) }
+        self.0.engine.space()
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod listing;
 mod mounted;
+mod read_back;
 mod reader;
 mod refused;
 mod roundtrip;
