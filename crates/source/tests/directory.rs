@@ -105,6 +105,27 @@ async fn what_is_no_file_is_no_object_and_holds_nobody() {
 }
 
 #[tokio::test]
+async fn an_empty_directory_is_there_for_who_asks_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("empty")).unwrap();
+    let source = opened(directory.path());
+    let below = async |prefix: &str| {
+        let request =
+            ListRequest { prefix: ObjectKey::from(prefix), delimited: true, limit: 1, ..ListRequest::default() };
+        let page = source.list(request).await.unwrap();
+        assert_eq!(page.continuation, None);
+        let objects = page.objects.into_iter().map(|object| (object.key.to_string(), object.attributes.size));
+        (objects.collect::<Vec<_>>(), page.prefixes)
+    };
+    assert_eq!(below("").await, (vec![], vec![ObjectKey::from("empty/")]));
+    assert_eq!(below("empty/").await, (vec![("empty/".to_owned(), 0)], vec![]));
+    assert_eq!(below("none/").await, (vec![], vec![]));
+    assert_eq!(below("empt").await, (vec![], vec![ObjectKey::from("empty/")]));
+    std::fs::write(directory.path().join("empty/file"), "x").unwrap();
+    assert_eq!(below("empty/").await, (vec![("empty/file".to_owned(), 1)], vec![]));
+}
+
+#[tokio::test]
 async fn a_file_that_changes_under_a_read_is_stale_and_no_mixture() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f");

@@ -101,6 +101,9 @@ pub(super) fn page(root: &Root, parked: &Parked, request: &ListRequest) -> Resul
     };
     let Some(mut walk) = walk else { return Ok(ListPage::default()) };
     let mut page = ListPage::default();
+    if request.delimited && start_after.is_none() {
+        page.objects.extend(walk.marker(&request.prefix));
+    }
     let limit = request.limit.min(MAX_PAGE);
     let mut last = None;
     while page.objects.len() + page.prefixes.len() < limit {
@@ -180,6 +183,17 @@ impl Walk {
                 return Ok(Some(Found::Object(ListedObject { key: ObjectKey::new(key), attributes })));
             }
         }
+    }
+
+    /// What stands for the directory that is listed where it is empty, so that it is there for who asks for it as it
+    /// is for who lists its parent. It can be listed, not read.
+    fn marker(&self, prefix: &ObjectKey) -> Option<ListedObject> {
+        let [Frame { names, directory: Some(directory), .. }] = &self.frames[..] else { return None };
+        if !names.spans.is_empty() || !prefix.as_bytes().ends_with(b"/") {
+            return None;
+        }
+        let attributes = super::root::marker_attributes(directory)?;
+        Some(ListedObject { key: prefix.clone(), attributes })
     }
 
     /// Whether anything may follow; a page may still come out empty.
