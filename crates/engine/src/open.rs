@@ -84,8 +84,8 @@ impl Holding {
         Self { store, lease: Some(lease), transfer: None, ahead: None, pattern: Pattern::default() }
     }
 
-    fn scratch(size: u64) -> Result<Self> {
-        let store = Store::Scratch(Arc::new(Scratch::new(size)?));
+    fn scratch(size: u64, budget_bytes: u64) -> Result<Self> {
+        let store = Store::Scratch(Arc::new(Scratch::new(size, budget_bytes)?));
         Ok(Self { store, lease: None, transfer: None, ahead: None, pattern: Pattern::default() })
     }
 
@@ -229,7 +229,7 @@ impl Engine {
         let leased = tokio::task::block_in_place(|| self.lease(&target.object, size));
         let holding = match leased {
             Ok(lease) => Holding::cached(lease),
-            Err(error) if cannot_cache(&error) => Holding::scratch(size)?,
+            Err(error) if cannot_cache(&error) => Holding::scratch(size, self.carrier.budget.bytes())?,
             Err(error) => return Err(error),
         };
         Ok(self.open_file(target, priority, holding))
@@ -292,22 +292,39 @@ impl OpenFile {
     /// `StaleVersion` when the pinned version is gone and not cached; `Timeout`, `Unavailable`, `RateLimited`,
     /// `PermissionDenied` from the source; `ResourceLimit` when memory stays used up.
     pub async fn ensure(&self, range: ByteRange, hint: ReadHint) -> Result<Ready> {
-        let range = range.intersect(ByteRange::new(0, self.size()));
-        if self.is_complete() || range.is_empty() {
-            return Ok(self.ready(range.start, None));
-        }
-        let plan = self.holding().pattern.observe(range, hint, self.size());
-        let need = ByteRange::new(range.start, range.end.min(range.start + NEED_MAX));
-        match self.bring(need, plan).await {
-            Ok(()) => Ok(self.ready(range.start, None)),
-            Err(error) if cannot_cache(&error) && self.extent().is_some() => {
-                *self.holding() = Holding::scratch(self.size())?;
-                let descriptor = Some(self.descriptor());
-                self.bring(need, plan).await?;
-                Ok(self.ready(range.start, descriptor))
+        match self.ensure_stored(range, hint).await {
+            Err(error) if cannot_cache(&error) => {
+                let descriptor = self.leave_cache()?;
+                let ready = self.ensure_stored(range, hint).await?;
+                Ok(Ready { descriptor: Some(descriptor), ..ready })
             }
-            Err(error) => Err(error),
+            ensured => ensured,
         }
+    }
+
+    /// As [`OpenFile::ensure`], in the store that there is now.
+    ///
+    /// # Errors
+    /// Those, and `NoSpace`, `Disk` where the cache cannot take the bytes: [`OpenFile::leave_cache`] helps.
+    pub(crate) async fn ensure_stored(&self, range: ByteRange, hint: ReadHint) -> Result<Ready> {
+        let range = range.intersect(ByteRange::new(0, self.size()));
+        if !self.is_complete() && !range.is_empty() {
+            let plan = self.holding().pattern.observe(range, hint, self.size());
+            let need = ByteRange::new(range.start, range.end.min(range.start + NEED_MAX));
+            self.bring(need, plan).await?;
+        }
+        Ok(self.ready(range.start))
+    }
+
+    /// Goes on without the cache, which cannot take the bytes; says from where they are read now. Several readers of the
+    /// handle may find out at the same time, and the first of them makes the change.
+    pub(crate) fn leave_cache(&self) -> Result<Arc<OwnedFd>> {
+        let mut holding = self.holding();
+        if holding.lease.is_some() {
+            let uncached = Holding::scratch(self.size(), self.engine.carrier.budget.bytes())?;
+            *holding = Holding { pattern: holding.pattern, ..uncached };
+        }
+        Ok(holding.descriptor())
     }
 
     /// Brings everything, all pieces at once.
@@ -318,10 +335,7 @@ impl OpenFile {
             return Ok(());
         }
         match self.bring(whole, plan).await {
-            Err(error) if cannot_cache(&error) => {
-                *self.holding() = Holding::scratch(self.size())?;
-                Ok(())
-            }
+            Err(error) if cannot_cache(&error) => self.leave_cache().map(drop),
             brought => brought,
         }
     }
@@ -339,10 +353,8 @@ impl OpenFile {
     async fn bring(&self, mut need: ByteRange, mut plan: Plan) -> Result<()> {
         let (store, transfer) = self.transfer();
         let metrics = &self.engine.parts.metrics;
-        if matches!(store, Store::Scratch(_)) {
-            let window = scratch::window(self.engine.carrier.budget.bytes());
-            plan.want = plan.want.intersect(ByteRange::new(need.start, need.start + window));
-            plan.want = plan.want.rounded_out(crate::pattern::RANDOM_UNIT, self.size());
+        if let Store::Scratch(scratch) = &store {
+            plan.want = plan.want.intersect(scratch.window_at(need.start));
             plan.piece_max = scratch::PIECE_MAX;
             need = need.intersect(plan.want);
             metrics.uncached_bytes.inc_by(need.len());
@@ -380,15 +392,15 @@ impl OpenFile {
         (store, transfer)
     }
 
-    fn ready(&self, offset: u64, descriptor: Option<Arc<OwnedFd>>) -> Ready {
+    fn ready(&self, offset: u64) -> Ready {
         let mut holding = self.holding();
         if holding.store.is_complete() {
-            return Ready { range: ByteRange::new(0, self.size()), descriptor, complete: true };
+            return Ready { range: ByteRange::new(0, self.size()), descriptor: None, complete: true };
         }
         let run = holding.store.present_run(offset);
         let range = run.intersect(ByteRange::new(offset, offset + READY_MAX));
         holding.pattern.handed_out(range.end);
-        Ready { range, descriptor, complete: false }
+        Ready { range, descriptor: None, complete: false }
     }
 
     fn holding(&self) -> std::sync::MutexGuard<'_, Holding> {

@@ -24,8 +24,8 @@ const GROWTH_MAX: u64 = 8;
 const GROWTH_UNIT: u64 = RANDOM_UNIT;
 /// A first read at the start of the file of at least this size is taken for the start of a sequential run.
 const LARGE_FIRST_READ: u64 = 512 * 1024;
-/// A run may come back by so much: a kernel that reads ahead asks for several pieces at once, in no strict order.
-const STEP_BACK_MAX: u64 = 4 * 1024 * 1024;
+/// A run may come back by so much: a kernel that reads 4 MiB ahead has twice as much asked for at once, in no strict order.
+const STEP_BACK_MAX: u64 = 8 * 1024 * 1024;
 /// Forward gaps up to this size still count as sequential (readers that skip headers or padding).
 const GAP_MAX: u64 = 1024 * 1024;
 

@@ -12,16 +12,20 @@ use penstock_types::{ByteRange, Error, ErrorKind, PAGE_SIZE, Result};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, ftruncate, memfd_create, open};
 
 use crate::budget::MemoryHold;
+use crate::pattern::RANDOM_UNIT;
 
-/// Bytes fetched ahead at most for a reader whose bytes are not cached: enough for eight requests of 1 MiB in flight.
-const WINDOW_MAX: u64 = 8 * PIECE_MAX;
+/// Bytes kept at most for a reader whose bytes are not cached: eight requests of 1 MiB ahead, and what is behind.
+const WINDOW_MAX: u64 = 2 * BEHIND_MAX;
+/// Of them, behind the last read: a kernel that reads 4 MiB ahead has twice as much asked for at once, and asks in no
+/// strict order.
+const BEHIND_MAX: u64 = 8 * PIECE_MAX;
 /// Largest request of such a reader.
 pub const PIECE_MAX: u64 = 1024 * 1024;
 /// A reader who stays away keeps its window; so many may do so before others have to wait for memory.
 const IDLE_READERS: u64 = 16;
 
-/// Bytes fetched ahead for a reader whose bytes are not cached, of a budget of so many.
-pub fn window(budget_bytes: u64) -> u64 {
+/// Bytes kept for a reader whose bytes are not cached, of a budget of so many.
+fn window_bytes(budget_bytes: u64) -> u64 {
     (budget_bytes / IDLE_READERS / PIECE_MAX * PIECE_MAX).clamp(PIECE_MAX, WINDOW_MAX)
 }
 
@@ -30,6 +34,7 @@ pub struct Scratch {
     file: File,
     lent: Arc<OwnedFd>,
     size: u64,
+    window_bytes: u64,
     state: Mutex<State>,
 }
 
@@ -43,8 +48,8 @@ struct State {
 type Held = Arc<MemoryHold>;
 
 impl Scratch {
-    /// An empty one for an object of `size` bytes.
-    pub fn new(size: u64) -> Result<Self> {
+    /// An empty one for an object of `size` bytes, which takes its share of a budget of so many.
+    pub fn new(size: u64, budget_bytes: u64) -> Result<Self> {
         let failed = |error: rustix::io::Errno| {
             Error::new(ErrorKind::ResourceLimit, "make room in memory", error.to_string())
                 .advise("raise the limits of open files and memory")
@@ -57,7 +62,8 @@ impl Scratch {
             file: made.into(),
             lent: Arc::new(lent),
             size,
-            state: Mutex::new(State { window: ByteRange::new(0, size), pages: BTreeMap::new() }),
+            window_bytes: window_bytes(budget_bytes),
+            state: Mutex::new(State { window: ByteRange::default(), pages: BTreeMap::new() }),
         })
     }
 
@@ -86,9 +92,38 @@ impl Scratch {
         Ok(())
     }
 
+    /// What will be kept for a read at `offset`: the window follows the reader, and is where it was for a read inside it
+    /// that does not push it on, so that reads that come out of order throw away nothing that is still to be read.
+    pub fn window_at(&self, offset: u64) -> ByteRange {
+        self.moved(self.state().window, offset)
+    }
+
+    /// Moves the window for a read at `offset`: whatever is outside it is forgotten.
+    pub fn move_to(&self, offset: u64) {
+        let mut state = self.state();
+        let window = self.moved(state.window, offset);
+        self.keep(&mut state, window);
+    }
+
     /// Forgets every page outside `window`, which is of whole pages, and gives its memory back.
     pub fn keep_only(&self, window: ByteRange) {
-        let mut state = self.state();
+        self.keep(&mut self.state(), window);
+    }
+
+    /// What of `range` is kept when it arrives.
+    pub fn kept(&self, range: ByteRange) -> ByteRange {
+        range.intersect(self.state().window)
+    }
+
+    fn moved(&self, window: ByteRange, offset: u64) -> ByteRange {
+        let behind = (self.window_bytes - PIECE_MAX).min(self.window_bytes / 2);
+        let lowest = offset.saturating_sub(behind) / RANDOM_UNIT * RANDOM_UNIT;
+        let inside = window.start <= offset && offset < window.end;
+        let start = if inside { window.start.max(lowest) } else { lowest };
+        ByteRange::new(start, start.saturating_add(self.window_bytes).min(self.size).max(start))
+    }
+
+    fn keep(&self, state: &mut State, window: ByteRange) {
         state.window = window;
         let keep = window.pages();
         let dropped: Vec<u64> = state.pages.keys().copied().filter(|page| !keep.contains(page)).collect();
@@ -141,5 +176,56 @@ impl Scratch {
         self.file
             .read_exact_at(out, range.start)
             .map_err(|error| Error::new(ErrorKind::Internal, "read bytes held in memory", error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn filled(scratch: &Scratch, range: ByteRange) {
+        let budget = crate::budget::MemoryBudget::new(64 * MIB, penstock_types::Metrics::default());
+        let held = Arc::new(budget.try_hold(range.len()).unwrap());
+        let bytes = Bytes::from(vec![7; usize::try_from(range.len()).unwrap()]);
+        scratch.fill(range.start, &[bytes], &held).unwrap();
+    }
+
+    #[test]
+    fn reads_that_come_out_of_order_find_what_was_kept_behind_and_ahead() {
+        let scratch = Scratch::new(100 * MIB, 1 << 30).unwrap();
+        scratch.move_to(20 * MIB);
+        assert_eq!(scratch.window_at(20 * MIB), ByteRange::new(12 * MIB, 28 * MIB));
+        filled(&scratch, ByteRange::new(20 * MIB, 28 * MIB));
+        for at in [21 * MIB, 20 * MIB, 13 * MIB + 5] {
+            scratch.move_to(at);
+            assert_eq!(scratch.kept(ByteRange::new(0, 100 * MIB)), ByteRange::new(13 * MIB, 29 * MIB), "{at}");
+        }
+        assert_eq!(scratch.present_run(20 * MIB).end, 28 * MIB);
+        scratch.move_to(28 * MIB + 9);
+        scratch.move_to(30 * MIB + 9);
+        assert_eq!(scratch.window_at(24 * MIB), ByteRange::new(22 * MIB, 38 * MIB));
+        assert!(scratch.present_run(20 * MIB).is_empty() && scratch.present_run(22 * MIB).end == 28 * MIB);
+        assert!(scratch.read(ByteRange::new(21 * MIB, 23 * MIB), &mut vec![0; 2 << 20]).is_err(), "never zeros");
+    }
+
+    #[test]
+    fn a_read_elsewhere_takes_the_window_along_and_what_arrives_late_is_thrown_away() {
+        let scratch = Scratch::new(100 * MIB, 1 << 30).unwrap();
+        scratch.move_to(0);
+        filled(&scratch, ByteRange::new(0, MIB));
+        scratch.move_to(99 * MIB);
+        filled(&scratch, ByteRange::new(MIB, 2 * MIB));
+        assert!(scratch.present_run(0).is_empty() && scratch.present_run(MIB).is_empty());
+        assert_eq!(scratch.window_at(99 * MIB), ByteRange::new(91 * MIB, 100 * MIB));
+    }
+
+    #[test]
+    fn a_small_budget_gives_a_small_window_that_still_takes_a_whole_request() {
+        for (budget, before, after) in [(16, 20, 21), (32, 19, 21), (1024, 12, 28)] {
+            let scratch = Scratch::new(100 * MIB, budget * MIB).unwrap();
+            assert_eq!(scratch.window_at(20 * MIB), ByteRange::new(before * MIB, after * MIB), "{budget}");
+        }
     }
 }

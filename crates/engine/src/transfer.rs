@@ -60,6 +60,14 @@ impl Store {
         }
     }
 
+    /// What of `range` is kept when it arrives.
+    fn kept(&self, range: ByteRange) -> ByteRange {
+        match self {
+            Store::Cached(_) => range,
+            Store::Scratch(scratch) => scratch.kept(range),
+        }
+    }
+
     fn fill(&self, offset: u64, data: &[Bytes], held: &Arc<MemoryHold>) -> Result<()> {
         match self {
             Store::Cached(extent) => extent.fill(offset, data),
@@ -209,7 +217,7 @@ impl Transfer {
                 let mut flights = self.flights();
                 flights.ahead = Arc::downgrade(ahead);
                 if let Store::Scratch(scratch) = &self.store {
-                    scratch.keep_only(ahead.plan.want);
+                    scratch.move_to(need.start);
                 }
                 self.launch(&mut flights, ahead, need)
             };
@@ -269,7 +277,7 @@ impl Transfer {
     /// What of the plan is neither present nor under way, cut into requests.
     fn pieces(&self, plan: Plan, under_way: &[Arc<Flight>], priority: Priority) -> Vec<ByteRange> {
         let mut pieces = Vec::new();
-        for mut run in self.store.missing(plan.want) {
+        for mut run in self.store.missing(self.store.kept(plan.want)) {
             while !run.is_empty() {
                 let busy = under_way.iter().filter(|flight| flight.serves(priority));
                 let next_busy = busy.map(|flight| flight.range.intersect(run)).filter(|meet| !meet.is_empty());
@@ -353,8 +361,8 @@ impl Transfer {
         }
         let held = budget.hold(bytes, *deadline).await?;
         flight.waits_for_memory.store(false, Ordering::Relaxed);
-        if let (Store::Scratch(scratch), Some(ahead)) = (&self.store, self.flights().ahead.upgrade()) {
-            scratch.keep_only(ahead.plan.want);
+        if let Store::Scratch(scratch) = &self.store {
+            scratch.move_to(flight.range.start);
         }
         Ok(Some(held))
     }

@@ -5,6 +5,7 @@
 mod support;
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_engine::{BatchItem, OpenFile, OpenOptions, ReadHint};
@@ -171,6 +172,32 @@ fn an_object_larger_than_the_cache_is_read_right_through_bounded_memory() {
         assert!(std::time::Instant::now() < deadline, "memory is given back when the file is closed");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn readers_of_one_handle_that_meet_a_full_cache_at_the_same_moment_are_all_served() {
+    let setup = Setup { cache_bytes: 8 * MIB, memory_bytes: 128 * MIB, ..Setup::default() };
+    let bench = Bench::start("full", &setup);
+    (0..6).for_each(|number| bench.put(&format!("held/{number}"), number, 1, MIB));
+    let held: Vec<_> = (0..6).map(|number| open(&bench, &format!("held/{number}")).unwrap()).collect();
+    (0..8).for_each(|number| bench.put(&format!("{number}"), number, 2, 4 * MIB));
+    for number in 0..8 {
+        let file = Arc::new(open(&bench, &format!("{number}")).unwrap());
+        let ready = (0..16).map(|_| {
+            let file = Arc::clone(&file);
+            // Tasks of their own, so that they really meet.
+            bench.runtime.spawn(async move { file.ensure(ByteRange::new(0, 4 * MIB), ReadHint::Whole).await })
+        });
+        for answer in bench.runtime.block_on(futures_util::future::join_all(ready)) {
+            // Who came after the change asks for nothing new.
+            let descriptor = answer.unwrap().unwrap().descriptor.unwrap_or_else(|| file.descriptor());
+            let mut bytes = vec![0; 4096];
+            rustix::io::pread(descriptor.as_fd(), &mut bytes[..], 0).unwrap();
+            oracle::check(number, 2, 0, &bytes).unwrap();
+        }
+    }
+    assert!(bench.metrics.uncached_bytes.get() >= 8 * MIB, "no reader met a full cache");
+    assert!(held.iter().all(OpenFile::is_complete));
 }
 
 #[test]

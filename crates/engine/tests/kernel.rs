@@ -192,6 +192,62 @@ fn a_file_that_cannot_be_cached_is_read_by_many_at_once_and_never_as_zeros() {
 }
 
 #[test]
+fn a_file_that_cannot_be_cached_is_fetched_once_though_its_reads_come_out_of_order() {
+    let setup = Setup { cache_bytes: MIB, memory_bytes: 256 * MIB, ..Setup::default() };
+    for lending in [true, false] {
+        let bench = Bench::start(&format!("once-{lending}"), &setup);
+        bench.put("a.bin", 1, 1, 64 * MIB);
+        let mount = Mount::of(bench, "/data", lending);
+        let opened = mount.open(mount.found(NodeId::ROOT, "a.bin").node).unwrap();
+        let pieces: Vec<u64> = (0..64 * MIB).step_by(512 * 1024).collect();
+        // As a kernel that reads ahead: several at once, the later ones first, and the edges twice.
+        for group in pieces.chunks(4) {
+            std::thread::scope(|scope| {
+                for &at in group.iter().rev() {
+                    let (mount, file) = (&mount, &opened.file);
+                    scope.spawn(move || {
+                        let at = at.saturating_sub(4096);
+                        let bytes = mount.read(file, at, 512 * 1024 + 4096).unwrap();
+                        oracle::check(1, 1, at, &bytes).unwrap();
+                    });
+                }
+            });
+        }
+        let fetched = mount.bench.metrics.source_bytes.get();
+        assert!(fetched <= 70 * MIB, "{fetched} bytes of {}", 64 * MIB);
+        assert!(mount.bench.metrics.uncached_bytes.get() > MIB);
+    }
+}
+
+#[test]
+fn readers_that_meet_a_full_cache_at_the_same_moment_all_go_on_without_it() {
+    let setup = Setup { cache_bytes: 8 * MIB, memory_bytes: 128 * MIB, ..Setup::default() };
+    let bench = Bench::start("meet", &setup);
+    (0..6).for_each(|number| bench.put(&format!("held/{number}"), number, 1, MIB));
+    (0..8).for_each(|number| bench.put(&format!("{number}"), number, 2, 4 * MIB));
+    let mount = Mount::of(bench, "/data", true);
+    let held = mount.found(NodeId::ROOT, "held").node;
+    let held: Vec<_> = (0..6).map(|number| mount.open(mount.found(held, &number.to_string()).node).unwrap()).collect();
+    for number in 0..8u64 {
+        let opened = mount.open(mount.found(NodeId::ROOT, &number.to_string()).node).unwrap();
+        let start = std::sync::Barrier::new(16);
+        std::thread::scope(|scope| {
+            for reader in 0..16u64 {
+                let (mount, file, start) = (&mount, &opened.file, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    let at = reader * MIB / 4;
+                    let bytes = mount.read(file, at, 256 * 1024).unwrap();
+                    oracle::check(number, 2, at, &bytes).unwrap();
+                });
+            }
+        });
+    }
+    assert!(mount.bench.metrics.uncached_bytes.get() > 8 * MIB, "no reader met a full cache");
+    assert!(held.iter().all(|opened| opened.lent.is_some()));
+}
+
+#[test]
 fn what_is_absent_is_believed_no_longer_than_the_freshness() {
     let mount = Mount::of(Bench::start("absent", &Setup::default()), "/data", true);
     let looked = mount.look(NodeId::ROOT, "none");

@@ -109,15 +109,14 @@ pub fn read(service: &Arc<Service>, asked: Asked, reply: ReplyData) {
     }
     match service.tree().open(asked.node) {
         Answer::Now(Ok(opened)) => {
-            service.unopened.keep(asked.node, Arc::clone(&opened.file));
-            read_file(service, &opened.file, asked, reply);
+            let file = service.unopened.keep(asked.node, opened.file);
+            read_file(service, &file, asked, reply);
         }
         Answer::Now(Err(error)) => unread(service, asked, service.fail("read", &error), reply),
         Answer::Later(opening) => {
             let keeper = Arc::clone(service);
             let reading = async move {
-                let file = opening.await?.file;
-                keeper.unopened.keep(asked.node, Arc::clone(&file));
+                let file = keeper.unopened.keep(asked.node, opening.await?.file);
                 file.bring(asked.range()).await
             };
             service.park("read", Box::pin(reading), move |service, brought| match brought {

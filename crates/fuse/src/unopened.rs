@@ -19,24 +19,23 @@ pub struct Unopened {
 impl Unopened {
     /// The file of a node, where it is kept.
     pub fn get(&self, node: NodeId) -> Option<Arc<dyn NodeFile>> {
-        let mut files = self.files();
-        let position = files.iter().rposition(|(known, _)| *known == node)?;
-        let used = files.remove(position)?;
-        let file = Arc::clone(&used.1);
-        files.push_back(used);
-        Some(file)
+        used(&mut self.files(), node)
     }
 
-    /// Keeps the file of a node; lets go of the one that was not used for longest.
-    pub fn keep(&self, node: NodeId, file: Arc<dyn NodeFile>) {
+    /// Keeps the file of a node and says which one to read: reads that came at the same time opened it more than once,
+    /// and share the first. Lets go of the one that was not used for longest.
+    pub fn keep(&self, node: NodeId, file: Arc<dyn NodeFile>) -> Arc<dyn NodeFile> {
         let let_go = {
             let mut files = self.files();
-            let same = files.iter().position(|(known, _)| *known == node).and_then(|position| files.remove(position));
-            files.push_back((node, file));
-            same.or_else(|| if files.len() > FILES_MAX { files.pop_front() } else { None })
+            if let Some(known) = used(&mut files, node) {
+                return known;
+            }
+            files.push_back((node, Arc::clone(&file)));
+            if files.len() > FILES_MAX { files.pop_front() } else { None }
         };
         // Without the lock: the last use of a file may end here.
         drop(let_go);
+        file
     }
 
     /// Lets go of a node's file: its bytes cannot be had any more.
@@ -63,6 +62,15 @@ impl Unopened {
     fn files(&self) -> MutexGuard<'_, VecDeque<(NodeId, Arc<dyn NodeFile>)>> {
         self.files.lock().expect("no panic while files are looked for")
     }
+}
+
+/// The file of a node, which is the one that was used last from now on.
+fn used(files: &mut VecDeque<(NodeId, Arc<dyn NodeFile>)>, node: NodeId) -> Option<Arc<dyn NodeFile>> {
+    let position = files.iter().rposition(|(known, _)| *known == node)?;
+    let entry = files.remove(position)?;
+    let file = Arc::clone(&entry.1);
+    files.push_back(entry);
+    Some(file)
 }
 
 #[cfg(test)]
@@ -108,5 +116,7 @@ mod tests {
         files.forget(NodeId(3));
         assert!(!kept(3));
         assert_eq!(Arc::strong_count(&first), 1);
+        let again: Arc<dyn NodeFile> = files.keep(NodeId(4), first);
+        assert!(Arc::ptr_eq(&again, &files.get(NodeId(4)).unwrap()), "all read the file that was opened first");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use penstock_types::{ByteRange, ErrorKind, NodeFile, Result};
+use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, Result};
 use rustix::fs::{Advice, fadvise};
 
 use crate::open::{OpenFile, cannot_cache};
@@ -27,7 +27,7 @@ pub struct MountedFile {
     /// The step of the read that moved the fetching on last.
     step: AtomicU64,
     /// Readers of bytes that are not cached share one window: one after another.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl MountedFile {
@@ -41,8 +41,31 @@ impl MountedFile {
             return;
         }
         let file = Arc::clone(&self.file);
-        // Whoever reads what is missing gets the error of their own wait.
-        self.file.engine.carrier.runtime.spawn(async move { file.ensure(range, ReadHint::Auto).await.map(drop) });
+        let mut turn = None;
+        if file.extent().is_none() {
+            turn = Arc::clone(&self.turn).try_lock_owned().ok();
+            // Whoever has the turn moves on by itself.
+            if turn.is_none() {
+                return;
+            }
+        }
+        self.file.engine.carrier.runtime.spawn(async move {
+            // A window that went on meanwhile must not come back for what nobody waits for.
+            if turn.is_none() || file.store().missing(range).is_empty() {
+                // Whoever reads what is missing gets the error of their own wait.
+                let _ = file.ensure_stored(range, ReadHint::Auto).await;
+            }
+            drop(turn);
+        });
+    }
+
+    /// Whether a read without a turn, which failed so, is to be tried again: its bytes are not cached by now.
+    fn becomes_uncached(&self, error: &Error) -> Result<bool> {
+        if cannot_cache(error) {
+            self.file.leave_cache()?;
+        }
+        // Several reads met a full cache at the same time, and moved the window away from each other.
+        Ok(self.file.extent().is_none() && (cannot_cache(error) || error.kind() == ErrorKind::Corrupt))
     }
 }
 
@@ -85,16 +108,12 @@ impl NodeFile for MountedFile {
             // record would look like the start of a long run.
             self.step.store(range.start / STEP, Ordering::Relaxed);
             let mut out = vec![0; usize::try_from(range.len()).expect("a read fits memory")];
-            let (mut at, mut repairs, mut was_cached) = (range.start, 0, self.file.extent().is_some());
+            let (mut at, mut repairs) = (range.start, 0);
             while at < range.end {
                 let left = ByteRange::new(at, range.end);
-                let _turn = if self.file.extent().is_none() { Some(self.turn.lock().await) } else { None };
-                let ready = match self.file.ensure(left, ReadHint::Auto).await {
-                    // Another read of this handle met a full cache at the same time, and both go on without it.
-                    Err(error) if cannot_cache(&error) && was_cached && self.file.extent().is_none() => {
-                        was_cached = false;
-                        continue;
-                    }
+                let turn = if self.file.extent().is_none() { Some(self.turn.lock().await) } else { None };
+                let ready = match self.file.ensure_stored(left, ReadHint::Auto).await {
+                    Err(error) if turn.is_none() && self.becomes_uncached(&error)? => continue,
                     ensured => ensured?.range.intersect(left),
                 };
                 let from = usize::try_from(at - range.start).expect("a read fits memory");
