@@ -127,7 +127,7 @@ def diff(
 ) -> None:
     """Show what is different in another snapshot.
 
-    Without one, in the tree as it is now: its source is listed anew. `+` was added, `-` removed, `~` is another version.
+    Without one, in the tree as it is now: its source is listed anew. `+` was added, `-` removed, `~` changed.
     """
     from penstock.cli import connection
     from penstock.units import format_count
