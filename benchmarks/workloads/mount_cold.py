@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.baselines import local_tree, raw_streams
-from benchmarks.compare import Spot, peer_spots
+from benchmarks.compare import Spot, Work, peer_spots
 from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, node_pid
 from benchmarks.measure import PeerFigure, Side, Step, Verdict, peer_figures, take_turns
 from benchmarks.store import FREE, LINK_BYTES_PER_S, SLOW
@@ -48,7 +48,8 @@ def _large(lab: Lab, which: str) -> Verdict:
                 def fetch(name: str = name) -> None:
                     raw_streams.run(plain, name, LARGE_BYTES, target)
 
-                steps = [spot.step(side, read, expected=LARGE_BYTES) for spot, side in zip(spots, sides, strict=True)]
+                work = Work(local_tree.HOW_LARGE, read, LARGE_BYTES)
+                steps = [spot.step(side, work) for spot, side in zip(spots, sides, strict=True)]
                 take_turns([steps[0], Step(raw, fetch), *steps[1:]], 1, {"remote": store.pid})
     for side in (*sides, raw):
         if not side.failure:
@@ -88,7 +89,7 @@ class SmallReader:
         parts = [ordered[:one_by_one], shuffled[:first], shuffled[first : first + rest]]
         works = [self._one_by_one, self._together, self._together]
         return [
-            self._spot.step(side, partial(work, names=part), expected=len(part) * SMALL_BYTES)
+            self._spot.step(side, Work(side.how, partial(work, names=part), len(part) * SMALL_BYTES))
             for side, work, part in zip(self.sides, works, parts, strict=True)
         ]
 

@@ -57,15 +57,16 @@ def _measure(lab: Lab, spots: list[Spot]) -> list[Verdict]:
 
     def dropped() -> Verdict:
         how = f"{local_tree.HOW_LARGE}; page cache dropped before"
-        sides = compare(spots, Work(how, sequential, SIZE, drop_caches), lab.repeats)
+        sides = compare(spots, Work(how, sequential, SIZE, lambda _: drop_caches()), lab.repeats)
         return _speed("the same sequential read, page cache cold, ÷ local file system so cold", sides, 0.9)
 
     warm = Work(local_tree.HOW_LARGE, sequential, SIZE)
     compare(spots, warm, 2)
-    hot = compare(spots, warm, lab.repeats * 2)
-    at_random = compare(spots, Work(local_tree.HOW_RANDOM, scattered, RANDOM_READS * 4096), lab.repeats)
+    hot = compare(spots, warm.hot(), lab.repeats * 2)
+    at_random = compare(spots, Work(local_tree.HOW_RANDOM, scattered, RANDOM_READS * 4096).hot(), lab.repeats)
     # Without peers: who touches a mapping holds the interpreter, so that nothing could end it.
-    touched = compare(spots[:2], Work(local_tree.HOW_MAPPED, mapped, SIZE // local_tree.PAGE_BYTES), lab.repeats)
+    touch = Work(local_tree.HOW_MAPPED, mapped, SIZE // local_tree.PAGE_BYTES)
+    touched = compare(spots[:2], touch.hot(), lab.repeats)
     bar = "mmap of a complete file through the mount, every page touched, time ÷ local file system"
     verdicts = [
         _speed("warm sequential read through the mount, page cache hot, ÷ local file system", hot, 0.95),

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.baselines import local_tree
-from benchmarks.compare import Spot, peer_spots
+from benchmarks.compare import Spot, Work, peer_spots
 from benchmarks.lab import BUCKET, Lab, attach, node_pid
 from benchmarks.measure import Side, Verdict, memory_bytes, peer_figures, take_turns
 from benchmarks.store import SLOW
@@ -41,8 +41,8 @@ def _walk(lab: Lab) -> list[Verdict]:
                 steps = []
                 for spot in (ours, Spot("local file system", local), *peer_spots(mounts)):
                     for sides, how in ((firsts, "nothing known before"), (agains, "once more")):
-                        side = sides.setdefault(spot.name, spot.side(f"{local_tree.HOW_WALK}, {how}"))
-                        steps.append(spot.step(side, local_tree.walk, expected=OBJECTS))
+                        work = Work(f"{local_tree.HOW_WALK}, {how}", local_tree.walk, OBJECTS)
+                        steps.append(spot.step(sides.setdefault(spot.name, spot.side(work.how)), work))
                 take_turns(steps, 1, {"remote": store.pid})
     bar = "walk and stat of 20,000 objects in 100 directories through the mount, slow store"
     first, _, *others = firsts.values()

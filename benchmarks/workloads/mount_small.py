@@ -25,12 +25,12 @@ def run(lab: Lab) -> list[Verdict]:
         return local_tree.small(directory, NAMES, buffer)
 
     warm = Work(local_tree.HOW_SMALL, read, FILES * SMALL_BYTES)
-    dropped = Work(f"{warm.how}; page cache and names dropped before", read, warm.expected, drop_caches)
+    dropped = Work(f"{warm.how}; page cache and names dropped before", read, warm.expected, lambda _: drop_caches())
     with ExitStack() as stack:
         places = everywhere(lab, stack, NAMES)
         places.measure(warm, 2)
         bar = "warm small files through the mount, {}, time ÷ local file system"
-        verdicts = _verdicts(bar, WARM_LIMITS, *places.measure(warm, lab.repeats * 3))
+        verdicts = _verdicts(bar, WARM_LIMITS, *places.measure(warm.hot(), lab.repeats * 3))
         if can_drop_caches():
             before = places.metrics("source_requests")
             bar = "the same, {}, cached on disk, kernel caches dropped, time ÷ local file system so dropped"
