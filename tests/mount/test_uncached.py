@@ -46,3 +46,25 @@ def test_a_sequential_reader_of_what_cannot_be_cached_fetches_it_once(
     assert at == SIZE
     assert after["uncached_bytes"] > before["uncached_bytes"]
     assert after["source_bytes"] - before["source_bytes"] <= 1.1 * SIZE
+
+
+def test_memory_is_given_back_when_nobody_reads_any_more(full: MountedLake) -> None:
+    root = full.attach("it", "/left", way="no-open")
+    with (root / f"open-{BLOCKS[0]}").open("rb", buffering=0) as file:
+        assert len(file.read(4096)) == 4096
+        assert full.metrics()["memory_used_bytes"] > 0
+        full.machine.until(lambda: full.metrics()["memory_used_bytes"] == 0)
+        assert len(file.read(4096)) == 4096
+
+
+def test_the_cache_has_large_files_back_that_nobody_reads_any_more(machine: Machine) -> None:
+    with MountedLake(machine, "cache.size=256MiB") as lake:
+        for number in range(6):
+            lake.put(f"it/{number}", oracle.content(number, 1, 0, SIZE))
+        root = lake.attach("it", "/it", way="no-open")
+        for number in range(6):
+            oracle.check(number, 1, 0, (root / str(number)).read_bytes())
+        assert lake.metrics()["leases"] > 0
+        lake.machine.until(lambda: lake.metrics()["leases"] == 0)
+        for number in range(6):
+            oracle.check(number, 1, 0, (root / str(number)).read_bytes())

@@ -220,6 +220,21 @@ fn a_file_that_cannot_be_cached_is_fetched_once_though_its_reads_come_out_of_ord
 }
 
 #[test]
+fn a_file_that_cannot_be_cached_is_wanted_back_once_nobody_reads_it() {
+    let bench = Bench::start("idle", &Setup { cache_bytes: MIB, ..Setup::default() });
+    bench.put("a.bin", 1, 1, 8 * MIB);
+    let mount = Mount::of(bench, "/data", true);
+    let opened = mount.open(mount.found(NodeId::ROOT, "a.bin").node).unwrap();
+    for at in [0, MIB] {
+        mount.bench.clock.advance(Duration::from_secs(1));
+        mount.read(&opened.file, at, 4096).unwrap();
+        assert!(!opened.file.is_evicted(), "somebody reads it");
+    }
+    mount.bench.clock.advance(Duration::from_secs(3));
+    assert!(opened.file.is_evicted());
+}
+
+#[test]
 fn readers_that_meet_a_full_cache_at_the_same_moment_all_go_on_without_it() {
     let setup = Setup { cache_bytes: 8 * MIB, memory_bytes: 128 * MIB, ..Setup::default() };
     let bench = Bench::start("meet", &setup);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
-use penstock_types::{Answer, ByteRange, Error, ErrorKind, NodeFile, NodeId, OpenedNode};
+use penstock_types::{Answer, ByteRange, Error, ErrorKind, Looked, NodeFile, NodeId, OpenedNode};
 
 use crate::lent::Opening;
 use crate::service::Service;
@@ -109,14 +109,14 @@ pub fn read(service: &Arc<Service>, asked: Asked, reply: ReplyData) {
     }
     match service.tree().open(asked.node) {
         Answer::Now(Ok(opened)) => {
-            let file = service.unopened.keep(asked.node, opened.file);
+            let file = keep_unopened(service, asked.node, opened.file);
             read_file(service, &file, asked, reply);
         }
         Answer::Now(Err(error)) => unread(service, asked, service.fail("read", &error), reply),
         Answer::Later(opening) => {
             let keeper = Arc::clone(service);
             let reading = async move {
-                let file = keeper.unopened.keep(asked.node, opening.await?.file);
+                let file = keep_unopened(&keeper, asked.node, opening.await?.file);
                 file.bring(asked.range()).await
             };
             service.park("read", Box::pin(reading), move |service, brought| match brought {
@@ -125,6 +125,15 @@ pub fn read(service: &Arc<Service>, asked: Asked, reply: ReplyData) {
             });
         }
     }
+}
+
+fn keep_unopened(service: &Service, node: NodeId, file: Arc<dyn NodeFile>) -> Arc<dyn NodeFile> {
+    let bytes = match service.tree().attributes(node) {
+        Answer::Now(Ok(Looked { found: Some(found), .. })) => found.size,
+        // What is not known counts as large.
+        _ => u64::MAX,
+    };
+    service.unopened.keep(node, file, bytes)
 }
 
 /// Answers a read that failed. Where the version is gone the kernel may go on to believe that the name means it, so that

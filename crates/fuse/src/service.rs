@@ -88,7 +88,7 @@ impl Service {
             lending: AtomicBool::new(false),
             files: Handles::default(),
             directories: Handles::default(),
-            unopened: Unopened::default(),
+            unopened: Unopened::new(options.idle_max.bytes),
             expiry: Expiry::new(Arc::clone(&surroundings.clock)),
             under_way: UnderWay::new(Arc::clone(&surroundings.clock)),
             lent: Mutex::new(LentFiles::new(options.idle_max)),

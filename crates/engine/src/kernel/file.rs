@@ -16,6 +16,8 @@ use crate::transfer::Store;
 
 /// A reader of present bytes moves what is fetched ahead on once in so many bytes.
 const STEP: u64 = 1024 * 1024;
+/// Bytes that are not cached are kept in memory for a reader who comes back within so long.
+const IDLE_MS_MAX: u64 = 2000;
 /// How often a damaged page is fetched again before the read gives up.
 const REPAIR_ATTEMPTS: usize = 2;
 
@@ -26,13 +28,22 @@ pub struct MountedFile {
     kept: bool,
     /// The step of the read that moved the fetching on last.
     step: AtomicU64,
+    /// When it was read last, milliseconds on the engine's clock.
+    used_ms: AtomicU64,
     /// Readers of bytes that are not cached share one window: one after another.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl MountedFile {
     pub fn new(file: OpenFile, kept: bool) -> Arc<Self> {
-        Arc::new(Self { file: Arc::new(file), kept, step: AtomicU64::new(u64::MAX), turn: Default::default() })
+        let (step, used_ms, turn) = (AtomicU64::new(u64::MAX), AtomicU64::new(now_ms(&file)), Default::default());
+        Arc::new(Self { file: Arc::new(file), kept, step, used_ms, turn })
+    }
+
+    fn note_use(&self, store: &Store) {
+        if matches!(store, Store::Scratch(_)) {
+            self.used_ms.store(now_ms(&self.file), Ordering::Relaxed);
+        }
     }
 
     /// Has what probably comes next under way though nobody waits for it.
@@ -77,6 +88,7 @@ impl NodeFile for MountedFile {
             return Ok(Some(0));
         }
         let store = self.file.store();
+        self.note_use(&store);
         if store.present_run(range.start).end < range.end {
             return Ok(None);
         }
@@ -124,14 +136,26 @@ impl NodeFile for MountedFile {
                     Err(error) => return Err(error),
                 }
             }
+            self.note_use(&self.file.store());
             Ok(out)
         }
         .boxed()
     }
 
     fn is_evicted(&self) -> bool {
-        self.file.extent().is_some_and(|extent| extent.is_gone())
+        match self.file.extent() {
+            Some(extent) => extent.is_gone(),
+            // What a reader who stays away has in memory, others need.
+            None => {
+                let idle_ms = now_ms(&self.file).saturating_sub(self.used_ms.load(Ordering::Relaxed));
+                idle_ms > IDLE_MS_MAX && self.turn.try_lock().is_ok()
+            }
+        }
     }
+}
+
+fn now_ms(file: &OpenFile) -> u64 {
+    u64::try_from(file.engine.parts.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl fmt::Debug for MountedFile {
