@@ -39,6 +39,7 @@ class Kernel:
         self.refuse: dict[str, Exception] = {}
         self.privileged = True
         self.settled: list[str] = []
+        self.devices_of_images: list[list[str]] = []
         self._devices = 40
 
     def __enter__(self) -> Self:
@@ -60,6 +61,17 @@ class Kernel:
         self._devices += 1
         self.mounts.append(KernelMount(f"0:{self._devices}", target, "fuse.penstock", "penstock"))
         return Mounted(self._devices, self.privileged)
+
+    def check_image(self) -> None:
+        if "image" in self.refuse:
+            raise self.refuse["image"]
+
+    def mount_image(self, target: str, image: str, devices: list[str]) -> None:
+        if image in self.refuse or target in self.refuse:
+            raise self.refuse.get(image) or self.refuse[target]
+        self._devices += 1
+        self.mounts.append(KernelMount(f"0:{self._devices}", target, "erofs", image))
+        self.devices_of_images.append(devices)
 
     def settle(self, target: str, device: str) -> None:
         if target in self.refuse:
@@ -95,7 +107,7 @@ class Core:
         if self.refuse is not None:
             raise self.refuse
         options = json.loads(options_json)
-        known = {"id": fd, **options, "alive": True, "open_files": 0}
+        known = {"id": fd, **options, "alive": True, "open_files": 0, "data_devices": [4096]}
         self.served[fd] = known
         return json.dumps(known)
 
@@ -124,8 +136,9 @@ class Bench:
             attached=lambda: list(self.attached),
             check_directory=self._check,
             own_directories=lambda: self.own,
-            snapshot=lambda name: SnapshotFiles("/data/x", Path(f"/h/{name}.snapshot"), Path("/h/images")),
-            run=self.directory / "run",
+            snapshot=self._find,
+            run=self.directory,
+            images=self.directory,
             ways=open_all,
         )
 
@@ -133,6 +146,11 @@ class Bench:
         book = MountBook(self.directory, self.core, self.surroundings(), lambda: self.kernel)  # type: ignore[arg-type,return-value]
         assert book.load() == []
         return book
+
+    def _find(self, name: str) -> SnapshotFiles:
+        if name in self.missing:
+            raise NotFoundError(f"find snapshot {name}", "there is none of that name")
+        return SnapshotFiles("/data/x", Path(f"/h/{name}.snapshot"))
 
     def _check(self, path: str) -> None:
         if path in self.missing:
@@ -502,3 +520,52 @@ def test_damaged_documents_are_told_and_kept(bench: Bench) -> None:
     assert [("damaged" in each) or ("another version" in each) for each in problems] == [True, True]
     assert len(book.all()) == 1
     assert len(list(bench.directory.iterdir())) == 3
+
+
+def test_a_snapshot_is_an_image_whose_data_goes_out_of_sight(bench: Bench) -> None:
+    [kernel] = bench.mount("/s", snapshot="v1")["kernel_mounts"]
+    [image] = bench.kernel.mounts
+    assert (image.point, image.kind, kernel["target"]) == ("/s", "erofs", "/s")
+    [hidden] = bench.kernel.out_of_sight
+    assert bench.kernel.devices_of_images == [[f"{hidden.point}/0"]]
+    assert not Path(hidden.point).exists()
+    assert bench.core.served[kernel["id"]]["snapshot"]["shown"] == "devices"
+    bench.attach("/data/x/y")
+    bench.detach("/data")
+    assert bench.kernel.points() == ["/s"]
+    bench.book.umount("/s", lazy=False)
+    assert (bench.kernel.points(), bench.core.served, bench.documents()) == ([], {}, [])
+
+
+def test_where_no_image_can_be_mounted_a_snapshot_is_files_and_says_why(bench: Bench) -> None:
+    bench.kernel.refuse["image"] = PermissionDeniedError("mount an image", "only root may")
+    [kernel] = bench.mount("/s", snapshot="v1")["kernel_mounts"]
+    assert (kernel["way"], kernel["snapshot"]["shown"]) == ("no-open", "files")
+    assert kernel["why"].endswith("not as an image: only root may")
+    assert bench.kernel.mounts[0].kind == "fuse.penstock"
+
+
+def test_nothing_is_left_of_an_image_that_the_kernel_refuses(bench: Bench) -> None:
+    bench.kernel.refuse["/s"] = UnavailableError("mount /s", "the kernel refuses the image")
+    with pytest.raises(UnavailableError, match="refuses the image"):
+        bench.mount("/s", snapshot="v1")
+    assert (bench.kernel.points(), bench.core.served) == ([], {})
+    assert list(bench.directory.iterdir()) == []
+
+
+def test_the_image_of_a_killed_node_is_replaced_and_can_be_unmounted_without_its_snapshot(bench: Bench) -> None:
+    bench.mount("/s", snapshot="v1")
+    bench.core.served.clear()
+    bench.book = bench.restarted()
+    bench.book.check()
+    assert bench.kernel.points() == ["/s"]
+    [mounted] = bench.book.all()
+    assert (mounted["state"], mounted["snapshot"], len(bench.core.served)) == ("mounted", "v1", 1)
+    bench.missing.add("v1")
+    bench.core.served.clear()
+    bench.book = bench.restarted()
+    bench.book.check()
+    [mounted] = bench.book.all()
+    assert (mounted["state"], "none of that name" in mounted["problem"]) == ("failed", True)
+    bench.book.umount("/s", lazy=False)
+    assert (bench.kernel.points(), bench.documents()) == ([], [])

@@ -56,6 +56,8 @@ class Surroundings(NamedTuple):
     """The files of a snapshot by its name; raises where there is none."""
     run: Path
     """Private directory for what is mounted out of sight."""
+    images: Path
+    """Directory for images of snapshots."""
     ways: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]]
     """How the kernel is to get at the bytes below each path of the tree, and why; may ask sources."""
 
@@ -98,7 +100,9 @@ class MountBook:
 
     def _mount_of(self, document: dict[str, Any]) -> Mount:
         if document["snapshot"] is not None:
-            return SnapshotMount(document, self._core, self._surroundings.snapshot, self._surroundings.run)
+            return SnapshotMount(
+                document, self._core, self._surroundings.snapshot, self._surroundings.run, self._surroundings.images
+            )
         return Mount(document, self._core, self._surroundings.ways)
 
     def mount(self, request: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:

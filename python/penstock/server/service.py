@@ -64,13 +64,14 @@ class NodeService:
         self.jobs = jobs
         self.attachments = AttachmentBook(home.attachments, core)
         self.pins = PinBook(home.pins, core.set_pins)
-        self.snapshots = SnapshotBook(home.snapshots, home.images, core, self._mounted_snapshots)
+        self.snapshots = SnapshotBook(home.snapshots, core, self._mounted_snapshots)
         surroundings = Surroundings(
             attached=self.attachments.attached,
             check_directory=self._check_directory,
             own_directories=self._own_directories,
             snapshot=self.snapshots.for_mount,
             run=home.run,
+            images=home.images,
             ways=self._ways,
         )
         self.mounts = MountBook(home.mounts, core, surroundings)

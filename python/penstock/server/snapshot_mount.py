@@ -37,19 +37,16 @@ class SnapshotMount(Mount):
         core: serves mounts.
         find: gives the files of a snapshot.
         run: directory for what is mounted out of sight.
+        images: directory for the image.
     """
 
     def __init__(
-        self, document: dict[str, Any], core: MountCore, find: Callable[[str], SnapshotFiles], run: Path
+        self, document: dict[str, Any], core: MountCore, find: Callable[[str], SnapshotFiles], run: Path, images: Path
     ) -> None:
         super().__init__(document, core, lambda paths: dict.fromkeys(paths, ("no-open", "")))
         self._find = find
-        self._run = run
-
-    @property
-    def _image(self) -> Path:
-        files = self._find(self.document["snapshot"])
-        return files.images / f"{self.document['id']}.erofs"
+        self._devices = run / f"snapshot-{document['id'][:8]}"
+        self._image = images / f"{document['id']}.erofs"
 
     def establish(self, mounter: Mounter, attached: Iterable[str]) -> None:  # noqa: ARG002 - it needs none
         """Mounts the image; where this kernel or user cannot, names and files through FUSE.
@@ -59,13 +56,10 @@ class SnapshotMount(Mount):
         """
         self.problem = None
         try:
-            self._mount_image(mounter)
-        except PenstockError as error:
-            if error.code not in ("unsupported", "permission-denied"):
-                raise
-            _log.info("no image: %s", error, extra={"target": self.target})
-            why = f"nothing of it changes; not as an image: {error.reason}"
-            self._serve(mounter, Place(self.path, self.target), ("no-open", why), self._shown("files"))
+            self._mount(mounter)
+        except BaseException:
+            self.forget()
+            raise
 
     def follow(self, mounter: Mounter, attached: Iterable[str]) -> None:
         """Attachments come and go without it."""
@@ -85,12 +79,19 @@ class SnapshotMount(Mount):
 
     def forget(self) -> None:
         """Removes the image."""
-        with suppress(OSError, PenstockError):
-            self._image.unlink(missing_ok=True)
+        for file in (self._image, self._image.with_name(self._image.name + ".new")):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
-    @property
-    def _devices(self) -> Path:
-        return self._run / f"snapshot-{self.document['id'][:8]}"
+    def _mount(self, mounter: Mounter) -> None:
+        try:
+            self._mount_image(mounter)
+        except PenstockError as error:
+            if error.code not in ("unsupported", "permission-denied"):
+                raise
+            _log.info("no image: %s", error, extra={"target": self.target})
+            why = f"nothing of it changes; not as an image: {error.reason}"
+            self._serve(mounter, Place(self.path, self.target), ("no-open", why), self._shown("files"))
 
     def _shown(self, what: str) -> dict[str, Any]:
         files = self._find(self.document["snapshot"])

@@ -48,8 +48,6 @@ class SnapshotFiles(NamedTuple):
     path: str
     """The path of the tree that was frozen."""
     document: Path
-    images: Path
-    """Directory for images."""
 
 
 class SnapshotBook:
@@ -57,16 +55,12 @@ class SnapshotBook:
 
     Args:
         directory: where the documents are.
-        images: where images of them go.
         core: makes and reads them.
         mounted: names of those that are mounted, and where.
     """
 
-    def __init__(
-        self, directory: Path, images: Path, core: SnapshotCore, mounted: Callable[[], dict[str, str]]
-    ) -> None:
+    def __init__(self, directory: Path, core: SnapshotCore, mounted: Callable[[], dict[str, str]]) -> None:
         self._directory = directory
-        self._images = images
         self._core = core
         self._mounted = mounted
         self._making = threading.Lock()
@@ -150,11 +144,11 @@ class SnapshotBook:
             CorruptError: its document is damaged.
         """
         file = self._known(name)
-        return SnapshotFiles(self._summary(file)["path"], file, self._images)
+        return SnapshotFiles(self._summary(file)["path"], file)
 
     def clean(self) -> None:
-        """Takes away what an earlier node was in the middle of, and images that no mount has."""
-        for file in self._directory.glob(FROZEN_NOW + "*"):
+        """Takes away what an earlier node was in the middle of."""
+        for file in (*self._directory.glob(FROZEN_NOW + "*"), *self._directory.glob("*.new")):
             with suppress(OSError):
                 file.unlink()
 
