@@ -58,7 +58,9 @@ def _measure(lab: Lab, spots: list[Spot]) -> list[Verdict]:
     def dropped() -> Verdict:
         how = f"{local_tree.HOW_LARGE}; page cache dropped before"
         sides = compare(spots, Work(how, sequential, SIZE, lambda _: drop_caches()), lab.repeats)
-        return _speed("the same sequential read, page cache cold, ÷ local file system so cold", sides, 0.9)
+        return _speed(
+            "warm sequential read through the mount, page cache cold, ÷ local file system so cold", sides, 0.9
+        )
 
     warm = Work(local_tree.HOW_LARGE, sequential, SIZE)
     compare(spots, warm, 2)

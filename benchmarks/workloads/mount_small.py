@@ -33,10 +33,11 @@ def run(lab: Lab) -> list[Verdict]:
         verdicts = _verdicts(bar, WARM_LIMITS, *places.measure(warm.hot(), lab.repeats * 3))
         if can_drop_caches():
             before = places.metrics("source_requests")
-            bar = "the same, {}, cached on disk, kernel caches dropped, time ÷ local file system so dropped"
+            bar = "small files through the mount, {}, kernel caches dropped, time ÷ local file system so dropped"
             verdicts += _verdicts(bar, DROPPED_LIMITS, *places.measure(dropped, lab.repeats))
             for called, asked, later in zip(WAYS.values(), before, places.metrics("source_requests"), strict=True):
-                verdicts.append(Verdict(f"requests to the source meanwhile, {called}", later - asked, "≤", 0))
+                bar = f"requests to the source by small files, {called}, kernel caches dropped"
+                verdicts.append(Verdict(bar, later - asked, "≤", 0))
     return verdicts
 
 

@@ -50,7 +50,12 @@ def table() -> str:
 
 def runs(bars: list[dict[str, Any]]) -> list[str]:
     """Where and with which commits bars were measured, a line each."""
-    found = {(bar["run"]["commit"][:10], describe(bar["run"]["machine"])) for bar in bars}
+    # A plus: something was changed that the commit does not have.
+    found = {
+        (commit[:10] + "+" * commit.endswith("+"), describe(bar["run"]["machine"]))
+        for bar in bars
+        for commit in [bar["run"]["commit"]]
+    }
     return [f"Measured on {machine}, commit `{commit}`." for commit, machine in sorted(found)]
 
 
