@@ -33,6 +33,8 @@ FAR = 16 * MIB
 FRESHNESS_S = 1.0
 MARGIN_S = 10.0
 DEADLINE_S = 1.0
+TRIES = 3
+"""How often a source is asked for the same within a deadline."""
 NUMBERS = itertools.count()
 
 
@@ -304,6 +306,24 @@ def test_contract_6_what_a_mount_cannot_give_is_an_error_in_time(tree: Any, trou
 
     it.lake.machine.until(works_again)
     assert [path.name for path in (it.directory / "unlisted").iterdir()] == ["it"]
+
+
+def test_contract_6_a_read_that_was_late_is_not_waited_for_twice(tree: Any) -> None:
+    it = tree("1h", "no-open")
+    path = it.put(1, SMALL)
+    assert path.stat().st_size == SMALL
+
+    def is_quiet() -> bool:
+        return int(it.lake.metrics()["source_in_flight"]) == 0
+
+    it.lake.machine.until(is_quiet)
+    it.store.answer_all(answers.silent)
+    asked = it.store.asked["read"]
+    # Where reading ahead failed the kernel asks for its first page once more.
+    with pytest.raises(OSError, match="timed out"):
+        path.read_bytes()
+    it.lake.machine.until(is_quiet)
+    assert it.store.asked["read"] - asked < 2 * TRIES, "what one read asks for within its deadline"
 
 
 def test_contract_6_a_listing_through_a_mount_that_breaks_off_is_an_error_and_never_a_shorter_one(tree: Any) -> None:

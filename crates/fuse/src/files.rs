@@ -1,8 +1,10 @@
 //! Open files: opened the way that the tree and the kernel's rules admit, read from memory and cache or brought first.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
 use penstock_types::{Answer, ByteRange, Error, ErrorKind, Looked, NodeFile, NodeId, OpenedNode};
@@ -13,6 +15,43 @@ use crate::service::Service;
 thread_local! {
     // Grows to the largest read that the kernel was granted, which is 1 MiB, and stays.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Late reads that are remembered: those of every program that waited.
+const LATE_MAX: usize = 256;
+/// After so long at most a late read is forgotten.
+const LATE_FOR_MAX: Duration = Duration::from_secs(1);
+
+/// Reads that failed at their deadline a moment ago. Where reading ahead failed, the kernel asks once more for the first
+/// page that somebody waits for, at once; without this, whoever waits would wait for two deadlines.
+#[derive(Default)]
+pub struct LateReads {
+    reads: Mutex<VecDeque<(Asked, Duration)>>,
+    /// Whether there are any: nearly never.
+    any: AtomicBool,
+}
+
+impl LateReads {
+    fn note(&self, asked: Asked, now: Duration) {
+        let mut reads = self.reads.lock().expect("no panic while late reads are noted");
+        if reads.len() >= LATE_MAX {
+            reads.pop_front();
+        }
+        reads.push_back((asked, now));
+        self.any.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this is a part of what failed since `since`.
+    fn covers(&self, asked: &Asked, since: Duration) -> bool {
+        if !self.any.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut reads = self.reads.lock().expect("no panic while late reads are looked for");
+        reads.retain(|(_, failed)| *failed >= since);
+        self.any.store(!reads.is_empty(), Ordering::Relaxed);
+        let same = |late: &Asked| late.node == asked.node && late.range().contains(asked.range());
+        reads.iter().any(|(late, _)| same(late))
+    }
 }
 
 /// What a handle of the kernel stands for.
@@ -98,6 +137,10 @@ impl Asked {
 /// Answers a read: at once with what is present, otherwise when it has been brought.
 pub fn read(service: &Arc<Service>, asked: Asked, reply: ReplyData) {
     service.surroundings.metrics.kernel_reads.inc();
+    let late_for = (service.options.request_timeout / 8).min(LATE_FOR_MAX);
+    if service.late_reads.covers(&asked, service.surroundings.clock.monotonic().saturating_sub(late_for)) {
+        return reply.error(Errno::ETIMEDOUT);
+    }
     if !service.options.no_open {
         return match service.files.get(asked.handle) {
             Some(open) => read_file(service, &open.file, asked, reply),
@@ -139,6 +182,9 @@ fn keep_unopened(service: &Service, node: NodeId, file: Arc<dyn NodeFile>) -> Ar
 /// Answers a read that failed. Where the version is gone the kernel may go on to believe that the name means it, so that
 /// every open would fail: the name is taken back, once for each handle.
 fn unread(service: &Service, asked: Asked, errno: Errno, reply: ReplyData) {
+    if errno == Errno::ETIMEDOUT {
+        service.late_reads.note(asked, service.surroundings.clock.monotonic());
+    }
     if errno == Errno::ESTALE {
         let known = if service.options.no_open {
             service.unopened.forget(asked.node);
@@ -185,4 +231,25 @@ pub fn close(service: &Service, handle: u64) {
     let Some(open) = service.files.remove(handle) else { return };
     let mut let_go = Vec::new();
     service.lent().close(open.node, open.is_lent, &mut let_go);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_a_read_that_failed_late_is_late_too_for_a_moment() {
+        let late = LateReads::default();
+        let asked = |node: u64, offset, size| Asked { node: NodeId(node), handle: 0, offset, size };
+        let second = Duration::from_secs(1);
+        assert!(!late.covers(&asked(1, 0, 4096), Duration::ZERO));
+        late.note(asked(1, 8192, 65_536), 5 * second);
+        assert!(late.covers(&asked(1, 8192, 4096), 4 * second));
+        assert!(!late.covers(&asked(1, 4096, 8192), 4 * second), "some of it is somewhere else");
+        assert!(!late.covers(&asked(2, 8192, 4096), 4 * second));
+        assert!(!late.covers(&asked(1, 8192, 4096), 6 * second), "it was long ago");
+        assert!(!late.any.load(Ordering::Relaxed));
+        (0..2 * LATE_MAX as u64).for_each(|node| late.note(asked(node, 0, 1), second));
+        assert_eq!(late.reads.lock().unwrap().len(), LATE_MAX);
+    }
 }

@@ -13,7 +13,7 @@ use penstock_types::{Answer, Clock, Error, ErrorKind, KernelTree, Looked, Metric
 use crate::directory::OpenDirectory;
 use crate::expiry::Expiry;
 use crate::failure::{FailureLog, errno};
-use crate::files::OpenFile;
+use crate::files::{LateReads, OpenFile};
 use crate::handles::Handles;
 use crate::lent::{IdleMax, LentFiles};
 use crate::under_way::UnderWay;
@@ -75,6 +75,7 @@ pub struct Service {
     pub directories: Handles<OpenDirectory>,
     pub under_way: Arc<UnderWay>,
     pub unopened: Unopened,
+    pub late_reads: LateReads,
     pub expiry: Expiry,
     lent: Mutex<LentFiles<BackingId>>,
     failures: FailureLog,
@@ -89,6 +90,7 @@ impl Service {
             files: Handles::default(),
             directories: Handles::default(),
             unopened: Unopened::new(options.idle_max.bytes),
+            late_reads: LateReads::default(),
             expiry: Expiry::new(Arc::clone(&surroundings.clock)),
             under_way: UnderWay::new(Arc::clone(&surroundings.clock)),
             lent: Mutex::new(LentFiles::new(options.idle_max)),
