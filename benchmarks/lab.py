@@ -70,9 +70,20 @@ class Lab:
     @contextmanager
     def mount(self, client: Client, path: str, *, lazily: bool = False) -> Iterator[Path]:
         """A path of the tree as a mount, unmounted at the end; ``lazily`` also when something still uses it."""
+        with self._mounted(client, "mount", "--path", path, lazily=lazily) as target:
+            yield target
+
+    @contextmanager
+    def mount_snapshot(self, client: Client, name: str) -> Iterator[Path]:
+        """A snapshot as a mount, unmounted at the end."""
+        with self._mounted(client, "snapshot", "mount", name, lazily=False) as target:
+            yield target
+
+    @contextmanager
+    def _mounted(self, client: Client, *command: str, lazily: bool) -> Iterator[Path]:
         target = self.path("mount")
         target.mkdir()
-        penstock(client, "mount", str(target), "--path", path)
+        penstock(client, *command, str(target))
         try:
             yield target
         finally:

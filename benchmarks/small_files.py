@@ -1,4 +1,4 @@
-"""The same cached small files in every place: both ways of our mount, the local file system, what peers mount."""
+"""The same cached small files in every place: the ways of our mount, the local file system, what peers mount."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.compare import Spot, Work, compare, peer_spots
-from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, metric, node_pid
+from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, metric, node_pid, penstock
 from benchmarks.store import FREE, content
 
 if TYPE_CHECKING:
     from benchmarks.measure import Side
     from penstock.client import Client
 
-WAYS = {"no-open": "without opens", "open": "passthrough"}
-"""What an attachment is told, and how the tables call it."""
+WAYS = {"no-open": "without opens", "open": "passthrough", "image": "a snapshot as an image"}
+"""What an attachment is told, or that a snapshot of it is mounted; and how the tables call it."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,13 @@ def everywhere(lab: Lab, stack: ExitStack, names: Sequence[str]) -> Everywhere:
     for way, called in WAYS.items():
         # A node each, so that what it counts belongs to one way.
         client = stack.enter_context(lab.node())
-        attach(client, store, "/data", way=way)
+        attach(client, store, "/data", way="auto" if way == "image" else way)
         client.preload("/data").wait()
-        path = stack.enter_context(lab.mount(client, "/data"))
+        if way == "image":
+            penstock(client, "snapshot", "create", "/data", "--name", "it")
+            path = stack.enter_context(lab.mount_snapshot(client, "it"))
+        else:
+            path = stack.enter_context(lab.mount(client, "/data"))
         reads = partial(metric, client, "kernel_reads")
         spots.append(Spot(f"penstock mount, {called}", path, {"node": node_pid(client)}, reads=reads))
         clients.append(client)

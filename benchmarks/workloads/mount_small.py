@@ -14,8 +14,8 @@ from benchmarks.small_files import WAYS, everywhere
 WHAT = "mount-small"
 FILES = 2000
 NAMES = [f"{at:06}.bin" for at in range(FILES)]
-WARM_LIMITS = {"no-open": 1.1, "open": 2.0}
-DROPPED_LIMITS = {"no-open": 1.6, "open": 1.6}
+WARM_LIMITS = {"no-open": 1.1, "open": 2.0, "image": 0.8}
+DROPPED_LIMITS = {"no-open": 1.6, "open": 1.6, "image": 1.6}
 
 
 def run(lab: Lab) -> list[Verdict]:
