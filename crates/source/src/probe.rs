@@ -50,7 +50,8 @@ pub async fn probe(source: &dyn Source, prefix: &ObjectKey, deadline: Duration) 
 /// No listing came in time; `met` is the last failure after which it was asked for again.
 fn late(action: String, deadline: Duration, met: Option<Error>) -> Error {
     let reason = format!("no listing came within {:.0} s", deadline.as_secs_f64());
-    match met {
+    // That no single try was answered either says nothing new, and advises a deadline that is not this one.
+    match met.filter(|met| met.kind() != ErrorKind::Timeout) {
         None => Error::new(ErrorKind::Timeout, action, reason)
             .advise("check host and port of the endpoint, firewalls and proxies in between, or attach again later"),
         Some(met) => Error::new(ErrorKind::Timeout, action, format!("{reason}; before that: {}", met.reason()))
@@ -62,6 +63,10 @@ fn late(action: String, deadline: Duration, met: Option<Error>) -> Error {
 fn not_misused(error: Error) -> Error {
     match error.kind() {
         ErrorKind::InvalidInput => error.with_kind(ErrorKind::Unsupported),
+        // A listing finds something or nothing. "Not there" without a word more is no S3 store, or another's proxy.
+        ErrorKind::NotFound if error.advice().is_none() => {
+            error.advise("check the bucket's name, and that the endpoint is the store's S3 address")
+        }
         _ => error,
     }
 }
@@ -73,5 +78,32 @@ fn with_clock(error: Error, clock_skew_s: Option<f64>) -> Error {
             error.fact("clock_skew_s", format!("{skew:.0}"))
         }
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn advice_after(met: Option<Error>) -> String {
+        late("attach s3://b/".to_owned(), Duration::from_secs(10), met).to_string()
+    }
+
+    #[test]
+    fn tries_that_were_not_answered_are_no_news_to_who_was_not_answered() {
+        let silent =
+            Error::new(ErrorKind::Timeout, "list s3://b/", "no answer within 5.0 s").advise("raise the deadline");
+        assert_eq!(advice_after(Some(silent)), advice_after(None));
+        let refused =
+            Error::new(ErrorKind::Unavailable, "list s3://b/", "the connection was refused").advise("start it");
+        assert!(advice_after(Some(refused)).contains("before that: the connection was refused; start it"));
+    }
+
+    #[test]
+    fn a_listing_that_is_not_found_says_what_to_look_at() {
+        let bare = not_misused(Error::new(ErrorKind::NotFound, "list s3://b/", "no such object"));
+        assert!(bare.advice().is_some_and(|advice| advice.contains("the endpoint")));
+        let told = not_misused(Error::new(ErrorKind::NotFound, "list s3://b/", "no such bucket").advise("make it"));
+        assert_eq!(told.advice(), Some("make it"));
     }
 }
