@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.compare import Spot, Work, compare, peer_spots
 from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, metric, node_pid, penstock
+from benchmarks.measure import can_drop_caches, drop_caches
 from benchmarks.store import FREE, content
 
 if TYPE_CHECKING:
@@ -60,4 +61,8 @@ def everywhere(lab: Lab, stack: ExitStack, names: Sequence[str]) -> Everywhere:
         spots.append(Spot(f"penstock mount, {called}", path, {"node": node_pid(client)}, reads=reads))
         clients.append(client)
     spots += [Spot("local file system", local), *peer_spots(stack.enter_context(lab.peers(store)))]
+    # What was written a moment ago lies in large pieces in the page cache, and what was read does not: as in the life
+    # of a data set, every place fills it by reading.
+    if can_drop_caches():
+        drop_caches()
     return Everywhere(spots, clients)

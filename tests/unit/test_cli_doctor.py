@@ -44,6 +44,14 @@ def test_passthrough_needs_a_new_kernel_and_privilege() -> None:
     assert "by itself" in machine.passthrough("6.18.44", privileged=True).text
 
 
+def test_an_image_needs_a_new_kernel_that_knows_it_and_privilege() -> None:
+    known = "nodev\tfuse\n\terofs\n"
+    assert "needs Linux 6.12" in machine.image("6.9.0", known, privileged=True).text
+    assert "needs root" in machine.image("6.18.44", known, privileged=False).text
+    assert "with EROFS" in machine.image("6.18.44", "\text4\n", privileged=True).text
+    assert "by itself" in machine.image("6.18.44", known, privileged=True).text
+
+
 def test_the_right_to_mount_is_read_from_the_capabilities() -> None:
     assert machine.may_mount("Name:\tx\nCapInh:\t0\nCapEff:\t000001ffffffffff\nSeccomp:\t0\n")
     assert not machine.may_mount("Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n")

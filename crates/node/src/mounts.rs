@@ -183,13 +183,8 @@ impl Mounts {
             },
         )?;
         let facts = mount.facts();
-        tracing::info!(
-            path = spec.path,
-            target_path = spec.target,
-            lending = facts.lending,
-            why = facts.why,
-            "mounted"
-        );
+        let why = if snapshot.is_some() { &spec.why } else { &facts.why };
+        tracing::info!(path = spec.path, target_path = spec.target, lending = facts.lending, why, "mounted");
         let served = {
             let mut state = self.state();
             state.next += 1;

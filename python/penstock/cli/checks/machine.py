@@ -20,6 +20,9 @@ __all__ = ["check"]
 PASSTHROUGH_KERNEL = (6, 9)
 """From here on the kernel reads cached files by itself through a mount."""
 
+IMAGE_KERNEL = (6, 12)
+"""From here on the kernel mounts an image from its file, where it was built with EROFS."""
+
 CAP_SYS_ADMIN = 21
 """Number of the capability to mount."""
 
@@ -33,6 +36,7 @@ def check() -> Iterator[Finding]:
     yield kernel(platform.system(), platform.release())
     yield fuse(Path("/dev/fuse"), shutil.which("fusermount3"), privileged=privileged)
     yield passthrough(platform.release(), privileged=privileged)
+    yield image(platform.release(), Path("/proc/filesystems").read_text(encoding="ascii"), privileged=privileged)
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
@@ -61,14 +65,32 @@ def fuse(device: Path, program: str | None, *, privileged: bool) -> Finding:
 
 def passthrough(release: str, *, privileged: bool) -> Finding:
     """Whether the kernel may read cached files by itself through a mount, which is its fastest way."""
-    match = re.match(r"(\d+)\.(\d+)", release)
-    if match is None or (int(match[1]), int(match[2])) < PASSTHROUGH_KERNEL:
+    if _version(release) < PASSTHROUGH_KERNEL:
         text = "mounts do without passthrough, which needs Linux 6.9: large cached files read more slowly through them"
         return Finding("passthrough", Level.OK, text)
     if not privileged:
         text = "mounts do without passthrough, which needs root: large cached files read more slowly through them"
         return Finding("passthrough", Level.OK, text)
     return Finding("passthrough", Level.OK, "mounts can have the kernel read cached files by itself")
+
+
+def image(release: str, filesystems: str, *, privileged: bool) -> Finding:
+    """Whether the kernel may mount a snapshot by itself."""
+    missing = None
+    if _version(release) < IMAGE_KERNEL:
+        missing = "Linux 6.12"
+    elif not privileged:
+        missing = "root"
+    elif "erofs" not in filesystems.split():
+        missing = "a kernel with EROFS, or `modprobe erofs`"
+    if missing is not None:
+        return Finding("image", Level.OK, f"snapshots are mounted without an image, which needs {missing}")
+    return Finding("image", Level.OK, "the kernel can mount snapshots by itself")
+
+
+def _version(release: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (0, 0) if match is None else (int(match[1]), int(match[2]))
 
 
 def may_mount(status: str) -> bool:
