@@ -116,6 +116,18 @@ def test_a_node_that_cannot_cache_says_so_when_it_is_started(machine: Any) -> No
     assert "reads go uncached" in machine("up", "--set", "cache.directory=/proc/nothing").stderr
 
 
+@pytest.mark.parametrize("freshness", ["0", "immutable"])
+def test_an_empty_directory_is_there_by_its_name_as_in_its_parent(machine: Any, freshness: str) -> None:
+    root = machine.files("lake", {"a": b"x"})
+    (root / "empty").mkdir()
+    machine("attach", f"file://{root}", "/data", "--freshness", freshness)
+    assert machine.json("stat", "/data/empty")["kind"] == "directory"
+    assert machine("ls", "/data").stdout == "a\nempty/\n"
+    assert machine("ls", "/data/empty").stdout == ""
+    assert machine.json("stat", "/data/empty")["kind"] == "directory"
+    assert "not-found" in machine("stat", "/data/none", check=1).stderr
+
+
 def test_a_pin_of_what_is_not_there_yet_says_so(lake: Any) -> None:
     assert lake("pin", "/data/train").stderr == ""
     assert "nothing has that name yet" in lake("pin", "/data/trian").stderr
