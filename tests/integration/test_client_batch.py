@@ -185,3 +185,21 @@ def test_an_event_loop_reads_beside_other_work(lake: Any) -> None:
             assert (await client.wait(job, 30))["state"] == "finished"
 
     asyncio.run(work())
+
+
+def test_very_many_very_small_files_take_a_bounded_number_of_descriptors(machine: Any) -> None:
+    count, batch = 14_000, 64
+    source = machine.files("tiny", {f"m/{number:05}": b"%05d" % number for number in range(count)})
+    with penstock.connect(machine.home.name) as client:
+        client.attach(f"file://{source}", "/data", freshness="1h")
+        descriptors = Path(f"/proc/{machine.json('status')['pid']}/fd")
+        most = 0
+        for _ in range(2):
+            for start in range(0, count, batch):
+                numbers = range(start, min(start + batch, count))
+                found = client.read_many([f"/data/m/{number:05}" for number in numbers])
+                assert [bytes(view) for view in found] == [b"%05d" % number for number in numbers]
+                if start % (batch * 10) == 0:
+                    most = max(most, len(list(descriptors.iterdir())))
+    # 8,192 are kept for the next read; what is fetched ahead, and handed out, comes on top.
+    assert most < 8192 + 3000

@@ -11,6 +11,9 @@ use crate::Extent;
 const MOST: u64 = 8_192;
 /// Files kept open however low it is.
 const FEWEST: u64 = 16;
+/// So many extents are asked to close their files for each file that is opened or given back. Where nearly all are lent
+/// some more files stay open than wanted, and nobody asks all of them again and again.
+const ASKS: usize = 64;
 
 /// A file that is kept open. The count of open files falls when it is dropped.
 pub struct KeptFile {
@@ -50,14 +53,14 @@ impl Descriptors {
         self.open.fetch_add(1, Ordering::AcqRel);
         let kept = KeptFile { file, open: Arc::clone(&self.open) };
         self.ring().push_back(Weak::clone(extent));
-        self.shrink(self.limit);
+        self.shrink(self.limit, ASKS);
         kept
     }
 
     /// Closes what was only open because it was lent, where that made too many.
     pub fn settle(&self) {
         if self.open() > self.limit {
-            self.shrink(self.limit);
+            self.shrink(self.limit, ASKS);
         }
     }
 
@@ -68,13 +71,13 @@ impl Descriptors {
 
     /// Closes half of them: the process has no descriptor left.
     pub fn relieve(&self) {
-        self.shrink(self.open() / 2);
+        let all_twice = 2 * self.ring().len();
+        self.shrink(self.open() / 2, all_twice);
     }
 
-    /// Closes files until at most `most` are open. Each extent is asked twice at most: one that was used lately
-    /// stays the first time, one that is lent stays.
-    fn shrink(&self, most: usize) {
-        let mut asks = 2 * self.ring().len();
+    /// Closes files until at most `most` are open, or so many extents were asked: one that was used lately stays the
+    /// first time, one that is lent stays.
+    fn shrink(&self, most: usize, mut asks: usize) {
         while self.open() > most && asks > 0 {
             asks -= 1;
             let Some(next) = self.ring().pop_front() else { return };

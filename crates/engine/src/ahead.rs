@@ -44,6 +44,9 @@ const SWEEP_POLL: Duration = Duration::from_millis(50);
 const SWEEP_NAMES: usize = 1000;
 /// Semaphore permits are counted in these.
 const UNIT_BYTES: u64 = 4096;
+/// A file that is fetched counts as this much at least: however small it is, it holds descriptors and a request. An
+/// eighth of the default budget is a thousand files, several times what a source is asked for at once.
+const FILE_MIN: u64 = 128 * 1024;
 
 /// Watches directories for readers in order.
 pub struct Ahead {
@@ -143,7 +146,7 @@ impl Ahead {
             if attributes.size > FILE_MAX {
                 continue;
             }
-            let units = u32::try_from(attributes.size.div_ceil(UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
+            let units = u32::try_from(attributes.size.max(FILE_MIN).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
             let Ok(permit) = Arc::clone(&self.share).try_acquire_many_owned(units) else { break };
             let path = attached.path.join(&join(directory, &name));
             engine.carrier.runtime.spawn(fetch_file(Arc::clone(engine), path, Priority::Foreground, permit));
@@ -188,7 +191,7 @@ impl Sweep {
                 if !self.is_followed(fetched).await {
                     return;
                 }
-                let units = u32::try_from(attributes.size.div_ceil(UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
+                let units = u32::try_from(attributes.size.max(FILE_MIN).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
                 let Ok(permit) = Arc::clone(&share).acquire_many_owned(units).await else { return };
                 engine.carrier.runtime.spawn(fetch_file(Arc::clone(&engine), path, Priority::Background, permit));
                 fetched += 1;
