@@ -182,6 +182,17 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
+def back_memory(scratch: Path, size_bytes: int) -> None:
+    """Has a virtual machine get so much memory from its host: what was given back while nobody needed it costs about
+    10 µs a page to touch again, which would be measured instead of what is read. Writes a file and removes it.
+    """
+    file, piece = scratch / "memory", bytes(1 << 20)
+    with file.open("wb", buffering=0) as stream:
+        for _ in range(size_bytes >> 20):
+            stream.write(piece)
+    file.unlink()
+
+
 def page_cache_bytes() -> int:
     """Pages of files that the kernel keeps, of the whole machine."""
     for line in Path("/proc/meminfo").read_text().splitlines():

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.baselines import local_tree, raw_streams
 from benchmarks.compare import Spot, Work, peer_spots
 from benchmarks.lab import BUCKET, SMALL_BYTES, Lab, attach, node_pid
-from benchmarks.measure import PeerFigure, Side, Step, Verdict, peer_figures, take_turns
+from benchmarks.measure import PeerFigure, Side, Step, Verdict, back_memory, peer_figures, take_turns
 from benchmarks.store import FREE, LINK_BYTES_PER_S, SLOW
 from penstock.demo.plain_gets import PlainStore
 
@@ -21,6 +21,8 @@ HALF = SMALL // 2
 PEER_SMALL = 200
 """Of as many: a peer that asks for one file after another takes as long for each, however many there are."""
 THREADS = 16
+BACKED = "memory of the machine touched before"
+HOW_LARGE = f"{local_tree.HOW_LARGE}; {BACKED}"
 
 
 def run(lab: Lab) -> list[Verdict]:
@@ -36,10 +38,11 @@ def _large(lab: Lab, which: str) -> Verdict:
             store.put(BUCKET, name, LARGE_BYTES, seed=1)
         attach(client, store, "/data", way="open")
         plain, target = PlainStore(store.endpoint, BUCKET), str(lab.path("raw.bin"))
-        raw = Side("raw streams", raw_streams.HOW)
+        raw, scratch = Side("raw streams", f"{raw_streams.HOW}; {BACKED}"), lab.path("backed")
+        scratch.mkdir()
         with lab.mount(client, "/data") as mounted, lab.peers(store) as mounts:
             spots = [Spot("penstock mount", mounted, {"node": node_pid(client)}), *peer_spots(mounts)]
-            sides = [spot.side(local_tree.HOW_LARGE) for spot in spots]
+            sides = [spot.side(HOW_LARGE) for spot in spots]
             for name in names:
 
                 def read(directory: Path, name: str = name) -> int:
@@ -48,9 +51,10 @@ def _large(lab: Lab, which: str) -> Verdict:
                 def fetch(name: str = name) -> None:
                     raw_streams.run(plain, name, LARGE_BYTES, target)
 
-                work = Work(local_tree.HOW_LARGE, read, LARGE_BYTES)
+                work = Work(HOW_LARGE, read, LARGE_BYTES, lambda _: back_memory(scratch, 3 * LARGE_BYTES))
                 steps = [spot.step(side, work) for spot, side in zip(spots, sides, strict=True)]
-                take_turns([steps[0], Step(raw, fetch), *steps[1:]], 1, {"remote": store.pid})
+                raw_step = Step(raw, fetch, prepare=lambda: back_memory(scratch, 3 * LARGE_BYTES))
+                take_turns([steps[0], raw_step, *steps[1:]], 1, {"remote": store.pid})
     for side in (*sides, raw):
         if not side.failure:
             side.figures["MB/s"] = LARGE_BYTES / side.median_s / 1e6
