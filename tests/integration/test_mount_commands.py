@@ -91,7 +91,7 @@ def test_mounts_are_shown_with_their_way_and_status_counts_them(lake: Any) -> No
     assert [(each["path"], each["alive"]) for each in shown["kernel_mounts"]] == [("/", True), ("/data", True)]
     assert all(each["way"] for each in shown["kernel_mounts"])
     header, row = lake("mounts").stdout.splitlines()
-    assert header.split() == ["TARGET", "PATH", "WAY", "STATE"]
+    assert header.split() == ["TARGET", "SHOWS", "WAY", "STATE"]
     assert row.split()[:2] == [str(target), "/"]
     status = lake("status").stdout
     assert f"1 ({target})" in status

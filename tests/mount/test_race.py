@@ -29,6 +29,8 @@ MARGIN_S = 5.0
 
 CACHE_BYTES = 32 * MIB
 READS_BETWEEN_WRITES = 20
+KEPT_MAX = 5_000
+"""So many versions of half a megabyte are kept at most, where each has a key of its own."""
 PAUSE_S = 0.005
 TESTS = Path(__file__).parents[1]
 FRESHNESS = {"0": 0.0, "1s": 1.0 + MARGIN_S, "immutable": None}
@@ -38,11 +40,13 @@ FRESHNESS = {"0": 0.0, "1s": 1.0 + MARGIN_S, "immutable": None}
 class Writer:
     """Overwrites objects at random and says what readers may see."""
 
-    def __init__(self, lake: MountedLake, table: Table, seed: int, unseen_s: float | None) -> None:
+    def __init__(self, lake: MountedLake, table: Table, seed: int, unseen_s: float | None, wanted: int) -> None:
         self.lake = lake
         self.table = table
         self.chance = random.Random(seed)
         self.unseen_s = unseen_s
+        # What is never overwritten stays where it is: a soak of it must not fill the disk.
+        self.between = READS_BETWEEN_WRITES if unseen_s is not None else max(READS_BETWEEN_WRITES, wanted // KEPT_MAX)
         self.unseen: deque[tuple[float, int, int]] = deque()
         self.steps = 0
         for number in range(OBJECTS):
@@ -72,7 +76,7 @@ class Writer:
 
     def follow(self, checked: int) -> None:
         """Writes as often as fits what was read: the processors are the readers'."""
-        while self.steps * READS_BETWEEN_WRITES < checked:
+        while self.steps * self.between < checked:
             self.step()
         self.look()
         time.sleep(PAUSE_S)
@@ -89,7 +93,7 @@ def race(machine: Any, freshness: str, way: str, wanted: int, longest_s: float) 
     table = Table(shared)
     shared.chmod(0o666)
     with MountedLake(machine, f"cache.size={CACHE_BYTES}") as lake:
-        writer = Writer(lake, table, seed, FRESHNESS[freshness])
+        writer = Writer(lake, table, seed, FRESHNESS[freshness], wanted)
         root = lake.attach("race", "/race", freshness, way)
         command = [*machine.as_another, sys.executable, str(TESTS / "mount" / "race.py"), str(root), str(shared)]
         readers = [
