@@ -111,6 +111,20 @@ class Bench:
         self.runner.start()
         return self.runner
 
+    def hold(self, first: str = "") -> tuple[str, threading.Event]:
+        """A preload that has come to a batch from ``first`` on and waits in it, and what lets it go on."""
+        reached, go_on = threading.Event(), threading.Event()
+
+        def gate(paths: list[str]) -> None:
+            if paths[0] >= first:
+                reached.set()
+                go_on.wait(DEADLINE_S)
+
+        self.tree.gate = gate
+        job_id = str(self.runner.submit(JobKind.PRELOAD, "/data")["id"])
+        assert reached.wait(DEADLINE_S)
+        return job_id, go_on
+
     def run(self, kind: JobKind = JobKind.PRELOAD, path: str = "/data", **options: Any) -> dict[str, Any]:
         return self.runner.wait(self.runner.submit(kind, path, **options)["id"], DEADLINE_S)
 
@@ -224,16 +238,7 @@ def test_more_failures_than_are_kept_make_a_retry_go_through_everything(
 
 def test_a_cancelled_job_ends_as_such_and_a_retry_goes_on_where_it_was(make: Callable[..., Bench]) -> None:
     bench = make(files(5000), workers=1)
-    reached, go_on = threading.Event(), threading.Event()
-
-    def gate(paths: list[str]) -> None:
-        if paths[0] >= "/data/002000":
-            reached.set()
-            go_on.wait(DEADLINE_S)
-
-    bench.tree.gate = gate
-    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
-    assert reached.wait(DEADLINE_S)
+    job_id, go_on = bench.hold("/data/002000")
     assert bench.runner.cancel(job_id)["cancel_requested"]
     go_on.set()
     job = bench.runner.wait(job_id, DEADLINE_S)
@@ -247,16 +252,8 @@ def test_a_cancelled_job_ends_as_such_and_a_retry_goes_on_where_it_was(make: Cal
 
 def test_a_page_that_a_cancel_cut_in_two_is_counted_once(make: Callable[..., Bench]) -> None:
     bench = make(files(128), workers=1)
-    reached, go_on = threading.Event(), threading.Event()
-
-    def gate(paths: list[str]) -> None:
-        # The first of two batches; the second one waits behind it and never begins.
-        reached.set()
-        go_on.wait(DEADLINE_S)
-
-    bench.tree.gate = gate
-    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
-    assert reached.wait(DEADLINE_S)
+    # In the first of two batches; the second one waits behind it and never begins.
+    job_id, go_on = bench.hold()
     bench.runner.cancel(job_id)
     go_on.set()
     assert bench.runner.wait(job_id, DEADLINE_S)["done_files"] == 64
@@ -289,16 +286,7 @@ def test_the_rate_of_an_ended_job_is_that_of_all_its_work(tmp_path: Path) -> Non
 
 def test_a_restart_goes_on_from_the_last_settled_page(make: Callable[..., Bench], tmp_path: Path) -> None:
     bench = make(files(5000), workers=1)
-    reached, go_on = threading.Event(), threading.Event()
-
-    def gate(paths: list[str]) -> None:
-        if paths[0] >= "/data/003000":
-            reached.set()
-            go_on.wait(DEADLINE_S)
-
-    bench.tree.gate = gate
-    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
-    assert reached.wait(DEADLINE_S)
+    job_id, go_on = bench.hold("/data/003000")
     threading.Thread(target=go_on.set).start()
     bench.runner.stop(DEADLINE_S)
     kept = Job.decode((tmp_path / f"{job_id}.json").read_text())
@@ -413,15 +401,7 @@ def test_a_rate_limit_slows_a_job_down(tmp_path: Path) -> None:
 
 def test_progress_shows_what_has_arrived_of_a_large_file(make: Callable[..., Bench]) -> None:
     bench = make({"large": 100 << 20})
-    reached, go_on = threading.Event(), threading.Event()
-
-    def gate(paths: list[str]) -> None:
-        reached.set()
-        go_on.wait(DEADLINE_S)
-
-    bench.tree.gate = gate
-    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
-    assert reached.wait(DEADLINE_S)
+    job_id, go_on = bench.hold()
     job = bench.runner.get(job_id)
     assert job["active"] == {"/data/large": 40 << 20}
     assert job["done_bytes"] == 40 << 20
@@ -464,15 +444,7 @@ def test_fields_of_a_later_minor_version_are_ignored() -> None:
 def test_memory_stays_bounded_over_a_large_tree(make: Callable[..., Bench]) -> None:
     """The walk is never more than some pages ahead of the work."""
     bench = make(files(40_000), workers=2)
-    blocked, go_on = threading.Event(), threading.Event()
-
-    def gate(paths: list[str]) -> None:
-        blocked.set()
-        go_on.wait(DEADLINE_S)
-
-    bench.tree.gate = gate
-    job_id = bench.runner.submit(JobKind.PRELOAD, "/data")["id"]
-    assert blocked.wait(DEADLINE_S)
+    job_id, go_on = bench.hold()
     counting_pages = 40_000 // 5000 + 1
     assert bench.tree.pages_read <= counting_pages + 3
     go_on.set()

@@ -262,12 +262,10 @@ pub fn number_of(name: &OsStr) -> Option<u64> {
 
 /// An error of the cache disk by what the caller can do.
 pub fn disk_error(action: &str, path: &Path, error: &io::Error) -> Error {
-    let (kind, advice) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            (ErrorKind::NoSpace, "free space on the cache disk")
-        }
+    let (kind, advice) = match ErrorKind::of_disk(error) {
         _ if is_lack_of_descriptors(error) => (ErrorKind::ResourceLimit, "raise the limit of open files (ulimit -n)"),
-        _ => (ErrorKind::Disk, "check the cache disk"),
+        ErrorKind::NoSpace => (ErrorKind::NoSpace, "free space on the cache disk"),
+        kind => (kind, "check the cache disk"),
     };
     Error::new(kind, format!("{action} {}", path.display()), error.to_string()).advise(advice)
 }

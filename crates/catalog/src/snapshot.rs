@@ -191,7 +191,7 @@ impl<W: Write> SnapshotWriter<W> {
     }
 
     fn unwritten(&self, error: &std::io::Error) -> Error {
-        let kind = if error.kind() == std::io::ErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Disk };
+        let kind = ErrorKind::of_disk(error);
         Error::new(kind, format!("write snapshot {}", self.facts.name), error.to_string()).advise("free space")
     }
 

@@ -32,4 +32,4 @@ pub use open::{OpenFile, OpenOptions, Ready};
 pub use pattern::ReadHint;
 pub use penstock_cache::{CacheEntry, CacheUsage, RealDisk};
 pub use penstock_catalog::{Change, Snapshot, SnapshotFacts};
-pub use snapshot::{Frozen, ImageOptions};
+pub use snapshot::{Frozen, ImageOptions, attachment_of};

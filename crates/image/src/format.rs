@@ -21,6 +21,9 @@ pub(crate) const NAME_BYTES_MAX: usize = 255;
 pub(crate) const LABEL_BYTES_MAX: usize = 15;
 
 const SUPERBLOCK_OFFSET: usize = 1024;
+const UUID_OFFSET: usize = 48;
+/// Where the identity of an image lies.
+pub(crate) const UUID_AT: u64 = (SUPERBLOCK_OFFSET + UUID_OFFSET) as u64;
 const SUPERBLOCK_BYTES: usize = 128;
 const MAGIC: u32 = 0xE0F5_E1E2;
 const COMPAT_CHECKSUM: u32 = 0x1;
@@ -178,7 +181,7 @@ impl Superblock<'_> {
         put(superblock, 24, &seconds.to_le_bytes());
         put(superblock, 32, &nanoseconds.to_le_bytes());
         put(superblock, 36, &self.blocks.to_le_bytes());
-        put(superblock, 48, &self.uuid);
+        put(superblock, UUID_OFFSET, &self.uuid);
         put(superblock, 64, self.label.as_bytes());
         put(superblock, 80, &(INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE).to_le_bytes());
         put(superblock, 86, &device_count.to_le_bytes());

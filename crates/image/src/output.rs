@@ -97,11 +97,9 @@ impl<W: Write + Seek> Output<W> {
 }
 
 fn write_error(error: &io::Error) -> Error {
-    let (kind, advice) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            (ErrorKind::NoSpace, "free space where the image is written")
-        }
-        _ => (ErrorKind::Disk, "check the disk where the image is written"),
+    let (kind, advice) = match ErrorKind::of_disk(error) {
+        ErrorKind::NoSpace => (ErrorKind::NoSpace, "free space where the image is written"),
+        kind => (kind, "check the disk where the image is written"),
     };
     Error::new(kind, "write the image", error.to_string()).advise(advice)
 }

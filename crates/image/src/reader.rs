@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use penstock_types::{Error, ErrorKind, Result};
 
-use crate::format::{BLOCK, BLOCK_BYTES, DIRENT_BYTES, INODE_BYTES, INODE_SLOT_BYTES, NAME_BYTES_MAX, ROOT};
+use crate::format::{BLOCK, BLOCK_BYTES, DIRENT_BYTES, INODE_BYTES, INODE_SLOT_BYTES, NAME_BYTES_MAX, ROOT, UUID_AT};
 use crate::place::Place;
 
 /// Blocks of a directory of at most so many bytes are read: a million long names fit twenty times.
@@ -49,6 +49,16 @@ impl Image {
     /// An image that was written whole.
     pub fn new(file: File) -> Self {
         Self { file }
+    }
+
+    /// What tells it from other images; nothing when it ends before.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub fn uuid(&self) -> Result<Option<[u8; 16]>> {
+        let mut uuid = [0; 16];
+        let read = self.read_up_to(&mut uuid, UUID_AT)?;
+        Ok((read == uuid.len()).then_some(uuid))
     }
 
     /// Number of the root.

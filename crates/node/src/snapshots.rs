@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use penstock_engine::{Change, Snapshot};
+use penstock_engine::{Change, Snapshot, attachment_of};
 use penstock_types::{AttachmentSpec, Error, ErrorKind, Result};
 use serde::Serialize;
+
+/// Rows that are told at once: for each page the frame of the document is read again.
+const PAGE_ROWS: usize = 32;
 
 /// What `snapshot show` shows of a document.
 #[derive(Clone, Debug, Serialize)]
@@ -62,13 +65,12 @@ pub struct SnapshotChanges {
 pub fn snapshot_summary(file: &Path, whole: bool) -> Result<SnapshotSummary> {
     let snapshot = Snapshot::open(file)?;
     let facts = snapshot.facts();
-    let action = || format!("read snapshot {}", file.display());
-    let attachment = serde_json::from_str(&facts.attachment)
-        .map_err(|error| Error::new(ErrorKind::Corrupt, action(), format!("its source: {error}")))?;
+    let attachment = attachment_of(facts)?;
     if whole {
         (0..snapshot.rows()).try_for_each(|row| snapshot.row(row).map(drop))?;
     }
-    let document = std::fs::metadata(file).map_err(|error| Error::new(ErrorKind::Disk, action(), error.to_string()))?;
+    let document = std::fs::metadata(file)
+        .map_err(|error| Error::new(ErrorKind::Disk, format!("read snapshot {}", file.display()), error.to_string()))?;
     Ok(SnapshotSummary {
         name: facts.name.clone(),
         path: facts.path.clone(),
@@ -88,16 +90,16 @@ pub fn snapshot_summary(file: &Path, whole: bool) -> Result<SnapshotSummary> {
 /// As of [`snapshot_summary`].
 pub fn snapshot_files(file: &Path, from: usize) -> Result<(Vec<SnapshotFile>, Option<usize>)> {
     let snapshot = Snapshot::open(file)?;
-    if from >= snapshot.rows() {
-        return Ok((Vec::new(), None));
+    let end = from.saturating_add(PAGE_ROWS).min(snapshot.rows());
+    let mut files = Vec::new();
+    for row in from..end {
+        files.extend(snapshot.row(row)?.into_iter().filter_map(|entry| {
+            let attributes = entry.attributes?;
+            let (size, modified_ms) = (attributes.size, attributes.modified_ms);
+            Some(SnapshotFile { path: entry.path, size, modified_ms, version: attributes.version.to_string() })
+        }));
     }
-    let entries = snapshot.row(from)?.into_iter();
-    let files = entries.filter_map(|entry| {
-        let attributes = entry.attributes?;
-        let (size, modified_ms) = (attributes.size, attributes.modified_ms);
-        Some(SnapshotFile { path: entry.path, size, modified_ms, version: attributes.version.to_string() })
-    });
-    Ok((files.collect(), Some(from + 1).filter(|next| *next < snapshot.rows())))
+    Ok((files, Some(end).filter(|next| *next < snapshot.rows())))
 }
 
 /// What is different between two documents, and the first `limit` of it.

@@ -74,6 +74,16 @@ kinds! {
     Internal = "internal", 5;
 }
 
+impl ErrorKind {
+    /// What a failed call to a local disk means: full, or failing.
+    pub fn of_disk(error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Disk,
+        }
+    }
+}
+
 /// An error: doing what to what, why, what now, facts last.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Error {

@@ -6,6 +6,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +46,7 @@ def attach(
         str, typer.Option(help="How mounts read it: open, no-open (best for many small files) or auto.")
     ] = "auto",
     probe: Annotated[bool, typer.Option(help="Ask the source now whether this works.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a bucket or directory at a path of the tree.
 
@@ -110,7 +111,7 @@ def detach(
     output.say(f"detached {path}")
 
 
-def attachments(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def attachments(as_json: AsJson = False) -> None:
     """Show what is attached, and whether it answers."""
     from penstock.cli import connection
 

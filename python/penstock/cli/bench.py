@@ -9,6 +9,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson
 
 if TYPE_CHECKING:
     from penstock.client import Client
@@ -29,7 +30,7 @@ def bench(
     cold: Annotated[
         bool, typer.Option("--cold", help="Evict what is measured first, so that it comes from the source.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read a path again and again, and time it.
 

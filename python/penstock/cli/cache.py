@@ -7,14 +7,12 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson, TreePath
 
 if TYPE_CHECKING:
     from penstock.client import Client
 
 PAGE_ENTRIES = 1000
-
-TreePath = Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +29,7 @@ def show(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As if given to `penstock up`.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every key with its value.
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson
 
 if TYPE_CHECKING:
     from penstock.cli.checks import Finding
@@ -20,7 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("penstock doctor", "penstock doctor --json"))(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Look for what is wrong, and say what to do.
 
     Looks at kernel, FUSE, file limits, home, configuration, cache disk, node, version, and at every attached source:

@@ -8,15 +8,13 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson, TreePath
 
 if TYPE_CHECKING:
     from penstock.client import Client
 
 COPY_BUFFER_BYTES = 4 << 20
 """Read at a time: large enough for a cold file to come at the speed of the link."""
-
-TreePath = Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

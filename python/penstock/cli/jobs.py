@@ -6,10 +6,9 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson, TreePath
 
-TreePath = Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As `penstock job ls` shows it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it has ended.")]
 
 

@@ -8,6 +8,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson
 
 WATCH_INTERVAL_S = 1.0
 """How often a mount in the foreground is looked for."""
@@ -25,7 +26,6 @@ Owner = Annotated[str | None, typer.Option(metavar="UID:GID", help="Whom files b
 FileMode = Annotated[str | None, typer.Option(metavar="MODE", help="Rights of files.", show_default="0444")]
 DirectoryMode = Annotated[str | None, typer.Option(metavar="MODE", help="Rights of directories.", show_default="0555")]
 Umask = Annotated[str | None, typer.Option(metavar="MODE", help="Rights taken from both.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

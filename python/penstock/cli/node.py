@@ -8,6 +8,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson
 
 STOP_TIMEOUT_S = 60.0
 
@@ -84,7 +85,7 @@ def down() -> None:
     output.say(f"node stopped (pid {pid})")
 
 
-def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def status(as_json: AsJson = False) -> None:
     """Show what the node does.
 
     Cache, sources, jobs, memory. Fails when no node runs.

@@ -8,6 +8,7 @@ import typer
 from penstock.cli import mount as mounting
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.options import AsJson, TreePath
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `penstock snapshot ls` shows it.")]
 
@@ -36,9 +37,9 @@ def register(app: typer.Typer) -> None:
 
 
 def create(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")],
+    path: TreePath,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="How to call it.")],
-    as_json: mounting.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Freeze a path: pin every version as it is now.
 
@@ -57,7 +58,7 @@ def create(
     output.say(f"made snapshot {name} of {made['path']}: {files}, {size}")
 
 
-def ls(as_json: mounting.AsJson = False) -> None:
+def ls(as_json: AsJson = False) -> None:
     """Show every snapshot."""
     from penstock.cli import connection
     from penstock.units import format_size
@@ -89,7 +90,7 @@ def show(
     name: Name,
     files: Annotated[bool, typer.Option("--files", help="Every file with size, time and version.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Read the whole document and check it.")] = False,
-    as_json: mounting.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a snapshot says of itself."""
     from penstock.cli import connection
@@ -123,7 +124,7 @@ def show(
 def diff(
     name: Name,
     other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="Default: the tree as it is now.")] = None,
-    as_json: mounting.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is different in another snapshot.
 
@@ -164,7 +165,7 @@ def mount(
     file_mode: mounting.FileMode = None,
     directory_mode: mounting.DirectoryMode = None,
     umask: mounting.Umask = None,
-    as_json: mounting.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a snapshot as a directory, for every program.
 

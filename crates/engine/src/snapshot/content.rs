@@ -75,7 +75,7 @@ impl Frozen {
         attached: Arc<Attached>,
         (snapshot, image): (Snapshot, Image),
         starts: Vec<Allocator>,
-        end: Allocator,
+        devices: Vec<u64>,
     ) -> Result<Arc<Self>> {
         let tier = engine.parts.config.cache.tiers.first().map_or(0, |tier| tier.size_bytes);
         let unit = (tier / FILES_SHARE / FILES_MAX).max(1);
@@ -84,7 +84,6 @@ impl Frozen {
             let action = format!("open snapshot {}", snapshot.facts().name);
             Error::new(ErrorKind::Corrupt, action, "what it froze does not lie in its source")
         })?;
-        let devices = device_sizes(&snapshot, &starts, end)?;
         let files = Cache::with_weighter(FILES_MAX as usize, FILES_MAX, ByBytes { unit });
         Ok(Arc::new(Self {
             engine,
@@ -247,29 +246,6 @@ impl Frozen {
     fn error(&self, kind: ErrorKind, reason: &str) -> Error {
         Error::new(kind, format!("read snapshot {}", self.snapshot.facts().name), reason).advise("report it")
     }
-}
-
-/// Bytes of each device: up to the last block of its last file.
-fn device_sizes(snapshot: &Snapshot, starts: &[Allocator], end: Allocator) -> Result<Vec<u64>> {
-    let mut sizes = vec![0; usize::from(end.devices())];
-    if let Some(last) = sizes.last_mut() {
-        *last = end.end().offset;
-    }
-    // A device ends in the row before the one that begins on the next.
-    for (row, pair) in starts.iter().zip(starts.iter().skip(1).chain([&end])).enumerate() {
-        if pair.0.end().device == pair.1.end().device {
-            continue;
-        }
-        let mut allocator = *pair.0;
-        for entry in snapshot.row(row)? {
-            let Some(attributes) = entry.attributes else { continue };
-            let before = allocator.end();
-            if allocator.place(attributes.size)?.device != before.device {
-                sizes[usize::from(before.device)] = before.offset;
-            }
-        }
-    }
-    Ok(sizes)
 }
 
 fn to_usize(length: u64) -> usize {

@@ -1,29 +1,18 @@
 //! The data devices of a snapshot as a kernel mount: one directory with a file for each.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use penstock_image::Place;
 use penstock_types::{
-    Answer, ByteRange, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeFile, NodeId, NodePage,
-    OpenedNode, Result, TreeSpace,
+    Answer, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage, OpenedNode, TreeSpace,
 };
 
+use super::FOREVER;
 use super::content::Frozen;
-
-/// Nothing of it ever changes.
-const FOREVER: Duration = Duration::from_secs(86_400);
+use super::part::Part;
 
 /// The files `0`, `1`, … that an image of the snapshot takes its bytes from.
 struct Devices(Arc<Frozen>);
-
-/// One of them.
-struct Device {
-    frozen: Arc<Frozen>,
-    number: u16,
-}
 
 impl Frozen {
     /// The data devices, for a kernel mount of their own.
@@ -67,9 +56,8 @@ impl KernelTree for Devices {
 
     fn open(&self, node: NodeId) -> Answer<OpenedNode> {
         let opened = self.number(node).map(|number| {
-            let number = u16::try_from(number).expect("an image has 256 devices at most");
-            let file = Arc::new(Device { frozen: Arc::clone(&self.0), number });
-            OpenedNode { file, lent: None, keep_pages: true }
+            let device = u16::try_from(number).expect("an image has 256 devices at most");
+            Part::open(&self.0, Some(Place { device, offset: 0 }), self.0.devices()[number])
         });
         let absent = || Error::new(ErrorKind::IsADirectory, "open a data device", "it is the directory");
         Answer::Now(opened.ok_or_else(absent))
@@ -100,25 +88,5 @@ impl KernelTree for Devices {
 
     fn space(&self) -> TreeSpace {
         self.0.engine().space()
-    }
-}
-
-impl NodeFile for Device {
-    fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
-        self.frozen.read_now(self.number, offset, out)
-    }
-
-    fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
-        Arc::clone(&self.frozen).bring(self.number, range).boxed()
-    }
-
-    fn is_evicted(&self) -> bool {
-        false
-    }
-}
-
-impl fmt::Debug for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Device({} of {})", self.number, self.frozen.facts().name)
     }
 }

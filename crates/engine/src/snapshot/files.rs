@@ -1,33 +1,21 @@
 //! A snapshot as names and files, for where the kernel cannot mount its image.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use penstock_image::{ImageNode, Place};
+use penstock_image::ImageNode;
 use penstock_types::{
-    Answer, ByteRange, KernelTree, ListedNode, Looked, NodeAttributes, NodeFile, NodeId, NodePage, OpenedNode, Result,
-    TreeSpace,
+    Answer, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage, OpenedNode, Result, TreeSpace,
 };
 
+use super::FOREVER;
 use super::content::Frozen;
+use super::part::Part;
 
-/// Nothing of it ever changes.
-const FOREVER: Duration = Duration::from_secs(86_400);
 /// Blocks of a directory that make a page: about a thousand names.
 const PAGE_BLOCKS: u64 = 8;
 
 /// The names of the image; a node is the number of an inode there.
 struct Files(Arc<Frozen>);
-
-/// One file of it.
-struct SnapshotFile {
-    frozen: Arc<Frozen>,
-    place: Option<Place>,
-    size: u64,
-}
 
 impl Frozen {
     /// Names and files, for a kernel that opens nothing.
@@ -88,10 +76,7 @@ impl KernelTree for Files {
     fn forget(&self, _: NodeId, _: u64) {}
 
     fn open(&self, node: NodeId) -> Answer<OpenedNode> {
-        let opened = self.node(self.number(node)).map(|node| {
-            let file = Arc::new(SnapshotFile { frozen: Arc::clone(&self.0), place: node.place, size: node.size });
-            OpenedNode { file, lent: None, keep_pages: true }
-        });
+        let opened = self.node(self.number(node)).map(|node| Part::open(&self.0, node.place, node.size));
         Answer::Now(opened)
     }
 
@@ -115,46 +100,5 @@ impl KernelTree for Files {
 
     fn space(&self) -> TreeSpace {
         self.0.engine().space()
-    }
-}
-
-impl SnapshotFile {
-    /// Where a part of the file is in its data device.
-    fn lies(&self, range: ByteRange) -> Option<(u16, ByteRange)> {
-        let range = range.intersect(ByteRange::new(0, self.size));
-        let place = self.place.filter(|_| !range.is_empty())?;
-        Some((place.device, ByteRange::new(place.offset + range.start, place.offset + range.end)))
-    }
-}
-
-impl NodeFile for SnapshotFile {
-    fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
-        match self.lies(ByteRange::new(offset, offset.saturating_add(out.len() as u64))) {
-            Some((device, range)) => {
-                let length = usize::try_from(range.len()).expect("a read fits its buffer");
-                self.frozen.read_now(device, range.start, &mut out[..length])
-            }
-            None => Ok(Some(0)),
-        }
-    }
-
-    fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
-        async move {
-            match self.lies(range) {
-                Some((device, range)) => Arc::clone(&self.frozen).bring(device, range).await,
-                None => Ok(Vec::new()),
-            }
-        }
-        .boxed()
-    }
-
-    fn is_evicted(&self) -> bool {
-        false
-    }
-}
-
-impl fmt::Debug for SnapshotFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SnapshotFile({:?} of {})", self.place, self.frozen.facts().name)
     }
 }

@@ -4,11 +4,13 @@
 mod content;
 mod device;
 mod files;
+mod part;
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_catalog::{Snapshot, SnapshotFacts, SnapshotWriter};
 use penstock_image::{Allocator, Image, ImageWriter, Settings};
@@ -20,9 +22,8 @@ pub use content::Frozen;
 
 /// Names of one page of the walk that is frozen.
 const PAGE_NAMES: usize = 8192;
-/// Where an image has its identity, and how long that is.
-const IDENTITY_AT: u64 = 1024 + 48;
-const IDENTITY_BYTES: usize = 16;
+/// Nothing of a snapshot ever changes.
+const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// The image of a snapshot: where it is kept, and what it says of everything in it.
 #[derive(Clone, Debug)]
@@ -94,11 +95,10 @@ impl Engine {
         let snapshot = Snapshot::open(document)?;
         let facts = snapshot.facts();
         let action = || format!("open snapshot {}", facts.name);
-        let spec: AttachmentSpec = serde_json::from_str(&facts.attachment)
-            .map_err(|error| Error::new(ErrorKind::Corrupt, action(), format!("its source: {error}")))?;
-        let attached = self.attached_by(spec)?;
+        let attached = self.attached_by(attachment_of(facts)?)?;
         let uuid = identity(&snapshot, image);
-        let known = has_identity(&image.file, uuid);
+        let known =
+            File::open(&image.file).is_ok_and(|file| Image::new(file).uuid().is_ok_and(|own| own == Some(uuid)));
         let made = if known { None } else { Some(New::begin(&image.file)?) };
         let settings = Settings {
             owner: image.owner,
@@ -110,6 +110,7 @@ impl Engine {
         };
         let mut writer = made.as_ref().map(|made| ImageWriter::new(made.writer()?, &settings)).transpose()?;
         let (mut allocator, mut starts) = (Allocator::default(), Vec::with_capacity(snapshot.rows()));
+        let mut devices = Vec::new();
         for row in 0..snapshot.rows() {
             starts.push(allocator);
             for entry in snapshot.row(row)? {
@@ -118,6 +119,10 @@ impl Engine {
                     continue;
                 };
                 let place = allocator.place(attributes.size)?;
+                devices.resize(usize::from(allocator.devices()), 0);
+                if let Some(device) = devices.last_mut() {
+                    *device = allocator.end().offset;
+                }
                 if let Some(writer) = &mut writer {
                     let placed = writer.file(&entry.path, attributes.size, attributes.modified_ms)?;
                     if placed != place && attributes.size > 0 {
@@ -132,7 +137,7 @@ impl Engine {
         }
         let unread = |error: std::io::Error| Error::new(ErrorKind::Disk, action(), error.to_string());
         let image = Image::new(File::open(&image.file).map_err(unread)?);
-        Frozen::new(Arc::clone(self), attached, (snapshot, image), starts, allocator)
+        Frozen::new(Arc::clone(self), attached, (snapshot, image), starts, devices)
     }
 
     /// The attachment of a document, whether it is in the tree now or not.
@@ -146,8 +151,19 @@ impl Engine {
     }
 }
 
+/// The attachment that a snapshot was made from.
+///
+/// # Errors
+/// `Corrupt` when the document does not say it in words of ours.
+pub fn attachment_of(facts: &SnapshotFacts) -> Result<AttachmentSpec> {
+    serde_json::from_str(&facts.attachment).map_err(|error| {
+        let action = format!("read snapshot {}", facts.name);
+        Error::new(ErrorKind::Corrupt, action, format!("its source: {error}"))
+    })
+}
+
 /// The identity of an image: the same document shown in the same way gives the same one.
-fn identity(snapshot: &Snapshot, image: &ImageOptions) -> [u8; IDENTITY_BYTES] {
+fn identity(snapshot: &Snapshot, image: &ImageOptions) -> [u8; 16] {
     let shown = format!("{:?} {:o} {:o}", image.owner, image.file_mode, image.directory_mode);
     let parts = [
         snapshot.identity().to_le_bytes(),
@@ -156,17 +172,6 @@ fn identity(snapshot: &Snapshot, image: &ImageOptions) -> [u8; IDENTITY_BYTES] {
         u32::try_from(snapshot.facts().created_ms & 0xffff_ffff).unwrap_or_default().to_le_bytes(),
     ];
     parts.concat().try_into().expect("four times four bytes")
-}
-
-fn has_identity(image: &Path, wanted: [u8; IDENTITY_BYTES]) -> bool {
-    let read = || -> std::io::Result<[u8; IDENTITY_BYTES]> {
-        let mut file = File::open(image)?;
-        let mut found = [0; IDENTITY_BYTES];
-        file.seek(SeekFrom::Start(IDENTITY_AT))?;
-        file.read_exact(&mut found)?;
-        Ok(found)
-    };
-    read().is_ok_and(|found| found == wanted)
 }
 
 /// A file that appears whole or not at all.
@@ -195,7 +200,7 @@ impl<'a> New<'a> {
     }
 
     fn failed(&self, error: &std::io::Error) -> Error {
-        let kind = if error.kind() == std::io::ErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Disk };
+        let kind = ErrorKind::of_disk(error);
         Error::new(kind, format!("write {}", self.wanted.display()), error.to_string()).advise("free space")
     }
 }
