@@ -17,6 +17,8 @@ pub struct NodeConfig {
     pub data_socket: PathBuf,
     /// The cache.
     pub cache: CacheConfig,
+    /// Where written files live until the source has them.
+    pub stage: StageConfig,
     /// Memory that fills and answers may hold together, bytes.
     pub memory_budget_bytes: u64,
     /// How long things may take.
@@ -51,6 +53,18 @@ pub struct TierConfig {
     pub directory: PathBuf,
     /// Most bytes it may hold.
     pub size_bytes: u64,
+}
+
+/// The stage of a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageConfig {
+    /// The directory of staged files and journal; made when it is missing.
+    pub directory: PathBuf,
+    /// Most bytes that may wait for a source; writers wait before it is full.
+    pub size_bytes: u64,
+    /// Files that were never closed are kept so many days after a crash.
+    pub recovery_days: f64,
 }
 
 /// How long things may take, seconds.
@@ -111,6 +125,28 @@ pub struct AttachmentSpec {
     pub prefix: String,
     /// How long facts are believed.
     pub freshness: Freshness,
+    /// How it may be written; `None` for a read-only one.
+    pub write: Option<WriteSpec>,
+}
+
+/// How an attachment may be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteSpec {
+    /// What a successful close means where the call does not say.
+    pub durability: Durability,
+    /// Nobody else writes there: take a source that cannot replace conditionally.
+    pub single_writer: bool,
+}
+
+/// What a successful close promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Synced on this node: survives a crash of the process and of the machine, not the loss of its disk.
+    Local,
+    /// The source has it.
+    Source,
 }
 
 /// How to reach a source. Credentials are a reference, never a secret.

@@ -10,6 +10,7 @@ mod ids;
 mod kernel;
 mod metrics;
 mod origin;
+mod overlay;
 mod path;
 mod range;
 mod source;
@@ -17,7 +18,8 @@ mod source;
 pub use attributes::{ObjectAttributes, ObjectStat};
 pub use clock::{Clock, SystemClock};
 pub use config::{
-    AttachmentSpec, CacheConfig, DeadlineConfig, Freshness, NodeConfig, SourceConfig, SourceSpec, TierConfig,
+    AttachmentSpec, CacheConfig, DeadlineConfig, Durability, Freshness, NodeConfig, SourceConfig, SourceSpec, StageConfig,
+    TierConfig, WriteSpec,
 };
 pub use disk::{Disk, FileFacts, OpenMode, Space};
 pub use error::{Error, ErrorKind, Result};
@@ -27,6 +29,7 @@ pub use kernel::{
 };
 pub use metrics::Metrics;
 pub use origin::Origin;
+pub use overlay::{Laid, Overlay};
 pub use path::TreePath;
 pub use range::{ByteRange, PAGE_SIZE, STRIPE_SIZE};
 pub use source::{
