@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use penstock_types::{Clock, Freshness, Metrics, ObjectKey, Result, Source};
+use penstock_types::{Clock, Freshness, Metrics, ObjectKey, Overlay, Result, Source};
 
 use crate::scope::{Scope, lock};
 use crate::store::{Change, Store};
@@ -39,16 +39,18 @@ impl Catalog {
     }
 
     /// What one attachment sees: the keys of `source` below `prefix`, which is empty or ends in `/`. Facts are shared
-    /// by the views of one `scope`, which names source and credentials, and by no others.
+    /// by the views of one `scope`, which names source and credentials, and by no others. Changes that `overlay` has
+    /// of keys of the scope are shown over what the source says.
     pub fn view(
         self: &Arc<Self>,
         scope: &str,
         source: Arc<dyn Source>,
         prefix: ObjectKey,
         freshness: Freshness,
+        overlay: Option<Arc<dyn Overlay>>,
     ) -> Arc<View> {
         let scope = self.scope(scope);
-        View::new(ViewParts { catalog: self.clone(), scope, source, prefix, freshness })
+        View::new(ViewParts { catalog: self.clone(), scope, source, prefix, freshness, overlay })
     }
 
     /// Forgets every listing of a scope. Facts that views hold in memory go when they are next asked for.

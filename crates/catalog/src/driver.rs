@@ -360,7 +360,7 @@ impl Driver {
         let after = ObjectKey::new(directory.clone()).prefix_end();
         // Ranges further behind may have brought them already.
         let reader = Arc::new(self.ingest.store.reader()?);
-        let sight = Sight { reader, generation: self.ingest.generation, sent: 0, below: None };
+        let sight = Sight { reader, generation: self.ingest.generation, sent: 0, below: None, overlay: None };
         let mut found = false;
         scan(&sight, &directory, true, |seen| {
             found = seen.key.starts_with(&directory);

@@ -107,7 +107,7 @@ impl Ingest {
             }
         }
         let below = if progress.outcome == Some(Ok(())) { None } else { Some(progress.below.clone()) };
-        Ok(Sight { reader: Arc::new(reader), generation: self.generation, sent: self.sent, below })
+        Ok(Sight { reader: Arc::new(reader), generation: self.generation, sent: self.sent, below, overlay: None })
     }
 
     /// Entries that readers have taken, about.

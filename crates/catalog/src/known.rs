@@ -83,6 +83,7 @@ pub(crate) fn covering(store: &Arc<Store>, scope: u32, prefix: &[u8]) -> Result<
                 generation: listing.generation,
                 sent: if believed { listing.sent } else { LONG_AGO },
                 below: None,
+                overlay: None,
             };
             found.push(Covering { kind, prefix: prefix.to_vec(), listing, store: store.clone(), sight });
         }
@@ -97,7 +98,7 @@ pub(crate) fn ancestors(prefix: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::once(prefix).chain(above.filter(|above| above.len() < prefix.len()))
 }
 
-/// What a complete listing says of a place below the `attached` first bytes of its key.
+/// What a complete listing, with the changes laid over it, says of a place below the `attached` first bytes of its key.
 pub(crate) fn look_up(sight: &Sight, place: &Place, attached: &[u8]) -> Result<Fact> {
     let full = |key: &[u8]| [attached, key].concat();
     let (found, sent) = match place {
@@ -145,8 +146,8 @@ type Object = (Option<Item>, bool, Moment);
 fn object_at(sight: &Sight, key: &[u8]) -> Result<Option<Object>> {
     let mut found = None;
     scan(sight, key, true, |seen| {
-        if seen.key == key && !seen.entry.is_prefix() {
-            found = Some((item_at(seen)?, seen.entry.is_beside(), seen.sent));
+        if seen.key == key && !seen.is_prefix() {
+            found = Some((item_at(seen)?, seen.is_beside(), seen.sent));
         }
         Ok(Step::Stop)
     })?;
@@ -173,7 +174,7 @@ fn has_piece(sight: &Sight, bytes: &[u8], attached: usize) -> Result<bool> {
         let tail = &seen.key[base..];
         let slash = tail.iter().position(|&byte| byte == b'/');
         let component = &tail[..slash.unwrap_or(tail.len())];
-        let shape = if slash.is_none() && seen.entry.is_beside() { Shape::Beside } else { Shape::Plain };
+        let shape = if slash.is_none() && seen.is_beside() { Shape::Beside } else { Shape::Plain };
         found = keymap::is_long(component, shape) && component.len() > bytes.len() - base;
         Ok(if found { Step::Stop } else { Step::Next })
     })?;

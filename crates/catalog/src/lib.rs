@@ -11,6 +11,8 @@ mod hot;
 mod ingest;
 mod keymap;
 mod known;
+mod laid_names;
+mod laid_rows;
 mod named;
 mod pages;
 mod present;

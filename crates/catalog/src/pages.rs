@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use penstock_types::{Error, ErrorKind, Result};
+use penstock_types::{Error, ErrorKind, Overlay, Result};
 
 use crate::ask::sayable;
 use crate::cursor::Cursor;
@@ -25,6 +25,8 @@ struct Wanted<'a> {
     kind: Kind,
     directory: &'a Directory,
     limit: usize,
+    /// What is laid over the listing.
+    overlay: Option<&'a Arc<dyn Overlay>>,
 }
 
 /// Where a page comes from.
@@ -34,17 +36,17 @@ enum Feed {
 }
 
 impl View {
-    /// A page of a list or a walk.
+    /// A page of a list or a walk, with the changes of an overlay or without.
     pub(crate) async fn page(
         self: &Arc<Self>,
         path: &str,
-        kind: Kind,
+        (kind, overlay): (Kind, Option<&Arc<dyn Overlay>>),
         after: Option<&str>,
         limit: usize,
     ) -> Result<ItemPage> {
         let directory = self.directory(path)?;
         let cursor = after.map(Cursor::parse).transpose()?;
-        let wanted = Wanted { kind, directory: &directory, limit: limit.clamp(1, PAGE_LIMIT) };
+        let wanted = Wanted { kind, directory: &directory, limit: limit.clamp(1, PAGE_LIMIT), overlay };
         let mut attempt = 1;
         loop {
             let page = self.try_page(wanted, cursor.clone()).await;
@@ -70,8 +72,9 @@ impl View {
             Feed::Stored(sight) => {
                 metrics.catalog_hits.inc();
                 let writer = &self.parts.catalog.writer;
-                let shown = writer.guard(|| show(wanted, &sight, cursor));
-                let shown = shown.inspect_err(|error| self.drop_generation(directory, sight.generation, error))?;
+                let generation = sight.generation;
+                let shown = writer.guard(|| show(wanted, sight, cursor));
+                let shown = shown.inspect_err(|error| self.drop_generation(directory, generation, error))?;
                 Ok(page_of(shown, true))
             }
             Feed::Live(ingest) => {
@@ -112,7 +115,7 @@ impl View {
             return Ok(Shown { items: Vec::new(), cursor, exhausted: true });
         };
         let reached = ingest.progress().borrow().clone();
-        let shown = present::list(&ingest.sight(&reached)?, directory, cursor, limit)?;
+        let shown = present::list(&self.laid(ingest.sight(&reached)?), directory, cursor, limit)?;
         if shown.exhausted {
             ingest.took_all(&reached);
         }
@@ -132,7 +135,7 @@ impl View {
         let mut cursor = cursor;
         loop {
             let reached = progress.borrow_and_update().clone();
-            let shown = self.parts.catalog.writer.guard(|| show(wanted, &ingest.sight(&reached)?, cursor))?;
+            let shown = self.parts.catalog.writer.guard(|| show(wanted, ingest.sight(&reached)?, cursor))?;
             let complete = reached.outcome.is_some();
             if !shown.items.is_empty() || (shown.exhausted && complete) {
                 ingest.took(shown.items.len());
@@ -197,11 +200,12 @@ fn listed_prefix(kind: Kind, directory: &Directory) -> Vec<u8> {
     }
 }
 
-fn show(wanted: Wanted<'_>, sight: &Sight, cursor: Cursor) -> Result<Shown> {
+fn show(wanted: Wanted<'_>, sight: Sight, cursor: Cursor) -> Result<Shown> {
     let Wanted { directory, limit, .. } = wanted;
+    let sight = Sight { overlay: wanted.overlay.cloned(), ..sight };
     let shown = match wanted.kind {
-        Kind::Directory => present::list(sight, directory, cursor, limit),
-        Kind::Tree => present::walk(sight, directory, cursor, limit),
+        Kind::Directory => present::list(&sight, directory, cursor, limit),
+        Kind::Tree => present::walk(&sight, directory, cursor, limit),
     };
     // A damaged row is the disk's doing, not the source's.
     shown.map_err(|error| if error.kind() == ErrorKind::Corrupt { error.with_kind(ErrorKind::Disk) } else { error })

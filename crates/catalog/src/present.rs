@@ -107,7 +107,7 @@ fn list_entry(directory: &Directory, base: usize, page: &mut Page, seen: &Seen<'
     let tail = &key[base..];
     let slash = tail.iter().position(|&byte| byte == b'/');
     let component = &tail[..slash.unwrap_or(tail.len())];
-    let shape = if slash.is_none() && seen.entry.is_beside() { Shape::Beside } else { Shape::Plain };
+    let shape = if slash.is_none() && seen.is_beside() { Shape::Beside } else { Shape::Plain };
     // Everything of a directory is passed over; `0` follows `/`.
     let after = slash.map(|slash| [&key[..base + slash], b"0"].concat());
     page.move_to(after.as_deref().unwrap_or(key), after.is_some());
@@ -145,7 +145,7 @@ impl Walker<'_> {
         if !key.starts_with(&self.directory.prefix) {
             return Ok(Step::Stop);
         }
-        let shape = if seen.entry.is_beside() { Shape::Beside } else { Shape::Plain };
+        let shape = if seen.is_beside() { Shape::Beside } else { Shape::Plain };
         let slash = key.iter().rposition(|&byte| byte == b'/');
         let base = slash.map_or(0, |slash| slash + 1).max(self.directory.attached);
         let component = &key[base..];
@@ -211,7 +211,7 @@ fn item_of(seen: &Seen<'_>, directory: bool) -> Result<Item> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
@@ -226,34 +226,40 @@ mod tests {
 
     /// A tree listing of these keys, in chunks of three; keys that end in `/` have no content.
     fn sight(keys: &BTreeSet<Vec<u8>>) -> Sight {
+        let entry = |key: &Vec<u8>| {
+            let attributes =
+                ObjectAttributes { size: u64::from(!key.ends_with(b"/")), modified_ms: 0, version: "v".into() };
+            (key.clone(), Some(attributes))
+        };
+        sight_of(keys.iter().map(entry).collect(), |_| 0)
+    }
+
+    /// A listing of these entries, sorted by key, in chunks of three, each asked for when `sent` says for its number.
+    pub(crate) fn sight_of(entries: Vec<(Vec<u8>, Option<ObjectAttributes>)>, sent: fn(usize) -> i64) -> Sight {
         let store = Store::in_memory(0).unwrap();
         let mut beside = BTreeSet::new();
         let mut shadows = Shadows::default();
-        for key in keys {
-            shadows.take(key, true, |object| {
+        for (key, attributes) in &entries {
+            shadows.take(key, attributes.is_some(), |object| {
                 beside.insert(object.to_vec());
             });
         }
-        let entries: Vec<Entry> = keys
-            .iter()
-            .map(|key| Entry {
-                key: key.clone(),
-                attributes: Some(ObjectAttributes {
-                    size: u64::from(!key.ends_with(b"/")),
-                    modified_ms: 0,
-                    version: "v".into(),
-                }),
-                beside: beside.contains(key),
-            })
-            .collect();
-        let chunks = entries.chunks(3);
-        let changes =
-            chunks.map(|chunk| Change::Chunk { generation: 1, first: chunk[0].key.clone(), row: pack(chunk, 0) });
+        let entry = |(key, attributes): (Vec<u8>, Option<ObjectAttributes>)| {
+            let beside = beside.contains(&key);
+            Entry { key, attributes, beside }
+        };
+        let entries: Vec<Entry> = entries.into_iter().map(entry).collect();
+        let chunks = entries.chunks(3).enumerate();
+        let changes = chunks.map(|(number, chunk)| Change::Chunk {
+            generation: 1,
+            first: chunk[0].key.clone(),
+            row: pack(chunk, sent(number)),
+        });
         store.apply(changes.collect()).unwrap();
-        Sight { reader: Arc::new(store.reader().unwrap()), generation: 1, sent: 0, below: None }
+        Sight { reader: Arc::new(store.reader().unwrap()), generation: 1, sent: 0, below: None, overlay: None }
     }
 
-    fn pages(
+    pub(crate) fn pages(
         sight: &Sight,
         directory: &Directory,
         limit: usize,
@@ -272,7 +278,7 @@ mod tests {
         }
     }
 
-    fn root() -> Directory {
+    pub(crate) fn root() -> Directory {
         Directory { prefix: Vec::new(), attached: 0, path: String::new() }
     }
 
@@ -289,7 +295,7 @@ mod tests {
         }
     }
 
-    fn keys() -> impl Strategy<Value = BTreeSet<Vec<u8>>> {
+    pub(crate) fn keys() -> impl Strategy<Value = BTreeSet<Vec<u8>>> {
         let part = prop_oneof![
             4 => "[ab]".prop_map(String::into_bytes),
             3 => Just(b"/".to_vec()),

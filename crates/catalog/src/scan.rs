@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_types::{Error, ErrorKind, ObjectAttributes, Result};
+use penstock_types::{Error, ErrorKind, ObjectAttributes, Overlay, Result};
 
 use crate::chunk::{Chunk, EntryRef, Malformed};
+use crate::laid_rows;
 use crate::store::Reader;
 use crate::timeline::Moment;
 
@@ -19,6 +20,8 @@ pub(crate) struct Sight {
     pub(crate) sent: Moment,
     /// Keys less than this one can be read; `None` when all can.
     pub(crate) below: Option<Vec<u8>>,
+    /// Changes made here that are laid over it.
+    pub(crate) overlay: Option<Arc<dyn Overlay>>,
 }
 
 /// What to do after an entry.
@@ -32,25 +35,63 @@ pub(crate) enum Step {
 /// An entry and its full key, which shares memory with its neighbours.
 pub(crate) struct Seen<'a> {
     pub(crate) key: Bytes,
-    pub(crate) entry: EntryRef<'a>,
-    /// When its page was asked for.
+    /// When its page was asked for, or when the source had the change.
     pub(crate) sent: Moment,
+    pub(crate) beside: bool,
+    pub(crate) told: Told<'a>,
+}
+
+/// Who tells of an entry.
+#[derive(Clone, Copy)]
+pub(crate) enum Told<'a> {
+    Listing(EntryRef<'a>),
+    Overlay(&'a ObjectAttributes),
 }
 
 impl Seen<'_> {
+    /// Whether it is a common prefix.
+    pub(crate) fn is_prefix(&self) -> bool {
+        matches!(self.told, Told::Listing(entry) if entry.is_prefix())
+    }
+
+    /// Whether keys below `key/` exist beside the object.
+    pub(crate) fn is_beside(&self) -> bool {
+        self.beside
+    }
+
     /// An object without content whose key ends in `/`: it stands for the directory, not for a file.
     pub(crate) fn is_marker(&self) -> Result<bool> {
-        Ok(self.key.ends_with(b"/") && !self.entry.is_prefix() && self.entry.size().map_err(damaged)? == 0)
+        Ok(self.key.ends_with(b"/")
+            && match self.told {
+                Told::Listing(entry) => !entry.is_prefix() && entry.size().map_err(damaged)? == 0,
+                Told::Overlay(attributes) => attributes.size == 0,
+            })
     }
 
     /// Attributes; `None` for a common prefix.
     pub(crate) fn attributes(&self) -> Result<Option<ObjectAttributes>> {
-        self.entry.attributes().map_err(damaged)
+        match self.told {
+            Told::Listing(entry) => entry.attributes().map_err(damaged),
+            Told::Overlay(attributes) => Ok(Some(attributes.clone())),
+        }
     }
 }
 
 /// Visits entries from `from` on, until told to stop. `true` when there were no more.
 pub(crate) fn scan(
+    sight: &Sight,
+    from: &[u8],
+    inclusive: bool,
+    mut visit: impl FnMut(&Seen<'_>) -> Result<Step>,
+) -> Result<bool> {
+    match sight.overlay.as_deref().filter(|overlay| !overlay.is_empty()) {
+        Some(overlay) => laid_rows::scan(sight, overlay, (from, inclusive), &mut visit),
+        None => scan_listed(sight, from, inclusive, visit),
+    }
+}
+
+/// As [`scan`], of the listing alone.
+pub(crate) fn scan_listed(
     sight: &Sight,
     from: &[u8],
     inclusive: bool,
@@ -85,7 +126,9 @@ fn scan_run(
         let mut index = chunk.lower_bound(from).map_err(damaged)?;
         let keys = Keys::of(&chunk, index)?;
         while index < chunk.len() {
-            let seen = Seen { key: keys.get(index), entry: chunk.entry(index).map_err(damaged)?, sent: chunk.sent };
+            let entry = chunk.entry(index).map_err(damaged)?;
+            let told = Told::Listing(entry);
+            let seen = Seen { key: keys.get(index), sent: chunk.sent, beside: entry.is_beside(), told };
             if sight.below.as_ref().is_some_and(|below| seen.key >= below.as_slice()) {
                 return Ok(Run::Ended);
             }

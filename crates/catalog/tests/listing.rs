@@ -243,10 +243,10 @@ async fn facts_are_kept_across_a_restart_and_not_believed_when_the_clock_went_ba
     let spent = source.requests();
     clock.advance(Duration::from_secs(30));
     let (catalog, directory) = bench.restart().await;
-    let view = catalog.view("scope", source.clone(), "".into(), MINUTE);
+    let view = catalog.view("scope", source.clone(), "".into(), MINUTE, None);
     assert_eq!(walk(&view, "", 100).await.unwrap(), items);
     assert_eq!(source.requests(), spent);
-    let other = catalog.view("another scope", source.clone(), "".into(), MINUTE);
+    let other = catalog.view("another scope", source.clone(), "".into(), MINUTE, None);
     assert_eq!(walk(&other, "", 100).await.unwrap(), items);
     assert!(source.requests() > spent);
     catalog.close();
@@ -254,7 +254,7 @@ async fn facts_are_kept_across_a_restart_and_not_believed_when_the_clock_went_ba
     clock.jump_wall(-3_600_000);
     let spent = source.requests();
     let catalog = reopen(&directory.path().join("catalog.redb"), &clock).await;
-    let view = catalog.view("scope", source.clone(), "".into(), MINUTE);
+    let view = catalog.view("scope", source.clone(), "".into(), MINUTE, None);
     assert_eq!(walk(&view, "", 100).await.unwrap(), items);
     assert!(source.requests() > spent, "facts of unknown age were believed");
 }

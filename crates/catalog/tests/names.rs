@@ -77,7 +77,7 @@ async fn names_that_are_believed_for_long_are_kept_across_a_restart() {
     bench.view_below("", MINUTE).stat("d/b").await.unwrap();
     let (source, clock) = (bench.source.clone(), bench.clock.clone());
     let (catalog, _directory) = bench.restart().await;
-    let view = catalog.view("scope", source.clone(), "".into(), Freshness::Immutable);
+    let view = catalog.view("scope", source.clone(), "".into(), Freshness::Immutable, None);
     let spent = source.requests();
     assert_eq!((view.stat("d/a").await, view.stat("d").await), (file, directory));
     assert_eq!(view.stat("@%d%").await, beside);
@@ -86,7 +86,7 @@ async fn names_that_are_believed_for_long_are_kept_across_a_restart() {
     assert!(source.requests() > spent, "what is believed for a minute is not worth a row");
     catalog.forget_scope("scope");
     clock.advance(Duration::from_secs(1));
-    let view = catalog.view("scope", source.clone(), "".into(), Freshness::Immutable);
+    let view = catalog.view("scope", source.clone(), "".into(), Freshness::Immutable, None);
     assert_eq!(view.stat_cached("d/a"), None);
 }
 
@@ -318,7 +318,7 @@ async fn the_files_that_follow_are_told_from_what_is_known() {
 async fn facts_of_one_scope_are_not_seen_by_another_and_go_when_it_is_forgotten() {
     let bench = Bench::new(TestSource::default().with(["d/a"]), MINUTE);
     walk(&bench.view, "", 10).await.unwrap();
-    let other = bench.catalog.view("other", bench.source.clone(), "".into(), MINUTE);
+    let other = bench.catalog.view("other", bench.source.clone(), "".into(), MINUTE, None);
     assert_eq!(other.stat_cached("d/a"), None);
     let shared = bench.view_below("d/", MINUTE);
     assert!(shared.stat_cached("a").is_some());

@@ -29,12 +29,12 @@ async fn the_process_that_is_killed() {
     for n in 0..MILLION {
         source.store(format!("d{:03}/{:07}", n / 10_000, n), 1);
     }
-    let view = catalog.view("kept", source.clone(), "".into(), Freshness::Immutable);
+    let view = catalog.view("kept", source.clone(), "".into(), Freshness::Immutable, None);
     assert_eq!(walk(&view, "", 16_384).await.unwrap().len(), MILLION + 100);
     catalog.close();
     println!("durable");
     // Whatever is being written when the signal comes may be lost, and nothing else.
-    let other = catalog.view("lost", source, "".into(), Freshness::Seconds(0.0));
+    let other = catalog.view("lost", source, "".into(), Freshness::Seconds(0.0), None);
     loop {
         walk(&other, "d000", 16_384).await.unwrap();
     }
@@ -71,7 +71,7 @@ async fn a_catalog_of_a_million_entries_opens_at_once_after_a_kill_and_knows_the
     println!("open after a kill: {took:?}, {read} of {size} bytes read");
     assert!(read > 0 && read < size / 20, "{read} of {size} bytes were read");
     let source = Arc::new(TestSource::default());
-    let view = catalog.view("kept", source.clone(), "".into(), Freshness::Immutable);
+    let view = catalog.view("kept", source.clone(), "".into(), Freshness::Immutable, None);
     assert_eq!(walk(&view, "", 16_384).await.unwrap().len(), MILLION + 100);
     assert_eq!(source.requests(), 0);
 }

@@ -87,7 +87,7 @@ async fn reading_goes_on_whenever_the_disk_of_the_catalog_fails() {
         let catalog = Catalog::with(store, timeline, Metrics::default()).unwrap();
         let source = Arc::new(TestSource::default().with(&keys));
         calls_left.store(calls, Ordering::SeqCst);
-        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0), None);
         for _ in 0..2 {
             assert_eq!(walk(&view, "", 1000).await.unwrap().len(), 3003, "after {calls} calls");
             assert!(matches!(view.stat("d1/00001").await, Ok(Item::File { .. })), "after {calls} calls");
@@ -119,14 +119,14 @@ async fn reading_goes_on_whenever_the_file_of_the_catalog_turns_out_to_be_rubbis
         let source = Arc::new(TestSource::default().with(&keys));
         let (calls_left, failed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::new(AtomicU64::new(0)));
         let written = open(&calls_left, &failed);
-        let view = written.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        let view = written.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0), None);
         walk(&view, "", 1000).await.unwrap();
         written.close();
         drop((view, written));
         // Nothing of the file is in memory now.
         let catalog = open(&calls_left, &failed);
         calls_left.store(calls, Ordering::SeqCst);
-        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0), None);
         for _ in 0..2 {
             assert!(matches!(view.stat("d1/00001").await, Ok(Item::File { .. })), "after {calls} calls");
             assert_eq!(walk(&view, "", 1000).await.unwrap().len(), 3003, "after {calls} calls");
@@ -162,7 +162,7 @@ async fn two_lives(disk: &Arc<InMemoryBackend>, calls_left: &Arc<AtomicI64>, fai
         let timeline = Arc::new(Timeline::new(clock.clone()));
         let store = Store::on(backend, timeline.now())?;
         let catalog = Catalog::with(store, timeline, Metrics::default())?;
-        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0));
+        let view = catalog.view("scope", source.clone(), "".into(), Freshness::Seconds(60.0), None);
         assert!(matches!(view.stat("d0/00000").await, Ok(Item::File { .. })));
         assert_eq!(walk(&view, "", 100).await.unwrap().len(), 303);
         assert!(matches!(view.revalidate("d2/00002").await, Ok(Item::File { .. })));

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "only tests use it")]
 
+mod written;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -13,6 +15,8 @@ use bytes::Bytes;
 use penstock_catalog::{Catalog, Item, NamedItem, View};
 use penstock_testkit::ManualClock;
 use penstock_types::*;
+
+pub use written::Written;
 
 pub struct TestSource {
     id: SourceId,
@@ -242,6 +246,8 @@ pub struct Bench {
     pub clock: Arc<ManualClock>,
     pub catalog: Arc<Catalog>,
     pub source: Arc<TestSource>,
+    /// Empty until a test puts something into it.
+    pub written: Arc<Written>,
     pub view: Arc<View>,
     pub directory: tempfile::TempDir,
 }
@@ -256,13 +262,14 @@ impl Bench {
         let clock = Arc::new(ManualClock::default());
         let catalog = Catalog::open(&directory.path().join("catalog.redb"), clock.clone(), Metrics::default()).unwrap();
         let source = Arc::new(source);
-        let view = catalog.view("scope", source.clone(), ObjectKey::from(prefix), freshness);
-        Self { clock, catalog, source, view, directory }
+        let written = Arc::new(Written::default());
+        let view = catalog.view("scope", source.clone(), ObjectKey::from(prefix), freshness, Some(written.clone()));
+        Self { clock, catalog, source, written, view, directory }
     }
 
     /// Another view of the same facts.
     pub fn view_below(&self, prefix: &str, freshness: Freshness) -> Arc<View> {
-        self.catalog.view("scope", self.source.clone(), ObjectKey::from(prefix), freshness)
+        self.catalog.view("scope", self.source.clone(), prefix.into(), freshness, Some(self.written.clone()))
     }
 
     /// Closes the catalog and opens it again, as another process would. Other views must be gone.
