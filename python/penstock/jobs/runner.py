@@ -124,7 +124,8 @@ class JobRunner:
         """A number that grows with every change, and whether the job has ended: cheap to ask often."""
         with self._changed:
             known = self._find(job_id)
-            return known.revision, known.job.state.ended
+            # What it was doing may still be putting itself away: until then it cannot be retried or removed.
+            return known.revision, known.run is None and known.job.state.ended
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Ends a job as cancelled; batches under way are finished first. An ended job stays as it is."""
