@@ -12,11 +12,18 @@ pub struct OpenDirectory {
     pages: Mutex<Pages>,
 }
 
+/// A page of names, as the tree gave it after so many orders to take something back.
+#[derive(Debug)]
+pub struct Page {
+    pub names: NodePage,
+    pub orders: u64,
+}
+
 /// Where the names from a position on are.
 #[derive(Debug)]
 pub enum Place {
     /// In this page, from this index on.
-    Here(Arc<NodePage>, usize),
+    Here(Arc<Page>, usize),
     /// Nowhere: the directory ends before.
     End,
     /// In the page after `after`, which begins at `start`, or further on.
@@ -31,7 +38,7 @@ pub enum Place {
 #[derive(Default)]
 struct Pages {
     /// The page that was read last and the position of its first name.
-    current: Option<(u64, Arc<NodePage>)>,
+    current: Option<(u64, Arc<Page>)>,
     /// Where pages begin, ascending, without the first.
     begun: Vec<(u64, String)>,
 }
@@ -54,10 +61,10 @@ impl OpenDirectory {
             && position >= *start
         {
             let index = position - start;
-            if index < page.entries.len() as u64 {
+            if index < page.names.entries.len() as u64 {
                 return Place::Here(Arc::clone(page), usize::try_from(index).expect("it is in the page"));
             }
-            if page.next.is_none() {
+            if page.names.next.is_none() {
                 return Place::End;
             }
         }
@@ -68,10 +75,10 @@ impl OpenDirectory {
     }
 
     /// Keeps the page that was asked for.
-    pub fn keep(&self, start: u64, page: NodePage) {
+    pub fn keep(&self, start: u64, page: Page) {
         let mut pages = self.pages();
-        if let Some(next) = &page.next {
-            let following = (start + page.entries.len() as u64, next.clone());
+        if let Some(next) = &page.names.next {
+            let following = (start + page.names.entries.len() as u64, next.clone());
             if !pages.begun.contains(&following) {
                 // The directory has changed since the pages behind this one were read.
                 pages.begun.retain(|(begun, _)| *begun <= start && *begun < following.0);
@@ -94,19 +101,19 @@ mod tests {
 
     use super::*;
 
-    fn page(names: std::ops::Range<u64>, next: bool) -> NodePage {
+    fn page(names: std::ops::Range<u64>, next: bool) -> Page {
         let looked = Looked { found: None, name_valid: Duration::ZERO, attributes_valid: Duration::ZERO };
         let next = next.then(|| names.end.to_string());
         let entries =
             names.map(|name| ListedNode { name: name.to_string().into(), looked, token: Arc::new(()) }).collect();
-        NodePage { entries, next }
+        Page { names: NodePage { entries, next }, orders: 0 }
     }
 
     /// Reads `position` of a directory of `count` names in pages of ten; how many pages it took, and the name.
     fn read(directory: &OpenDirectory, position: u64, count: u64) -> (usize, Option<String>) {
         for asked in 0..100 {
             match directory.find(position) {
-                Place::Here(page, index) => return (asked, Some(page.entries[index].name.to_string())),
+                Place::Here(page, index) => return (asked, Some(page.names.entries[index].name.to_string())),
                 Place::End => return (asked, None),
                 Place::Ask { start, after } => {
                     let first = after.map_or(0, |after| after.parse().unwrap());
@@ -140,8 +147,10 @@ mod tests {
     #[test]
     fn pages_without_a_name_are_passed_over() {
         let directory = OpenDirectory::new(NodeId::ROOT);
-        directory.keep(0, NodePage { entries: Vec::new(), next: Some("a".into()) });
-        directory.keep(0, NodePage { entries: Vec::new(), next: Some("b".into()) });
+        for next in ["a", "b"] {
+            let names = NodePage { entries: Vec::new(), next: Some(next.into()) };
+            directory.keep(0, Page { names, orders: 0 });
+        }
         assert!(matches!(directory.find(0), Place::Ask { start: 0, after: Some(after) } if after == "b"));
         directory.keep(0, page(0..3, false));
         assert!(matches!(directory.find(2), Place::Here(_, 2)));

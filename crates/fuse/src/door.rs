@@ -18,7 +18,7 @@ use penstock_types::{Looked, NodeId};
 use crate::files::{self, Asked};
 use crate::handshake;
 use crate::listing::{self, Listing};
-use crate::service::{Service, valid};
+use crate::service::Service;
 
 /// Unit of `statfs`.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -61,10 +61,10 @@ impl Filesystem for Door {
         self.0.work("getattr", || {
             let answer = self.0.tree().attributes(NodeId(node.0));
             self.0.answer("getattr", answer, |service, looked| match looked {
-                Ok(Looked { found: Some(found), attributes_valid, .. }) => {
-                    reply.attr(&valid(attributes_valid), &service.shown(&found));
-                }
-                Ok(Looked { found: None, .. }) => reply.error(Errno::ESTALE),
+                Ok(looked) => match looked.found {
+                    Some(found) => reply.attr(&service.attributes_valid(&looked), &service.shown(&found)),
+                    None => reply.error(Errno::ESTALE),
+                },
                 Err(errno) => reply.error(errno),
             });
         });
@@ -306,7 +306,7 @@ fn entry(service: &Service, looked: &Looked, reply: ReplyEntry) {
     let name_valid = service.name_valid(looked);
     match &looked.found {
         Some(found) => {
-            let attributes_valid = valid(looked.attributes_valid);
+            let attributes_valid = service.attributes_valid(looked);
             reply.entry_with_ttls(&attributes_valid, &name_valid, &service.shown(found), Generation(0));
         }
         None if name_valid.is_zero() => reply.error(Errno::ENOENT),

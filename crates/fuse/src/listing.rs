@@ -7,10 +7,10 @@ use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus,
     ReplyOpen,
 };
-use penstock_types::{Answer, ListedNode, NodeAttributes, NodeId, NodePage};
+use penstock_types::{Answer, ListedNode, NodeAttributes, NodeId};
 
-use crate::directory::{OpenDirectory, Place};
-use crate::service::{Service, valid};
+use crate::directory::{OpenDirectory, Page, Place};
+use crate::service::Service;
 
 /// `.` and `..` come before the names of the tree.
 const DOTS: [&str; 2] = [".", ".."];
@@ -24,7 +24,7 @@ pub enum Listing {
 }
 
 /// Where the names that were asked for are.
-type Names = Option<(Arc<NodePage>, usize)>;
+type Names = Option<(Arc<Page>, usize)>;
 
 /// Opens a directory. The kernel keeps its names; the tree says whether those of the last time will do.
 pub fn open(service: &Arc<Service>, node: NodeId, reply: ReplyOpen) {
@@ -32,7 +32,8 @@ pub fn open(service: &Arc<Service>, node: NodeId, reply: ReplyOpen) {
     service.answer("opendir", answer, move |service, opened| match opened {
         Ok(keep_names) => {
             let handle = FileHandle(service.directories.insert(OpenDirectory::new(node)));
-            let keep = if keep_names { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+            let keep =
+                if keep_names && service.expiry.works() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
             reply.opened(handle, FopenFlags::FOPEN_CACHE_DIR | keep);
         }
         Err(errno) => reply.error(errno),
@@ -61,12 +62,13 @@ fn find(service: Arc<Service>, directory: Arc<OpenDirectory>, position: u64) -> 
             Place::End => return Answer::Now(Ok(None)),
             Place::Ask { start, after } => (start, after),
         };
+        let orders = service.expiry.orders();
         match service.tree().list(directory.node, after.as_deref()) {
-            Answer::Now(Ok(page)) => directory.keep(start, page),
+            Answer::Now(Ok(names)) => directory.keep(start, Page { names, orders }),
             Answer::Now(Err(error)) => return Answer::Now(Err(error)),
-            Answer::Later(page) => {
+            Answer::Later(names) => {
                 return Answer::Later(Box::pin(async move {
-                    directory.keep(start, page.await?);
+                    directory.keep(start, Page { names: names.await?, orders });
                     match find(service, directory, position) {
                         Answer::Now(found) => found,
                         Answer::Later(found) => found.await,
@@ -87,8 +89,10 @@ fn fill(service: &Service, directory: &OpenDirectory, offset: u64, names: Names,
     }
     let Some((page, index)) = names else { return listing.ok() };
     let first = offset.max(DOTS.len() as u64);
-    for (entry, following) in page.entries[index..].iter().zip(first + 1..) {
-        if listing.add(service, following, entry) {
+    // Since the page was made, some of it may have been taken back.
+    let believable = page.orders == service.expiry.orders();
+    for (entry, following) in page.names.entries[index..].iter().zip(first + 1..) {
+        if listing.add(service, following, entry, believable) {
             break;
         }
     }
@@ -97,14 +101,16 @@ fn fill(service: &Service, directory: &OpenDirectory, offset: u64, names: Names,
 
 impl Listing {
     /// Adds a name; whether it did not fit. What is added with attributes is remembered as looked up.
-    fn add(&mut self, service: &Service, following: u64, entry: &ListedNode) -> bool {
+    fn add(&mut self, service: &Service, following: u64, entry: &ListedNode, believable: bool) -> bool {
         let Some(found) = entry.looked.found.as_ref() else { return false };
         match self {
             Self::Names(reply) => reply.add(INodeNo(found.node.0), following, kind(found), &*entry.name),
             Self::Attributes(reply) => {
                 let shown = service.shown(found);
                 // There is one time for both in this form.
-                let believed = service.name_valid(&entry.looked).min(valid(entry.looked.attributes_valid));
+                let looked = &entry.looked;
+                let believed = if believable { service.name_valid(looked) } else { Duration::ZERO };
+                let believed = believed.min(service.attributes_valid(looked));
                 let full = reply.add(shown.ino, following, &*entry.name, &believed, &shown, Generation(0));
                 if !full {
                     service.tree().remember(entry);

@@ -5,11 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
-use penstock_types::{Error, ErrorKind, KernelTree, Result};
+use penstock_types::{Error, ErrorKind, KernelExpiry, KernelTree, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::connection;
 use crate::door::Door;
+use crate::expiry::Expiry;
 use crate::handshake;
 use crate::lent::Lent;
 use crate::service::{MountOptions, Service, Surroundings};
@@ -85,6 +86,7 @@ impl Mount {
         };
         service.begin(tree(&facts), facts.lending);
         service.expiry.begin(session.notifier()).map_err(scarce)?;
+        service.tree().watch(watcher(&service.expiry));
         let life = Arc::new(Life { device: Mutex::new(Some(spare)), ended: Condvar::new() });
         let weak = Arc::downgrade(&service);
         drop(service);
@@ -112,13 +114,17 @@ impl Mount {
         self.service.upgrade()?.under_way.oldest()
     }
 
-    /// Lets go of files that are kept for the next open and that the cache wants back. Cheap; once a second will do.
+    /// Lets go of files that are kept for the next open and that the cache wants back, and has taken back from the kernel
+    /// what is not so any more, in a thread of the runtime. Cheap; once a second will do.
     pub fn tidy(&self) {
         let Some(service) = self.service.upgrade() else { return };
         let mut let_go: Vec<Lent<_>> = Vec::new();
         service.lent().tidy(&mut let_go);
         service.unopened.tidy();
         service.expiry.tick();
+        let tree = Arc::clone(service.tree());
+        // A directory may be large, and the kernel slow.
+        drop(service.surroundings.runtime.spawn_blocking(move || tree.review()));
     }
 
     /// Ends the connection where it has not ended, so that whatever waits for it fails and no request comes any more;
@@ -166,6 +172,11 @@ impl Life {
         drop(self.device().take());
         self.ended.notify_all();
     }
+}
+
+fn watcher(expiry: &Arc<Expiry>) -> Weak<dyn KernelExpiry> {
+    let expiry: Weak<Expiry> = Arc::downgrade(expiry);
+    expiry
 }
 
 /// Serves in threads until the connection ends.

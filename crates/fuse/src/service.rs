@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use penstock_types::{Answer, Clock, Error, ErrorKind, KernelTree, Looked, Metrics, NodeAttributes, NodeId, Result};
+use penstock_types::{
+    Answer, Clock, Error, ErrorKind, Expired, KernelExpiry, KernelTree, Looked, Metrics, NodeAttributes, NodeId, Result,
+};
 
 use crate::directory::OpenDirectory;
 use crate::expiry::Expiry;
@@ -76,7 +78,7 @@ pub struct Service {
     pub under_way: Arc<UnderWay>,
     pub unopened: Unopened,
     pub late_reads: LateReads,
-    pub expiry: Expiry,
+    pub expiry: Arc<Expiry>,
     lent: Mutex<LentFiles<BackingId>>,
     failures: FailureLog,
 }
@@ -91,7 +93,7 @@ impl Service {
             directories: Handles::default(),
             unopened: Unopened::new(options.idle_max.bytes),
             late_reads: LateReads::default(),
-            expiry: Expiry::new(Arc::clone(&surroundings.clock)),
+            expiry: Expiry::new(Arc::clone(&surroundings.clock), surroundings.metrics.clone()),
             under_way: UnderWay::new(Arc::clone(&surroundings.clock)),
             lent: Mutex::new(LentFiles::new(options.idle_max)),
             failures: FailureLog::default(),
@@ -179,14 +181,20 @@ impl Service {
 
     /// Takes the name of a node back from the kernel.
     pub fn expire(&self, node: NodeId) {
-        if let Some(name) = self.tree().name_of(node) {
-            self.expiry.expire(name);
+        if let Some((directory, name)) = self.tree().name_of(node) {
+            drop(self.expiry.expire(vec![Expired::Name(directory, name)]));
         }
     }
 
     /// How long the kernel may believe in a name.
     pub fn name_valid(&self, looked: &Looked) -> Duration {
         if self.expiry.works() { valid(looked.name_valid) } else { Duration::ZERO }
+    }
+
+    /// How long the kernel may believe in attributes. Those of a file never change, those of a directory do.
+    pub fn attributes_valid(&self, looked: &Looked) -> Duration {
+        let changes = looked.found.is_none_or(|found| found.is_directory);
+        if changes && !self.expiry.works() { Duration::ZERO } else { valid(looked.attributes_valid) }
     }
 
     /// Attributes in the kernel's words.
@@ -230,7 +238,7 @@ impl Service {
 }
 
 /// How long the kernel may believe something.
-pub fn valid(duration: Duration) -> Duration {
+fn valid(duration: Duration) -> Duration {
     duration.min(VALID_MAX)
 }
 

@@ -14,10 +14,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use penstock_fuse::{Mount, Surroundings};
-use penstock_types::{Metrics, SystemClock};
+use penstock_types::{Expired, Metrics, NodeId, SystemClock};
 use rustix::io::Errno;
 
-use support::{Bench, Conditions, MANY_NAMES, MemoryTree, Way, await_that};
+use support::{Bench, Conditions, MANY, MANY_NAMES, MemoryTree, Way, await_that};
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> Errno {
     Errno::from_io_error(&result.unwrap_err()).unwrap()
@@ -189,6 +189,67 @@ fn a_version_that_is_gone_while_its_file_is_open_has_its_name_taken_back_once() 
     (0..1000).for_each(|_| assert_eq!(read(), Errno::STALE));
     fs::metadata(bench.path("a")).unwrap();
     assert_eq!(bench.tree.lookups.load(Ordering::SeqCst), lookups);
+}
+
+/// How often names were looked up for `work`.
+fn lookups(bench: &Bench, work: impl FnOnce()) -> u64 {
+    let before = bench.tree.lookups.load(Ordering::SeqCst);
+    work();
+    bench.tree.lookups.load(Ordering::SeqCst) - before
+}
+
+#[test]
+fn a_name_that_is_taken_back_is_looked_up_again_whether_something_had_it_or_not() {
+    let Some(bench) = Bench::new(MemoryTree::with(&[("a", 5000, Way::Served)])) else { return };
+    let look = || {
+        assert_eq!(fs::metadata(bench.path("a")).unwrap().len(), 5000);
+        assert_eq!(fs::metadata(bench.path("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    };
+    assert_eq!(lookups(&bench, look), 2);
+    assert_eq!(lookups(&bench, look), 0);
+    let file = File::open(bench.path("a")).unwrap();
+    bench.expire(["a", "none", "unknown"].map(|name| Expired::Name(NodeId::ROOT, name.into())).to_vec());
+    assert_eq!(bench.metrics.kernel_expirations.get(), 3);
+    assert_eq!(lookups(&bench, look), 2);
+    let mut bytes = [0; 5000];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, bench.tree.bytes("a"), "who has it open keeps it");
+}
+
+#[test]
+fn names_that_the_kernel_keeps_are_read_again_once_they_are_taken_back() {
+    let Some(bench) = Bench::new(MemoryTree::with(&[])) else { return };
+    bench.tree.keeps_names.store(true, Ordering::SeqCst);
+    let read = || {
+        let before = bench.tree.lists.load(Ordering::SeqCst);
+        assert_eq!(fs::read_dir(bench.path("many")).unwrap().count() as u64, MANY_NAMES);
+        bench.tree.lists.load(Ordering::SeqCst) - before
+    };
+    assert!(read() > 0);
+    assert_eq!(read(), 0);
+    bench.expire(vec![Expired::Names(NodeId(MANY))]);
+    assert!(read() > 0);
+    assert_eq!(read(), 0);
+}
+
+#[test]
+fn while_the_kernel_is_late_to_forget_it_is_told_to_believe_nothing() {
+    let Some(bench) = Bench::new(MemoryTree::with(&[("a", 5000, Way::Served)])) else { return };
+    let twice = |name: &str| {
+        lookups(&bench, || {
+            (0..2).for_each(|_| assert!(fs::metadata(bench.path("many").join(name)).unwrap().is_file()));
+        })
+    };
+    assert_eq!(twice("00001"), 2, "the directory and the name, once each");
+    // A program that waits for a name holds the directory that one is to be forgotten in.
+    let path = bench.path("blocks");
+    let waiting = std::thread::spawn(move || fs::metadata(path).is_err());
+    await_that("a request to be under way", || bench.mount.oldest_request().is_some());
+    bench.expire(vec![Expired::Name(NodeId::ROOT, "a".into())]);
+    assert_eq!(twice("00002"), 2, "the name, every time");
+    bench.tree.open_gate();
+    assert!(waiting.join().unwrap());
+    await_that("belief", || twice("00003") < 2);
 }
 
 #[test]

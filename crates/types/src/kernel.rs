@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -112,6 +112,22 @@ pub trait NodeFile: Send + Sync + fmt::Debug {
     fn is_evicted(&self) -> bool;
 }
 
+/// What a kernel was told and is not so any more.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Expired {
+    /// What a name of a directory means, or that nothing has it.
+    Name(NodeId, Arc<str>),
+    /// Which names a directory has, and its time.
+    Names(NodeId),
+}
+
+/// Takes back what a kernel was told.
+pub trait KernelExpiry: Send + Sync {
+    /// Begins at once to take all of it back; who waits for what is returned knows that the kernel has let go of it, or
+    /// is told to believe nothing from then on. That takes about a second at most.
+    fn expire(&self, expired: Vec<Expired>) -> BoxFuture<'static, ()>;
+}
+
 /// A tree as one kernel mount sees it. Methods may be called from many threads at once and never wait.
 pub trait KernelTree: Send + Sync {
     /// What `name` means in a directory. Where something is found, one lookup of its node is counted until
@@ -161,4 +177,13 @@ pub trait KernelTree: Send + Sync {
 
     /// Space of the cache.
     fn space(&self) -> TreeSpace;
+
+    /// Has `expiry` take back what is not so any more, as long as it is there. A tree that never changes has nothing to
+    /// take back.
+    fn watch(&self, _expiry: Weak<dyn KernelExpiry>) {}
+
+    /// Compares what the kernel was told with what has been learnt since, and has taken back what differs. A step of
+    /// bounded size; asks the source nothing. Blocks for some milliseconds: to be called about once a second, where
+    /// that does no harm.
+    fn review(&self) {}
 }

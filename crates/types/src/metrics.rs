@@ -97,6 +97,8 @@ metrics! {
         kernel_lent_opens;
         /// Reads of file content that mounts answered
         kernel_reads;
+        /// Names, and lists of names, that mounts took back from the kernel because they had changed
+        kernel_expirations;
     }
     gauges {
         /// Requests under way at sources

@@ -10,13 +10,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use penstock_fuse::{IdleMax, Mount, MountOptions, Surroundings};
-use penstock_types::{KernelTree, Metrics, SystemClock};
+use penstock_types::{Expired, KernelTree, Metrics, SystemClock};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-pub use tree::{MANY_NAMES, MemoryTree, Way};
+pub use tree::{MANY, MANY_NAMES, MemoryTree, Way};
 
 /// Whatever hangs in the kernel is let go after this.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ pub struct Bench {
     directory: TempDir,
     done: Option<Sender<()>>,
     // Last: its tasks hold the tree.
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 /// What decides whether the kernel lends.
@@ -75,12 +75,17 @@ impl Bench {
         set_administrator(true);
         let mount = Arc::new(mount.unwrap());
         let done = watch(Arc::clone(&mount));
-        Some(Self { tree, mount, metrics, directory, done: Some(done), _runtime: runtime })
+        Some(Self { tree, mount, metrics, directory, done: Some(done), runtime })
     }
 
     /// A path below the mount.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Has something taken back from the kernel, and waits until it was or is late.
+    pub fn expire(&self, expired: Vec<Expired>) {
+        self.runtime.block_on(self.tree.expire(expired));
     }
 
     /// Takes the mount out of the tree, whether files are open or not.

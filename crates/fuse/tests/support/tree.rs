@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use penstock_types::{
-    Answer, ByteRange, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeFile, NodeId, NodePage,
-    OpenedNode, Result, TreeSpace,
+    Answer, ByteRange, Error, ErrorKind, Expired, KernelExpiry, KernelTree, ListedNode, Looked, NodeAttributes,
+    NodeFile, NodeId, NodePage, OpenedNode, Result, TreeSpace,
 };
 
 const VALID: Duration = Duration::from_secs(60);
 const PAGE_NAMES: usize = 700;
 /// The directory with many names, and the node of the first of them.
-const MANY: u64 = 2;
+pub const MANY: u64 = 2;
 const FIRST_OF_MANY: u64 = 1_000_000;
 pub const MANY_NAMES: u64 = 5_000;
 
@@ -95,6 +95,10 @@ pub struct MemoryTree {
     pub lookups: AtomicU64,
     pub opens: AtomicU64,
     pub remembered: AtomicU64,
+    pub lists: AtomicU64,
+    /// Whether the kernel may go on using names that it keeps.
+    pub keeps_names: AtomicBool,
+    expiry: Mutex<Option<Weak<dyn KernelExpiry>>>,
     /// Opens this before a lookup of `blocks` goes on.
     gate: (Mutex<bool>, Condvar),
 }
@@ -127,6 +131,12 @@ impl MemoryTree {
 
     pub fn bytes(&self, name: &str) -> &[u8] {
         &self.file(name).bytes
+    }
+
+    /// Has something taken back from the kernel.
+    pub fn expire(&self, expired: Vec<Expired>) -> BoxFuture<'static, ()> {
+        let expiry = self.expiry.lock().unwrap().as_ref().and_then(Weak::upgrade);
+        expiry.expect("the door watches").expire(expired)
     }
 
     pub fn open_gate(&self) {
@@ -194,10 +204,11 @@ impl KernelTree for MemoryTree {
     }
 
     fn open_directory(&self, _: NodeId) -> Answer<bool> {
-        Answer::Now(Ok(false))
+        Answer::Now(Ok(self.keeps_names.load(Ordering::SeqCst)))
     }
 
     fn list(&self, node: NodeId, after: Option<&str>) -> Answer<NodePage> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
         let names = self.names(node);
         let from = after.map_or(0, |after| names.iter().position(|(name, _)| name == after).unwrap() + 1);
         let to = names.len().min(from + PAGE_NAMES);
@@ -231,5 +242,9 @@ impl KernelTree for MemoryTree {
 
     fn space(&self) -> TreeSpace {
         TreeSpace { total_bytes: 1 << 40, free_bytes: 1 << 39 }
+    }
+
+    fn watch(&self, expiry: Weak<dyn KernelExpiry>) {
+        *self.expiry.lock().unwrap() = Some(expiry);
     }
 }
