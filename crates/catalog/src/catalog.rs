@@ -53,6 +53,11 @@ impl Catalog {
         View::new(ViewParts { catalog: self.clone(), scope, source, prefix, freshness, overlay })
     }
 
+    /// This moment on the time line by which facts are judged, µs: whatever is asked of a source later is newer.
+    pub fn now(&self) -> i64 {
+        self.timeline.now()
+    }
+
     /// Forgets every listing of a scope. Facts that views hold in memory go when they are next asked for.
     pub fn forget_scope(&self, scope: &str) {
         let scope = self.scope(scope);

@@ -142,6 +142,12 @@ impl View {
         if changes.holds_unsettled() {
             return Some(Fact { answer: Answer::Found(Item::Directory), sent: changes.now });
         }
+        let is_name = matches!(changes.place, Place::Name(_));
+        let directory = |fact: &Fact| fact.answer == Answer::Found(Item::Directory);
+        if let Some(told) = self.known_source(path).filter(|told| is_name && !directory(told)) {
+            return Some(changes.over(&told));
+        }
+        // Only a listing can tell that what was removed here has emptied a directory.
         let told = self.told_alone(path, &changes.place);
         let listed = self.listed_laid(changes);
         let newest = listed.filter(|(before, _)| told.as_ref().is_none_or(|told| told.sent <= *before));

@@ -45,11 +45,6 @@ impl View {
         Arc::new(Self { parts, hot: hot(), flights: Flights::default(), stale: Stale::default() })
     }
 
-    /// This moment on the time line by which facts are judged, µs: whatever is asked of the source later is newer.
-    pub fn now(&self) -> i64 {
-        self.parts.catalog.timeline.now()
-    }
-
     /// What is known of a path and fresh; `None` when that has to be asked. A name that was changed here and that the
     /// source has not got is known by that alone.
     ///
@@ -220,7 +215,7 @@ impl View {
     }
 
     /// What is known of the source and fresh.
-    fn known_source(&self, path: &str) -> Option<Fact> {
+    pub(crate) fn known_source(&self, path: &str) -> Option<Fact> {
         let listings = self.parts.scope.listings();
         let hot = self.hot.get(path).filter(|hot| self.believes(&hot.fact));
         if let Some(hot) = &hot

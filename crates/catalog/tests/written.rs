@@ -69,7 +69,7 @@ async fn a_removed_key_is_absent_whatever_the_source_or_a_hot_fact_says() {
     assert_eq!(bench.view.stat("d/a").await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(names(&list(&bench.view, "d", 10).await.unwrap()), ["b"]);
     // The source has removed it too, and nobody asked it since.
-    let moment = bench.view.now();
+    let moment = bench.catalog.now();
     bench.source.remove("d/a");
     bench.written.settle("d/a", moment, "");
     bench.advance(90.0);
@@ -90,7 +90,7 @@ async fn a_settled_change_hides_only_what_was_asked_for_up_to_that_moment() {
     }
     list(&bench.view, "d", 10).await.unwrap();
     let spent = bench.source.requests();
-    let moment = bench.view.now();
+    let moment = bench.catalog.now();
     bench.written.settle("d/a", moment, "new");
     bench.written.settle("d/listed", moment, "new");
     // Hot facts, kept names and listings are as old as the change, or older.
@@ -114,7 +114,7 @@ async fn a_settled_change_hides_only_what_was_asked_for_up_to_that_moment() {
 async fn a_settled_change_is_believed_for_as_long_as_an_answer_of_that_moment() {
     let bench = Bench::new(TestSource::default(), MINUTE);
     bench.source.store("a", 9);
-    bench.written.put("a", 9, Some(bench.view.now()));
+    bench.written.put("a", 9, Some(bench.catalog.now()));
     bench.advance(40.0);
     let (told, valid) = bench.view.stat_valid("a").unwrap();
     assert_eq!((told.map(shown), valid), (Ok(9), Duration::from_secs(20)));
@@ -123,7 +123,7 @@ async fn a_settled_change_is_believed_for_as_long_as_an_answer_of_that_moment() 
     bench.source.store("a", 10);
     assert_eq!(bench.view.stat("a").await.map(shown), Ok(10));
     let strict = bench.view_below("", Freshness::Seconds(0.0));
-    bench.written.put("a", 11, Some(bench.view.now()));
+    bench.written.put("a", 11, Some(bench.catalog.now()));
     bench.source.store("a", 12);
     bench.advance(0.001);
     assert_eq!(strict.stat("a").await.map(shown), Ok(12));
@@ -141,7 +141,7 @@ async fn a_question_that_was_sent_before_a_change_does_not_bring_the_old_version
         tokio::task::yield_now().await;
     }
     bench.advance(0.01);
-    let settled = Some(bench.view.now());
+    let settled = Some(bench.catalog.now());
     bench.written.put("d/a", 100, settled);
     bench.written.remove("d/b", settled);
     bench.written.put("new/x", 100, settled);
@@ -236,7 +236,7 @@ async fn a_directory_whose_last_object_was_removed_here_is_gone_once_its_listing
     assert_eq!(names(&list(&bench.view, "", 10).await.unwrap()), ["d/", "z"]);
     assert!(list(&bench.view, "d", 10).await.unwrap().is_empty());
     bench.source.remove("d/a");
-    bench.written.settle("d/a", bench.view.now(), "");
+    bench.written.settle("d/a", bench.catalog.now(), "");
     bench.advance(60.0);
     assert_eq!(names(&list(&bench.view, "", 10).await.unwrap()), ["z"]);
     assert_eq!(bench.view.stat("d").await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -264,7 +264,7 @@ async fn what_follows_a_file_is_what_the_source_has_and_a_walk_of_the_source_sho
     bench.written.put("d/a-1", 1, None);
     bench.written.put("d/c", 1, None);
     bench.written.remove("d/b", None);
-    bench.written.put("d/d", 1, Some(bench.view.now()));
+    bench.written.put("d/d", 1, Some(bench.catalog.now()));
     assert_eq!(names(&bench.view.following("d/a", 9)), ["d", "e"]);
     let walked = bench.view.walk_source("d", None, 9).await.unwrap();
     assert_eq!(names(&walked.items), ["a", "b", "c", "e"]);

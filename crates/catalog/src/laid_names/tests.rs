@@ -59,7 +59,7 @@ fn paths(keys: &BTreeSet<String>, changes: &[Change]) -> BTreeSet<String> {
 }
 
 fn write(bench: &Bench, changes: &[Change]) {
-    let now = bench.view.now();
+    let now = bench.catalog.now();
     for (key, put, settled) in changes {
         let settled = match settled {
             Settled::Not => None,
