@@ -16,6 +16,8 @@ use crate::transfer::Store;
 
 /// A reader of present bytes moves what is fetched ahead on once in so many bytes.
 const STEP: u64 = 1024 * 1024;
+/// The largest folio of a page cache.
+const FOLIO_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Bytes that are not cached are kept in memory for a reader who comes back within so long.
 const IDLE_MS_MAX: u64 = 2000;
 /// How often a damaged page is fetched again before the read gives up.
@@ -96,15 +98,18 @@ impl NodeFile for MountedFile {
         let read = match &store {
             Store::Cached(extent) => extent.read_verified(range, &mut out[..length]),
             Store::Scratch(scratch) => scratch.read(range, &mut out[..length]),
+            Store::Staged(file) => file.read(range, &mut out[..length]),
         };
         match read {
             Ok(()) => {
                 if !store.is_complete() {
                     self.move_on(range);
                 } else if self.kept {
-                    // Advice: where it is not taken, memory is used twice until somebody needs it.
-                    let _ =
-                        fadvise(self.file.descriptor(), range.start, NonZeroU64::new(range.len()), Advice::DontNeed);
+                    // Advice: where it is not taken, memory is used twice until somebody needs it. Pages go by whole
+                    // folios, of which some began before what is read now.
+                    let from = range.start.saturating_sub(FOLIO_BYTES_MAX);
+                    let length = NonZeroU64::new(range.end - from);
+                    let _ = fadvise(self.file.descriptor(), from, length, Advice::DontNeed);
                 }
                 Ok(Some(length))
             }

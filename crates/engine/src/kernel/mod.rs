@@ -3,23 +3,29 @@
 //! A node is one (path, version, way of I/O) and never changes. Where an open needs another version or way, it says
 //! `StaleVersion`: the kernel then looks the name up again and opens the node that it gets.
 
+mod expiry;
 mod file;
 mod nodes;
+mod review;
+mod told;
 
 pub(crate) use file::MountedFile;
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use penstock_types::{
-    Answer, ByteRange, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage,
-    ObjectAttributes, OpenedNode, Result, TreePath, TreeSpace,
+    Answer, ByteRange, Error, ErrorKind, KernelExpiry, KernelTree, ListedNode, Looked, NodeAttributes, NodeId,
+    NodePage, ObjectAttributes, OpenedNode, Result, TreePath, TreeSpace,
 };
 
 use crate::engine::{Engine, nothing_attached};
-use crate::entry::{Entry, EntryKind};
+use crate::entry::{Entry, EntryKind, EntryPage};
 use crate::kernel::nodes::{FileNode, Node, Nodes, Way};
+use crate::kernel::review::Review;
+use crate::kernel::told::{Names, NamesDigest};
 use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
 
 /// Names of one page of a directory.
@@ -30,13 +36,18 @@ const VERSION_VALID: Duration = Duration::from_secs(86_400);
 const SKELETON_VALID: Duration = Duration::from_secs(1);
 
 /// The part of the tree below one path, for one kernel mount.
-struct Mounted {
+pub(crate) struct Mounted {
     engine: Arc<Engine>,
     /// Whether the kernel can read extent files by itself.
     lending: bool,
     base: TreePath,
     nodes: Nodes,
     mounted_ms: i64,
+    /// Takes back what the kernel was told.
+    expiry: Mutex<Option<Weak<dyn KernelExpiry>>>,
+    /// Changes that were announced: who looked something up before one and tells it after it, tells what was.
+    changes: AtomicU64,
+    review: Mutex<Review>,
 }
 
 /// What the door holds.
@@ -53,7 +64,10 @@ impl Engine {
     pub fn kernel_tree(self: &Arc<Self>, base: &TreePath, lending: bool) -> Arc<dyn KernelTree> {
         let (nodes, mounted_ms) = (Nodes::new(base.as_str()), self.parts.clock.wall_ms());
         let (engine, base) = (Arc::clone(self), base.clone());
-        Arc::new(MountedTree(Arc::new(Mounted { engine, lending, base, nodes, mounted_ms })))
+        let (expiry, changes, review) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
+        let mounted = Arc::new(Mounted { engine, lending, base, nodes, mounted_ms, expiry, changes, review });
+        self.watchers.add(&mounted);
+        Arc::new(MountedTree(mounted))
     }
 
     /// Space of the cache.
@@ -116,29 +130,54 @@ impl Mounted {
             }
             Err(error) => return Answer::Now(Err(error)),
         };
+        let changes = self.changes();
         if let Some(known) = self.engine.known(&path) {
-            return Answer::Now(known.and_then(|known| self.count(&directory, &path, known)));
+            return Answer::Now(known.and_then(|known| self.tell(&directory, &path, known, changes)));
         }
         let me = Arc::clone(self);
         Answer::Later(
             async move {
                 let known = me.engine.learn(&path).await?;
-                me.count(&directory, &path, known)
+                me.tell(&directory, &path, known, changes)
             }
             .boxed(),
         )
     }
 
-    /// Hands a name to the kernel: its node is held from now on.
-    fn count(&self, directory: &Arc<str>, path: &TreePath, known: Known) -> Result<Looked> {
-        let Some(entry) = known.entry else {
-            return Ok(Looked { found: None, name_valid: known.valid, attributes_valid: Duration::ZERO });
+    /// Hands a name, as it was known after so many changes, to the kernel: its node is held from now on.
+    fn tell(&self, directory: &Arc<str>, path: &TreePath, known: Known, changes: u64) -> Result<Looked> {
+        let mut looked = match known.entry {
+            Some(entry) => {
+                let (looked, node) = self.looked(directory, path, &entry, known.valid)?;
+                self.hold(looked.found.as_ref(), node);
+                looked
+            }
+            None => {
+                let name_valid = self.believe_absent(directory, path.name(), known.valid);
+                Looked { found: None, name_valid, attributes_valid: Duration::ZERO }
+            }
         };
-        let (looked, node) = self.looked(directory, path, &entry, known.valid)?;
-        if let Some(found) = looked.found {
-            self.nodes.count(found.node, || node);
+        if self.changes() != changes {
+            looked.name_valid = Duration::ZERO;
         }
         Ok(looked)
+    }
+
+    /// The kernel holds a node that it was told of.
+    fn hold(&self, found: Option<&NodeAttributes>, node: Node) {
+        let Some(found) = found else { return };
+        if let Some(file) = &node.file {
+            self.nodes.told().is_there(&node.directory, &file.name);
+        }
+        self.nodes.count(found, || node);
+    }
+
+    /// How long the kernel may believe that nothing has a name, of what that is known for.
+    fn believe_absent(&self, directory: &str, name: &str, valid: Duration) -> Duration {
+        let now_ms = self.now_ms();
+        let until_ms = now_ms.saturating_add(u64::try_from(valid.as_millis()).unwrap_or(u64::MAX));
+        let remembered = until_ms > now_ms && self.nodes.told().is_absent(directory, name, now_ms, until_ms);
+        if remembered { valid } else { Duration::ZERO }
     }
 
     /// The node of an entry, with its attributes.
@@ -174,8 +213,7 @@ impl Mounted {
             return Way::Kept;
         }
         let small = target.attributes.size <= WHOLE_MAX;
-        let complete = || self.engine.cache.get(&target.object).is_some_and(|extent| extent.is_complete());
-        if small || complete() { Way::Lent } else { Way::Served }
+        if small || self.engine.is_complete(&target.object) { Way::Lent } else { Way::Served }
     }
 
     /// The object that a path and a version name.
@@ -186,15 +224,22 @@ impl Mounted {
     }
 
     /// A directory changes when its listing was learnt anew, and always while none is believed: who keeps names by
-    /// its time asks again.
+    /// its time asks again. It does not while the kernel keeps its names, for it would forget them.
     fn directory_attributes(&self, node: NodeId, path: &TreePath) -> NodeAttributes {
         let modified_ms = match self.engine.tree.find(path) {
-            Some((attached, inner)) => {
-                attached.view.listed(&inner).map_or_else(|| self.engine.parts.clock.wall_ms(), |(at_ms, _)| at_ms)
-            }
+            Some((attached, inner)) => match attached.view.listed(&inner) {
+                Some((newest_ms, valid)) => self.shown_time(node, path, newest_ms, valid).unwrap_or(newest_ms),
+                None => self.engine.parts.clock.wall_ms(),
+            },
             None => self.mounted_ms,
         };
         NodeAttributes { node, is_directory: true, size: 0, modified_ms }
+    }
+
+    /// The time of a directory whose names the kernel keeps.
+    fn shown_time(&self, node: NodeId, path: &TreePath, newest_ms: i64, valid: Duration) -> Option<i64> {
+        let names = self.nodes.told().names(path.as_str())?;
+        names.are_believed(newest_ms, valid).then(|| self.nodes.shown_time(node)).flatten()
     }
 
     fn attributes(&self, id: NodeId) -> Result<Looked> {
@@ -204,8 +249,9 @@ impl Mounted {
             return Ok(Looked { found, name_valid: Duration::ZERO, attributes_valid: VERSION_VALID });
         }
         let path = tree_path(&node.directory)?;
-        let found = Some(self.directory_attributes(id, &path));
-        Ok(Looked { found, name_valid: Duration::ZERO, attributes_valid: self.listing_valid(&path) })
+        let found = self.directory_attributes(id, &path);
+        self.nodes.show_time(id, Some(found.modified_ms));
+        Ok(Looked { found: Some(found), name_valid: Duration::ZERO, attributes_valid: self.listing_valid(&path) })
     }
 
     /// How long what is shown of a directory may be believed.
@@ -271,29 +317,65 @@ impl Mounted {
         )
     }
 
+    /// Names are kept as long as the listing that they are of is believed: where a newer one differs, they are taken
+    /// back.
     fn open_directory(&self, id: NodeId) -> Result<bool> {
-        let path = tree_path(&self.directory(id)?)?;
-        let listed_ms = self.listed_ms(&path);
-        let kept_ms = self.nodes.keep_names(id, listed_ms);
-        Ok(listed_ms.is_some() && listed_ms == kept_ms)
+        let directory = self.directory(id)?;
+        let told = self.nodes.told();
+        let Some(names) = told.names(&directory) else { return Ok(false) };
+        let newest = self.listed_alone(&tree_path(&directory)?);
+        let kept = newest.is_some_and(|(newest_ms, valid)| names.are_believed(newest_ms, valid));
+        if !kept {
+            told.drop_names(&directory);
+        }
+        Ok(kept)
     }
 
-    /// When the listing was asked for whose names the kernel may keep.
-    fn listed_ms(&self, path: &TreePath) -> Option<i64> {
+    /// When the listing was asked for whose names the kernel may keep, and for how long.
+    fn listed_alone(&self, path: &TreePath) -> Option<(i64, Duration)> {
         let (attached, inner) = self.engine.tree.find(path)?;
         // Attachments come and go without a listing.
         let alone = self.engine.tree.children(path).is_empty();
-        attached.view.listed(&inner).map(|(at_ms, _)| at_ms).filter(|_| alone)
+        attached.view.listed(&inner).filter(|_| alone)
+    }
+
+    /// A page of names. One that a listing under way gives has fewer than there are: what fits a page is waited for,
+    /// for names may be believed once their listing is complete.
+    async fn page(&self, path: &TreePath, after: Option<&str>) -> Result<EntryPage> {
+        let mut page = self.engine.list(path, after, PAGE_NAMES).await?;
+        while page.entries.len() < PAGE_NAMES
+            && let Some(next) = &page.next
+        {
+            let more = self.engine.list(path, Some(next), PAGE_NAMES - page.entries.len()).await?;
+            page.entries.extend(more.entries);
+            page.next = more.next;
+        }
+        Ok(page)
+    }
+
+    /// Notes which names the kernel is given, as they were known after so many changes.
+    fn note_page(&self, directory: &str, after: Option<&str>, page: &EntryPage, changes: u64) -> Result<()> {
+        let mut digest = NamesDigest::default();
+        page.entries.iter().for_each(|entry| digest.add(&entry.name, entry.version.as_ref()));
+        let told = self.nodes.told();
+        if let Some(digest) = told.read(directory, after, page.next.as_deref(), digest)
+            && let Some((of_ms, _)) = self.listed_alone(&tree_path(directory)?)
+        {
+            told.keep(directory, Names { of_ms, digest });
+        }
+        if self.changes() != changes {
+            told.drop_names(directory);
+        }
+        Ok(())
     }
 
     async fn list(self: Arc<Self>, id: NodeId, after: Option<String>) -> Result<NodePage> {
+        let changes = self.changes();
         let directory = self.directory(id)?;
         let path = tree_path(&directory)?;
-        let page = self.engine.list(&path, after.as_deref(), PAGE_NAMES).await?;
-        if after.is_none() {
-            self.nodes.keep_names(id, self.listed_ms(&path));
-        }
-        let valid = self.listing_valid(&path);
+        let page = self.page(&path, after.as_deref()).await?;
+        self.note_page(&directory, after.as_deref(), &page, changes)?;
+        let valid = if self.changes() == changes { self.listing_valid(&path) } else { Duration::ZERO };
         let entries = page.entries.iter().map(|entry| {
             let (looked, node) = self.looked(&directory, &path.join(&entry.name), entry, valid)?;
             Ok(ListedNode { name: entry.name.as_str().into(), looked, token: Arc::new(node) })
@@ -359,9 +441,7 @@ impl KernelTree for MountedTree {
 
     fn remember(&self, entry: &ListedNode) {
         let node = entry.token.downcast_ref::<Node>().expect("the token of an entry is its node");
-        if let Some(found) = entry.looked.found {
-            self.0.nodes.count(found.node, || node.clone());
-        }
+        self.0.hold(entry.looked.found.as_ref(), node.clone());
     }
 
     fn name_of(&self, node: NodeId) -> Option<(NodeId, Arc<str>)> {
@@ -374,6 +454,14 @@ impl KernelTree for MountedTree {
 
     fn space(&self) -> TreeSpace {
         self.0.engine.space()
+    }
+
+    fn watch(&self, expiry: Weak<dyn KernelExpiry>) {
+        self.0.watch(expiry);
+    }
+
+    fn review(&self) {
+        self.0.review();
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use penstock_types::{AttachmentId, NodeId, ObjectKey, Version};
+use penstock_types::{AttachmentId, NodeAttributes, NodeId, ObjectKey, Version};
+
+use crate::kernel::told::Told;
 
 /// Tables, so that threads seldom meet.
 const SHARDS: usize = 16;
@@ -29,6 +32,25 @@ pub struct Node {
     pub file: Option<Arc<FileNode>>,
 }
 
+impl Node {
+    /// Path of the directory that it has a name in; `None` for the root of the tree.
+    fn parent(&self) -> Option<&str> {
+        if self.file.is_some() {
+            return Some(&self.directory);
+        }
+        let (parent, name) = self.directory.rsplit_once('/')?;
+        if name.is_empty() { None } else { Some(if parent.is_empty() { "/" } else { parent }) }
+    }
+
+    /// The name that it has there.
+    pub fn name(&self) -> Arc<str> {
+        match &self.file {
+            Some(file) => Arc::clone(&file.name),
+            None => self.directory.rsplit('/').next().unwrap_or_default().into(),
+        }
+    }
+}
+
 /// One version of one file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FileNode {
@@ -42,21 +64,32 @@ pub struct FileNode {
 struct Held {
     node: Node,
     lookups: u64,
-    /// When the listing was asked for whose names the kernel keeps.
-    names_of_ms: Option<i64>,
+    /// The time that the kernel was told last, milliseconds since the Unix epoch; `None` when that is not so any more.
+    modified_ms: Option<i64>,
+    /// Which lookup was counted last: of two nodes of one name, the kernel takes the name for the later one.
+    told: u64,
 }
 
 /// Nodes by id. A few hundred bytes for each that the kernel holds, none for others.
 pub struct Nodes {
     shards: [Mutex<HashMap<u64, Held>>; SHARDS],
+    counted: AtomicU64,
+    /// What the kernel was told of directories. Locked inside a shard, never around one.
+    told: Told,
 }
 
 impl Nodes {
     /// The table of a mount; `base` is the tree path of its root.
     pub fn new(base: &str) -> Self {
-        let nodes = Self { shards: Default::default() };
-        nodes.count(NodeId::ROOT, || Node { directory: base.into(), file: None });
+        let nodes = Self { shards: Default::default(), counted: AtomicU64::new(0), told: Told::default() };
+        let root = Node { directory: base.into(), file: None };
+        nodes.shard(NodeId::ROOT).insert(NodeId::ROOT.0, Held { node: root, lookups: 1, modified_ms: None, told: 0 });
         nodes
+    }
+
+    /// What the kernel was told of directories.
+    pub fn told(&self) -> &Told {
+        &self.told
     }
 
     /// What an id stands for; `None` when the kernel does not hold it.
@@ -64,14 +97,40 @@ impl Nodes {
         self.shard(id).get(&id.0).map(|held| held.node.clone())
     }
 
-    /// Counts a lookup of a node.
-    pub fn count(&self, id: NodeId, node: impl FnOnce() -> Node) {
+    /// As [`Nodes::get`], and which of all lookups was the last of it.
+    pub fn get_told(&self, id: u64) -> Option<(Node, u64)> {
+        self.shard(NodeId(id)).get(&id).map(|held| (held.node.clone(), held.told))
+    }
+
+    /// Counts a lookup of a node that the kernel is told these attributes of.
+    pub fn count(&self, found: &NodeAttributes, node: impl FnOnce() -> Node) {
+        let (id, modified_ms) = (found.node, Some(found.modified_ms));
+        let told = self.counted.fetch_add(1, Ordering::Relaxed);
         match self.shard(id).entry(id.0) {
-            Entry::Occupied(mut held) => held.get_mut().lookups += 1,
+            Entry::Occupied(mut held) => {
+                let held = held.get_mut();
+                (held.lookups, held.modified_ms, held.told) = (held.lookups + 1, modified_ms, told);
+            }
             Entry::Vacant(free) => {
-                free.insert(Held { node: node(), lookups: 1, names_of_ms: None });
+                let node = node();
+                if let Some(directory) = node.parent() {
+                    self.told.hold(directory, id.0);
+                }
+                free.insert(Held { node, lookups: 1, modified_ms, told });
             }
         }
+    }
+
+    /// Notes the time of a node that the kernel is told, or that the one it was told is not so any more.
+    pub fn show_time(&self, id: NodeId, modified_ms: Option<i64>) {
+        if let Some(held) = self.shard(id).get_mut(&id.0) {
+            held.modified_ms = modified_ms;
+        }
+    }
+
+    /// The time of a node that the kernel was told last.
+    pub fn shown_time(&self, id: NodeId) -> Option<i64> {
+        self.shard(id).get(&id.0)?.modified_ms
     }
 
     /// Takes lookups back; the last one ends the node. The root stays.
@@ -83,15 +142,15 @@ impl Nodes {
             let left = held.get().lookups.saturating_sub(lookups);
             held.get_mut().lookups = left;
             if left == 0 {
-                held.remove();
+                let node = held.remove().node;
+                if let Some(directory) = node.parent() {
+                    self.told.release(directory, id.0);
+                }
+                if node.file.is_none() {
+                    self.told.close(&node.directory);
+                }
             }
         }
-    }
-
-    /// Notes of which listing the kernel keeps a directory's names; says of which it did.
-    pub fn keep_names(&self, id: NodeId, of_ms: Option<i64>) -> Option<i64> {
-        let mut shard = self.shard(id);
-        shard.get_mut(&id.0).and_then(|held| std::mem::replace(&mut held.names_of_ms, of_ms))
     }
 
     /// The id of a directory: its path alone, for other mounts may hang on it.
@@ -127,14 +186,14 @@ impl Nodes {
 }
 
 /// FNV-1a over the parts, each closed by a byte that no text has, then mixed: the same in every run and build.
-fn hash(parts: &[&[u8]]) -> u64 {
+pub fn hash(parts: &[&[u8]]) -> u64 {
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     let closed = parts.iter().flat_map(|part| part.iter().copied().chain([0xff]));
     mix(closed.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME)))
 }
 
 /// Spreads every bit over all others (the finalizer of SplitMix64).
-fn mix(mut bits: u64) -> u64 {
+pub fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ (bits >> 31)
@@ -146,6 +205,10 @@ mod tests {
 
     fn file(version: &str, way: Way) -> FileNode {
         FileNode { name: "f".into(), size: 1, modified_ms: 2, version: Version::from(version), way }
+    }
+
+    fn shown(node: NodeId) -> NodeAttributes {
+        NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0 }
     }
 
     #[test]
@@ -165,7 +228,7 @@ mod tests {
         let nodes = Nodes::new("/");
         let (attachment, key, file) = (AttachmentId::from("a"), ObjectKey::from("k/f"), file("v1", Way::Lent));
         let id = nodes.file_id(&attachment, &key, "/k", &file);
-        nodes.count(id, || Node { directory: "/k".into(), file: Some(Arc::new(file.clone())) });
+        nodes.count(&shown(id), || Node { directory: "/k".into(), file: Some(Arc::new(file.clone())) });
         assert_eq!(nodes.file_id(&attachment, &key, "/k", &file), id);
         assert_ne!(nodes.file_id(&attachment, &key, "/other", &file), id);
     }
@@ -175,12 +238,14 @@ mod tests {
         let nodes = Nodes::new("/data");
         let id = nodes.directory_id("/data/x");
         for _ in 0..3 {
-            nodes.count(id, || Node { directory: "/data/x".into(), file: None });
+            nodes.count(&shown(id), || Node { directory: "/data/x".into(), file: None });
         }
+        assert_eq!(nodes.told().comparable("/data", 0).held, [id.0]);
         nodes.forget(id, 2);
         assert_eq!(&*nodes.get(id).unwrap().directory, "/data/x");
         nodes.forget(id, 1);
         assert!(nodes.get(id).is_none());
+        assert_eq!(nodes.told().count(), 0);
         nodes.forget(NodeId::ROOT, 99);
         assert_eq!(&*nodes.get(NodeId::ROOT).unwrap().directory, "/data");
     }

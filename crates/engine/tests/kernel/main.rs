@@ -2,77 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, their support included")]
 
+mod expiry;
+mod mount;
 #[allow(dead_code, reason = "the other tests use the rest")]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::Duration;
 
+use mount::Mount;
 use penstock_testkit::oracle;
-use penstock_types::{
-    Answer, ByteRange, ErrorKind, Freshness, KernelTree, ListedNode, Looked, NodeAttributes, NodeFile, NodeId,
-    OpenedNode, Result, TreePath,
-};
+use penstock_types::{Answer, ErrorKind, Freshness, NodeId, OpenedNode, TreePath};
 use support::{Bench, MIB, Setup};
-
-struct Mount {
-    bench: Bench,
-    tree: Arc<dyn KernelTree>,
-}
-
-impl Mount {
-    fn of(bench: Bench, base: &str, lending: bool) -> Self {
-        let tree = bench.engine.kernel_tree(&TreePath::parse(base).unwrap(), lending);
-        Self { bench, tree }
-    }
-
-    fn wait<T>(&self, answer: Answer<T>) -> Result<T> {
-        match answer {
-            Answer::Now(answer) => answer,
-            Answer::Later(answer) => self.bench.runtime.block_on(answer),
-        }
-    }
-
-    fn look(&self, parent: NodeId, name: &str) -> Looked {
-        self.wait(self.tree.lookup(parent, name)).unwrap()
-    }
-
-    fn found(&self, parent: NodeId, name: &str) -> NodeAttributes {
-        self.look(parent, name).found.unwrap()
-    }
-
-    fn open(&self, node: NodeId) -> Result<OpenedNode> {
-        self.wait(self.tree.open(node))
-    }
-
-    fn names(&self, directory: NodeId) -> Vec<ListedNode> {
-        let (mut names, mut after) = (Vec::new(), None);
-        loop {
-            let page = self.wait(self.tree.list(directory, after.as_deref())).unwrap();
-            names.extend(page.entries);
-            after = page.next;
-            if after.is_none() {
-                return names;
-            }
-        }
-    }
-
-    /// Reads as a door does.
-    fn read(&self, file: &Arc<dyn NodeFile>, offset: u64, length: usize) -> Result<Vec<u8>> {
-        let mut out = vec![0; length];
-        match file.read_now(offset, &mut out)? {
-            Some(read) => {
-                out.truncate(read);
-                Ok(out)
-            }
-            None => {
-                let range = ByteRange::new(offset, offset + length as u64);
-                self.bench.runtime.block_on(Arc::clone(file).bring(range))
-            }
-        }
-    }
-}
 
 fn lent_bytes(opened: &OpenedNode, size: u64) -> Vec<u8> {
     let mut bytes = vec![0; size as usize];
