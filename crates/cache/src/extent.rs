@@ -216,7 +216,7 @@ impl Extent {
     }
 
     /// The next run of absent pages for this thread to write; `None` when all of `pages` are present.
-    fn claim(&self, pages: Range<u64>) -> Result<Option<Range<u64>>> {
+    pub(crate) fn claim(&self, pages: Range<u64>) -> Result<Option<Range<u64>>> {
         // Checksums that are still in the index are loaded here, before the lock.
         drop(self.map.missing(pages.clone()));
         let mut state = self.state();
@@ -236,7 +236,7 @@ impl Extent {
         }
     }
 
-    fn unclaim(&self, run: &Range<u64>) {
+    pub(crate) fn unclaim(&self, run: &Range<u64>) {
         let mut state = self.state();
         state.filling.retain(|busy| busy != run);
         let unused = self.settle(&mut state);

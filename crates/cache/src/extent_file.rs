@@ -240,7 +240,7 @@ impl Extent {
     }
 
     /// The file that is kept open, else the one that `open` gives. One thread opens, others wait.
-    fn opened(&self, write: bool, open: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<OwnedFd>> {
+    pub(crate) fn opened(&self, write: bool, open: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<OwnedFd>> {
         {
             let mut state = self.state();
             loop {
@@ -371,7 +371,7 @@ impl Extent {
 
     /// Runs a call that opens files; when the process has no descriptor left, closes some and tries again. More than
     /// once, because other threads may take what was freed.
-    fn with_descriptors<T>(&self, call: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn with_descriptors<T>(&self, call: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let mut reliefs = 0;
         loop {
             match call() {

@@ -3,6 +3,7 @@
 //! byte that it did not take.
 
 mod accounts;
+mod adopt;
 mod cache;
 mod care;
 mod descriptors;

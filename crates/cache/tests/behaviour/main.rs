@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, their support included")]
 
+mod adopting;
 mod eviction;
 mod faults;
 mod filling;
