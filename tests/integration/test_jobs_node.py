@@ -100,6 +100,10 @@ def test_a_preload_killed_midway_goes_on_and_fetches_nothing_twice(slow: Any) ->
     # Asked for twice was what waited in front of the gate, and what had come after the index was written last.
     assert slow.store.asked["read"] <= FILES + UNDER_WAY + BATCH_MAX_FILES
     assert slow("cat", "/data/00007").stdout == "00007" * (SIZE // 5)
+    # What the job says it has brought is there.
+    slow("preload", "/data", "--wait")
+    [again] = [each for each in slow.json("job", "ls") if each["id"] != job["id"]]
+    assert again["results"]["fetched_bytes"] == 0
 
 
 HALTING = """

@@ -19,6 +19,7 @@ from penstock.errors import (
 )
 from penstock.jobs import Job, JobKind, JobLimits, JobRunner, JobState, JobStore
 from penstock.jobs import document as documents
+from penstock.jobs import run as runs
 from penstock.jobs import work as works
 from penstock.jobs.run import PAGE_ENTRIES, Run, RunParts
 
@@ -41,6 +42,7 @@ class FakeTree:
     attached: bool = True
     failing: dict[str, list[PenstockError]] = field(default_factory=dict)
     prefetched: list[str] = field(default_factory=list)
+    kept: int = 0
     pages_read: int = 0
     opened: int = 0
     closed: int = 0
@@ -85,6 +87,10 @@ class FakeTree:
 
     def cached_bytes(self, path: str) -> int:
         return 40 << 20
+
+    def keep(self) -> None:
+        with self.lock:
+            self.kept = len(self.prefetched)
 
     def _one(self, path: str, outcome: Callable[[int], Any]) -> Any:
         with self.lock:
@@ -162,6 +168,23 @@ def test_a_preload_brings_every_file_and_knows_its_totals(make: Callable[..., Be
     assert job["results"] == {"fetched_bytes": 30_000}
     assert sorted(bench.tree.prefetched) == [f"/data/{number:06}" for number in range(3000)]
     assert bench.tree.opened == bench.tree.closed
+
+
+def test_what_a_kept_job_says_is_done_is_kept_in_the_cache(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, saves = make(files(3000)), list[tuple[int, int]]()
+    save = JobStore.save
+
+    def saved(store: JobStore, job: Any, *, durable: bool = False) -> None:
+        saves.append((job.done.files, bench.tree.kept))
+        save(store, job, durable=durable)
+
+    monkeypatch.setattr(runs, "CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(JobStore, "save", saved)
+    bench.run()
+    assert len(saves) > 3
+    assert all(kept >= done for done, kept in saves), saves
 
 
 def test_a_single_file_is_a_path_too(make: Callable[..., Bench]) -> None:

@@ -47,6 +47,10 @@ class CoreTree:
         """Bytes of a file that are in the cache now."""
         return int(json.loads(self._core.why(path))["cached_bytes"])
 
+    def keep(self) -> None:
+        """Has the index of the cache written: what was brought or dropped so far is so after a crash of the node."""
+        self._core.cache_entries(None, 1)
+
     def close(self) -> None:
         """Ends the connection."""
         self._core.close()

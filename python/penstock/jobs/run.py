@@ -146,6 +146,7 @@ class Run:
         counting = threading.Thread(target=self._count, name=f"job-{job.id}-count", daemon=True)
         try:
             self._work(counting)
+            self._tree().keep()
             if not self._stop.is_set():
                 job.state = JobState.FAILED if job.done.failed_files else JobState.FINISHED
         except InterruptedByStop:
@@ -287,6 +288,8 @@ class Run:
         if now - self._saved_at >= CHECKPOINT_INTERVAL_S:
             self._saved_at = now
             self._take_time()
+            # What the cursor has passed is not looked at again: it must be there when the next node goes on.
+            self._tree().keep()
             self._parts.save(self.job, False)
 
     def _take_time(self) -> None:

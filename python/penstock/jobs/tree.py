@@ -49,5 +49,8 @@ class Tree(Protocol):
     def cached_bytes(self, path: str) -> int:
         """Bytes of a file that are in the cache now."""
 
+    def keep(self) -> None:
+        """Makes what was brought or dropped so far survive a crash of the node."""
+
     def close(self) -> None:
         """Ends the connection; calls under way fail."""
