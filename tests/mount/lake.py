@@ -61,9 +61,9 @@ class MountedLake:
         else:
             self.remote.put_object("bucket", key, content)
 
-    def attach(self, prefix: str, path: str, freshness: str = "1h", way: str = "auto") -> Path:
+    def attach(self, prefix: str, path: str, freshness: str = "1h", way: str = "auto", writable: bool = False) -> Path:
         """Shows what begins with ``prefix/``, read in that way; where in the mount."""
-        options = {"endpoint": self.endpoint, "credentials": "anonymous", "probe": False}
+        options = {"endpoint": self.endpoint, "credentials": "anonymous", "probe": False, "writable": writable}
         self.client.attach(f"s3://bucket/{prefix}", path, freshness=freshness, way=way, **options)
         return self.root / path.lstrip("/")
 

@@ -134,3 +134,36 @@ def test_a_second_walk_looks_nothing_up_though_the_first_was_overtaken(tree: Tre
     assert again["kernel_lookups"] == 0, "every name is still believed"
     # Each directory is opened and closed; what is in it is not read again.
     assert again["kernel_requests"] <= 2 * (DIRECTORIES + 1) + 5
+
+
+def test_contract_2_what_a_client_changes_is_what_a_program_finds_next(lake: MountedLake) -> None:
+    client, top = lake.client, lake.attach("written", "/written", "1h", writable=True)
+    lake.put("written/d/it", b"from outside")
+    it, new, deep = top / "d/it", top / "d/new", top / "deep/er/new"
+
+    def write(path: Path, content: bytes) -> None:
+        with client.open(lake.tree_path(path), "wb") as file:
+            file.write(content)
+
+    assert contents(it.parent) == {"it": b"from outside"}
+    assert not new.exists()
+    assert not (top / "deep").exists()
+    with it.open("rb") as opened:
+        for version in range(30):
+            content = f"version {version}".encode() * version
+            write(it, content)
+            assert it.read_bytes() == content
+            assert it.stat().st_size == len(content)
+        assert opened.read() == b"from outside", "who has it open keeps it"
+    write(new, b"new")
+    assert contents(it.parent) == {"it": content, "new": b"new"}
+    write(deep, b"deep")
+    assert deep.read_bytes() == b"deep"
+    assert {path.name for path in top.iterdir()} == {"d", "deep"}
+    client.remove(lake.tree_path(it))
+    assert not it.exists()
+    assert contents(it.parent) == {"new": b"new"}
+    before = lake.metrics()["kernel_expirations"]
+    write(top / "nobody/looked/here", b"x")
+    write(top / "nobody/looked/there", b"x")
+    assert lake.metrics()["kernel_expirations"] - before <= 4, "a program was told what is at the top, and no more"
