@@ -117,6 +117,18 @@ class CacheSettings(_Section):
     """Take a cache directory on NFS and the like all the same."""
 
 
+class StageSettings(_Section):
+    """Where written files are until their source has them."""
+
+    directory: Directory | None = None
+    """Directory of the stage. Default: `stage` in the home. Best on the file system of the cache: what was written then
+    becomes cached without being copied. Can be changed once nothing waits in it."""
+    size: Size | None = None
+    """Most bytes that may wait for their source; writers are slowed down before. Default: half of the cache's size."""
+    recovery_days: Annotated[float, Field(ge=0)] = 7.0
+    """Files that nobody had closed when the node or the machine crashed are kept for so many days."""
+
+
 class MemorySettings(_Section):
     """Memory that moving data may hold."""
 
@@ -189,6 +201,7 @@ class Settings(BaseSettings):
     )
 
     cache: CacheSettings = CacheSettings()
+    stage: StageSettings = StageSettings()
     memory: MemorySettings = MemorySettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     source: SourceSettings = SourceSettings()
@@ -226,6 +239,11 @@ class Settings(BaseSettings):
                 "scrub_interval_days": self.cache.scrub_interval_days,
                 "allow_network_filesystem": self.cache.allow_network_filesystem,
             },
+            "stage": {
+                "directory": str(self.stage_directory(home)),
+                "size_bytes": self.stage_bytes(home, default_cache_bytes),
+                "recovery_days": self.stage.recovery_days,
+            },
             "memory_budget_bytes": self.memory.budget,
             "deadlines": {"foreground_s": self.deadlines.foreground, "attach_s": self.deadlines.attach},
             "source": {
@@ -243,6 +261,16 @@ class Settings(BaseSettings):
             return self.cache.tiers
         size = default_cache_bytes if self.cache.size is None else self.cache.size
         return (Tier(directory=self.cache.directory or home.cache, size=size),)
+
+    def stage_directory(self, home: Home) -> Path:
+        """Where written files wait. Not beside the cache, which people delete: nothing else has these bytes."""
+        return self.stage.directory or home.stage
+
+    def stage_bytes(self, home: Home, default_cache_bytes: int) -> int:
+        """Most bytes that may wait."""
+        if self.stage.size is not None:
+            return self.stage.size
+        return sum(tier.size for tier in self.tiers(home, default_cache_bytes)) // 2
 
 
 class Origin(NamedTuple):

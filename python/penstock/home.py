@@ -36,6 +36,7 @@ class Home:
         snapshots: directory of snapshot documents, ``<name>.snapshot``.
         images: directory of images of mounted snapshots.
         state: directory of catalog and cache index.
+        stage: default directory of written files that their source has not got, and of their journal.
         cache: default directory of extent files.
         run: directory of sockets, lock and ``node.json``; private to the user.
         logs: directory of log files.
@@ -53,6 +54,7 @@ class Home:
         "pins",
         "run",
         "snapshots",
+        "stage",
         "state",
     )
 
@@ -66,6 +68,7 @@ class Home:
         self.snapshots = data / "snapshots"
         self.state = data / "state"
         self.images = self.state / "images"
+        self.stage = data / "stage"
         self.cache = cache
         self.logs = logs
         self.run = run
@@ -106,7 +109,8 @@ class Home:
             InvalidInputError: a file stands where a directory is needed.
         """
         documents = (self.attachments, self.jobs, self.mounts, self.snapshots)
-        for directory in (self.name, *documents, self.state, self.images, self.cache, self.logs, self.run):
+        owned = (self.state, self.images, self.stage, self.cache, self.logs, self.run)
+        for directory in (self.name, *documents, *owned):
             _make_private(directory)
         check_private(self.run)
 

@@ -21,10 +21,12 @@ import pytest
 import penstock
 from fault.store import Answer, Handler, Question, Store
 from penstock import _native, config
+from penstock.errors import NoSpaceError
 
 MIB = 1 << 20
 
 COVERED_HERE = {
+    *("stage.directory", "stage.size", "stage.recovery_days"),
     *("cache.directory", "cache.size", "cache.tiers", "cache.free_space_floor", "cache.scrub_interval_days"),
     *("memory.budget", "deadlines.foreground", "source.max_requests", "source.max_attempts", "source.max_rate"),
     *("source.freshness", "node.max_connections", "node.metrics_port", "node.drain_timeout", "log.level"),
@@ -134,6 +136,72 @@ def test_scrub_interval_says_how_soon_every_page_is_checked(machine: Any) -> Non
     attach(machine)
     machine("preload", "/data", "--wait")
     machine.until(lambda: machine.control().status()["metrics"]["scrub_pages"] > 0)
+
+
+@pytest.fixture
+def dead(machine: Any) -> Any:
+    """A remote that is known by its names, and gone; whatever is written stays on this machine."""
+    remote = machine.remote({"before": b""})
+
+    def attach_and_stop(*settings: str) -> penstock.Client:
+        up(machine, *settings)
+        options = ("--credentials", "anonymous", "--writable", "--freshness", "1h")
+        machine("attach", "s3://bucket", "/runs", "--endpoint", remote.endpoint, *options)
+        machine("ls", "-r", "/runs")
+        remote.stop()
+        return penstock.connect(machine.home.name, start=False)
+
+    return attach_and_stop
+
+
+def write(client: penstock.Client, path: str, content: bytes) -> None:
+    with client.open(path, "wb") as file:
+        file.write(content)
+
+
+def test_stage_directory_is_where_written_files_wait_and_does_not_move_while_they_do(machine: Any, dead: Any) -> None:
+    elsewhere = machine.directory / "elsewhere"
+    with dead(f"stage.directory={elsewhere}") as client:
+        write(client, "/runs/a", b"x" * MIB)
+    assert any(path.stat().st_size == MIB for path in elsewhere.rglob("*") if path.is_file())
+    machine("down")
+    refused = machine("up", check=1).stderr
+    assert f"--set stage.directory={elsewhere}" in refused
+    machine("up", "--set", f"stage.directory={elsewhere}")
+    assert machine("cat", "/runs/a").stdout == "x" * MIB
+
+
+def test_an_empty_stage_may_move(machine: Any) -> None:
+    for directory in ("one", "two"):
+        up(machine, f"stage.directory={machine.directory}/{directory}")
+        machine("down")
+    up(machine)
+
+
+def test_stage_size_bounds_what_waits(machine: Any, dead: Any) -> None:
+    with dead("stage.size=8MiB") as client:
+        write(client, "/runs/a", b"x" * 5 * MIB)
+        with pytest.raises(NoSpaceError):
+            write(client, "/runs/b", b"y" * 5 * MIB)
+        write(client, "/runs/c", b"z" * MIB)
+    stage = machine.json("status")["stage"]
+    assert (stage["size_bytes"], stage["files"], stage["bytes"]) == (8 * MIB, 2, 6 * MIB)
+
+
+@pytest.mark.parametrize(("days", "kept"), [("7", 1), ("0", 0)])
+def test_files_that_nobody_closed_are_kept_for_recovery_days(machine: Any, dead: Any, days: str, kept: int) -> None:
+    client = dead(f"stage.recovery_days={days}")
+    file = client.open("/runs/half", "wb")
+    file.write(b"h" * 3 * MIB)
+    file.flush()
+    machine.kill()
+    file.discard()
+    client.close()
+    # What a start finds is kept from then on; what is too old goes with the next.
+    for _ in range(2):
+        up(machine, f"stage.recovery_days={days}")
+        machine("down")
+    assert sum(1 for path in (machine.home.stage / "recovery").rglob("*") if path.is_file()) == kept
 
 
 def test_memory_budget_is_what_status_shows(machine: Any) -> None:

@@ -119,6 +119,9 @@ def test_a_value_out_of_bounds_is_told_the_bound(home: Home, flag: str, words: s
         'cache.tiers=[{"directory": "relative", "size": 1}]',
         "cache.tiers=[1",
         "cache=1",
+        "stage.directory=relative",
+        "stage.size=much",
+        "stage.recovery_days=-1",
         "memory.budget=1KiB",
         "deadlines.foreground=0",
         "deadlines.attach=soon",
@@ -170,6 +173,9 @@ CORE_KEYS = [
     ("cache.free_space_floor=0.25", ("cache", "free_space_floor"), 0.25),
     ("cache.scrub_interval_days=7", ("cache", "scrub_interval_days"), 7),
     ("cache.allow_network_filesystem=true", ("cache", "allow_network_filesystem"), True),
+    ("stage.directory=/staged", ("stage", "directory"), "/staged"),
+    ("stage.size=3GiB", ("stage", "size_bytes"), 3 << 30),
+    ("stage.recovery_days=0.5", ("stage", "recovery_days"), 0.5),
     ("memory.budget=64MiB", ("memory_budget_bytes",), 64 << 20),
     ("deadlines.foreground=5s", ("deadlines", "foreground_s"), 5),
     ("deadlines.attach=2s", ("deadlines", "attach_s"), 2),
@@ -196,6 +202,17 @@ def test_the_core_gets_directory_socket_and_default_cache_of_the_home(home: Home
     assert document["state_directory"] == str(home.state)
     assert document["data_socket"] == str(home.data_socket)
     assert document["cache"]["tiers"] == [{"directory": str(home.cache), "size_bytes": 7}]
+
+
+def test_the_stage_is_in_the_home_and_half_as_large_as_all_of_the_cache(home: Home) -> None:
+    assert load(home).settings.node_config(home, 7 << 20)["stage"] == {
+        "directory": str(home.stage),
+        "size_bytes": 7 << 19,
+        "recovery_days": 7.0,
+    }
+    tiers = '[{"directory": "/fast", "size": "1GiB"}, {"directory": "/slow", "size": "2GiB"}]'
+    tiered = load(home, f"cache.tiers={tiers}").settings.node_config(home, 7)
+    assert tiered["stage"]["size_bytes"] == 3 << 29
 
 
 def test_every_key_has_a_type_and_a_sentence() -> None:

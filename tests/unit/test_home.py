@@ -35,6 +35,8 @@ def test_without_penstock_home_the_platform_decides(tmp_path: Path, monkeypatch:
     assert home.config == tmp_path / "XDG_CONFIG_HOME" / "penstock" / "config.toml"
     assert home.state.is_relative_to(tmp_path / "XDG_DATA_HOME")
     assert home.cache.is_relative_to(tmp_path / "XDG_CACHE_HOME")
+    # Not in the cache, which people may delete: nobody else has what is staged.
+    assert home.stage.is_relative_to(tmp_path / "XDG_DATA_HOME")
 
 
 def test_a_login_session_and_a_cron_job_find_the_same_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,7 @@ def test_prepare_makes_private_directories(tmp_path: Path) -> None:
     home = homes.locate(tmp_path / "h", {})
     home.prepare()
     home.prepare()
-    for directory in (home.name, home.run, home.state, home.cache):
+    for directory in (home.name, home.run, home.state, home.stage, home.cache):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 

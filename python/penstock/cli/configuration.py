@@ -59,8 +59,8 @@ def _text(key: str, value: Any) -> str:
     from penstock.units import format_duration, format_size
 
     if value is None:
-        return "(chosen by the node)" if key.startswith("cache.") else "off"
-    if key in ("cache.size", "memory.budget", "log.max_size"):
+        return "(chosen by the node)" if key.startswith(("cache.", "stage.")) else "off"
+    if key in ("cache.size", "stage.size", "memory.budget", "log.max_size"):
         return format_size(value)
     if key.endswith("max_rate"):
         return f"{format_size(value)}/s"

@@ -24,6 +24,7 @@ from penstock import config, logs
 from penstock.errors import DiskError, InvalidInputError, PenstockError
 from penstock.home import Home, locate, write_atomically
 from penstock.jobs import JobLimits, JobRunner, JobStore
+from penstock.server import stage
 from penstock.server.api import create_app
 from penstock.server.detach import detached
 from penstock.server.lock import AlreadyRunningError, NodeLock
@@ -125,6 +126,7 @@ def _host(
     from penstock.jobs.core_tree import CoreTree
 
     document = settings.node_config(home, default_cache_bytes(home))
+    stage.hold(home, settings.stage_directory(home))
     to_terminal = foreground and not sys.stderr.isatty()
     level = settings.log.level.replace("warning", "warn")
     core = Node(json.dumps(document), None if to_terminal else str(home.log_file), level)
@@ -152,6 +154,7 @@ def _host(
         service.mounts.close()
         jobs.stop(settings.node.drain_timeout)
         core.drain(settings.node.drain_timeout)
+        stage.release(home, json.loads(core.status())["stage"])
         _log.info("node stopped", extra={"pid": os.getpid()})
 
 
