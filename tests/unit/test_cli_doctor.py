@@ -82,6 +82,15 @@ def test_the_longest_mount_point_says_the_kind_of_disk() -> None:
     assert disk.file_system_of(Path("/var"), mounts) == "ext4"
 
 
+def test_the_stage_needs_room_and_says_where_what_it_holds_is_copied(tmp_path: Path) -> None:
+    found = disk.stage(tmp_path / "stage", 1, tmp_path)
+    assert (found.subject, found.level) in (("stage space", "ok"), ("stage space", "warning"))
+    assert "copied" not in found.text
+    assert "copied into the cache" in disk.stage(tmp_path / "stage", 1, Path("/proc")).text or found.level != "ok"
+    assert disk.stage(tmp_path / "stage", 1 << 60, tmp_path).level is Level.WARNING
+    assert disk.stage(Path("/proc/none"), 1, tmp_path).level is Level.FAILURE
+
+
 def test_a_slow_disk_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "TEST_BYTES", 2 << 20)
     found = disk.speed(tmp_path)
@@ -113,6 +122,7 @@ STATUS: dict[str, Any] = {
     "version": "1.0",
     "problems": [],
     "cache": {"tiers": [{"directory": "/c", "healthy": True}]},
+    "stage": {"directory": "/s", "failures": [], "conflicts": 0, "conflicted": [], "recovered": []},
     "mounts": [],
     "metrics": {},
 }
@@ -138,6 +148,23 @@ def test_version_skew_problems_and_a_failing_cache_are_told() -> None:
     found = list(node.check(ill, "2.0"))
     assert [each.level for each in found] == ["ok", "warning", "warning", "failure", "warning"]
     assert all(each.next for each in found[1:])
+
+
+def test_what_does_not_get_into_its_source_is_told() -> None:
+    failing = {"path": "/runs/a", "key": "a", "tries": 3, "reason": "no answer"}
+    stage = {
+        "directory": "/s",
+        "failures": [failing] * 5,
+        "conflicts": 4,
+        "conflicted": [{"path": None, "key": "lost/b", "reason": "the object changed"}] * 4,
+        "recovered": [{"size": 1 << 20}, {"size": 2 << 20}],
+    }
+    found = [each.text for each in node.check({**STATUS, "stage": stage}, "1.0") if each.subject == "stage"]
+    assert found[:3] == ["/runs/a is not in its source (tries=3): no answer"] * 3
+    assert found[3].startswith("2 more")
+    assert found[4:7] == ["lost/b is in conflict, both contents are kept: the object changed"] * 3
+    assert found[7].startswith("4 files in all")
+    assert found[8] == "not closed when the node ended, kept in /s/recovery: 2 files, 3.0 MiB"
 
 
 def test_a_mount_that_shows_nothing_is_told() -> None:

@@ -1,11 +1,12 @@
 """What commands print: tables, JSON, one line an error, one line about an ended job."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
-from penstock.cli import configuration, jobs, output, progress
+from penstock.cli import backlog, configuration, jobs, output, progress
 from penstock.cli.paths import tree_path
 from penstock.errors import InvalidInputError, NotFoundError
 
@@ -86,6 +87,8 @@ def test_an_ended_job_is_told_in_one_line(changes: dict[str, Any], line: str) ->
     [
         ("cache.size", None, "(chosen by the node)"),
         ("cache.size", 1 << 30, "1.0 GiB"),
+        ("stage.size", None, "(chosen by the node)"),
+        ("stage.size", 1 << 30, "1.0 GiB"),
         ("source.max_rate", None, "off"),
         ("source.max_rate", 1 << 20, "1.0 MiB/s"),
         ("deadlines.attach", 10.0, "10 s"),
@@ -115,3 +118,15 @@ def test_a_job_that_has_ended_is_one_line_off_a_terminal(
 )
 def test_what_a_job_counted_is_told_with_its_unit(counted: tuple[str, int], row: tuple[str, str]) -> None:
     assert jobs._result(*counted) == row
+
+
+STAGE: dict[str, Any] = {"files": 2, "bytes": 3 << 20, "oldest_ms": None}
+
+
+def test_a_backlog_is_told_by_files_bytes_and_age() -> None:
+    assert backlog.summary({"files": 0}) == "nothing waits for its source"
+    assert backlog.summary(STAGE) == "2 files, 3.0 MiB not in the source yet"
+    old = {**STAGE, "oldest_ms": (time.time() - 3600) * 1000}
+    assert backlog.summary(old) == "2 files, 3.0 MiB not in the source yet, the oldest for 1 h"
+    assert backlog.left_behind({"files": 0}) is None
+    assert str(backlog.left_behind(STAGE)).startswith("not in their source yet: 2 files, 3.0 MiB; they are kept")

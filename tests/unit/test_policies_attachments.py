@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.errors import InvalidInputError
+from penstock.errors import InvalidInputError, PenstockError, ReadOnlyError, UnsupportedError
 from penstock.policies import attachments
 
 
@@ -162,8 +162,70 @@ def test_a_request_leaves_freshness_to_the_node_where_nothing_is_said() -> None:
         "prefix": "",
         "freshness": None,
         "way": "auto",
+        "write": None,
         "probe": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "write", "text"),
+    [
+        ({}, None, "read-only"),
+        ({"writable": True}, {"durability": "local", "single_writer": False}, "local"),
+        ({"writable": True, "durability": "source"}, {"durability": "source", "single_writer": False}, "source"),
+        (
+            {"writable": True, "single_writer": True, "freshness": 0},
+            {"durability": "local", "single_writer": True},
+            "local, single writer",
+        ),
+    ],
+)
+def test_an_attachment_is_read_only_unless_told(options: Any, write: Any, text: str) -> None:
+    asked = attachments.request("memory://m", "/runs", **options)
+    assert asked["write"] == write
+    assert attachments.format_write(write) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        ({"durability": "source"}, "--durability.*add --writable"),
+        ({"single_writer": True}, "--single-writer.*add --writable"),
+        ({"writable": True, "durability": "replicated"}, "needs several nodes"),
+        ({"writable": True, "durability": "sometimes"}, "it is local or source"),
+        ({"writable": True, "freshness": "immutable"}, "could not be seen to change"),
+        ({"writable": True, "way": "no-open"}, "would not see a file change"),
+    ],
+)
+def test_writing_that_cannot_be_meant_is_refused_with_what_to_write(options: Any, needle: str) -> None:
+    with pytest.raises(InvalidInputError, match=needle):
+        attachments.request("memory://m", "/runs", **options)
+
+
+ABLE = {"read_only": False, "conditional_replace": True}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "single_writer", "refusal"),
+    [
+        (ABLE, False, None),
+        (ABLE, True, None),
+        (ABLE | {"conditional_replace": False}, True, None),
+        (ABLE | {"conditional_replace": False}, False, UnsupportedError),
+        (ABLE | {"read_only": True}, False, ReadOnlyError),
+        (ABLE | {"read_only": True}, True, ReadOnlyError),
+        ({}, False, UnsupportedError),
+    ],
+)
+def test_a_source_that_could_lose_what_others_wrote_needs_a_single_writer(
+    capabilities: dict[str, bool], single_writer: bool, refusal: type[PenstockError] | None
+) -> None:
+    write = {"durability": "local", "single_writer": single_writer}
+    if refusal is None:
+        attachments.check_source_takes_writes("/runs", write, capabilities)
+        return
+    with pytest.raises(refusal, match=r"attach /runs writable: .*; "):
+        attachments.check_source_takes_writes("/runs", write, capabilities)
 
 
 def test_an_option_that_is_not_there_is_refused_without_its_value() -> None:

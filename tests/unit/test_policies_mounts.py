@@ -161,6 +161,12 @@ def test_an_empty_directory_is_taken() -> None:
 def test_small_files_that_are_believed_in_for_a_while_need_no_open(
     wish: str, freshness: dict[str, float] | str, sample: mounts.Sample | None, way: str
 ) -> None:
-    chosen, why = mounts.choose_way(wish, freshness, sample)
+    chosen, why = mounts.choose_way({"way": wish, "freshness": freshness, "write": None}, sample)
     assert chosen == way
     assert why
+
+
+def test_what_is_written_is_opened_whatever_its_files_are_like() -> None:
+    document = {"way": "auto", "freshness": {"seconds": 60.0}, "write": {"durability": "local"}}
+    assert mounts.choose_way(document, mounts.Sample(10, 10)) == ("open", "its files are written")
+    assert not mounts.depends_on_files(document)

@@ -39,6 +39,8 @@ class FakeCore:
         self.pins: list[str] = []
         self.probes: list[bool] = []
         self.clients = 0
+        self.staged_files = 0
+        self.capabilities = {"weak_versions": False, "read_only": False, "conditional_replace": True}
         self.refuse: Exception | None = None
 
     def attach(self, spec_json: str, probe: bool) -> str:
@@ -68,7 +70,14 @@ class FakeCore:
 
     def status(self) -> str:
         metrics = {"clients": self.clients, "source_bytes": 7, "cache_hit_bytes": 9}
-        return json.dumps({"metrics": metrics, "hit_ratio": 0.5, "memory_budget_bytes": 1, "cache": {"tiers": []}})
+        stage = {
+            "files": self.staged_files,
+            "bytes": 3 * self.staged_files,
+            "failures": [{"attachment": spec["id"], "key": f"{spec['prefix']}a"} for spec in self.specs.values()],
+            "conflicted": [{"attachment": "gone", "key": "b"}],
+        }
+        known = {"metrics": metrics, "hit_ratio": 0.5, "memory_budget_bytes": 1, "cache": {"tiers": []}, "stage": stage}
+        return json.dumps(known)
 
     def metrics_port(self) -> int | None:
         return None
@@ -80,7 +89,7 @@ class FakeCore:
         return json.dumps({"freed_bytes": 5, "remaining_bytes": target_bytes})
 
     def _status(self, spec: Any) -> dict[str, Any]:
-        return {"spec": spec, "healthy": True, "failure": None, "capabilities": {"weak_versions": False}}
+        return {"spec": spec, "healthy": True, "failure": None, "capabilities": self.capabilities}
 
 
 class FakeTree:
@@ -177,6 +186,45 @@ def test_an_attachment_that_fails_at_start_is_shown_with_its_reason_and_can_be_r
     assert len(list(home.attachments.iterdir())) == 1
 
 
+def test_a_document_from_before_there_was_writing_is_read_only(bench: Bench, home: Home) -> None:
+    bench.http.post("/v1/attachments", json=request("memory://m", "/m"))
+    [file] = home.attachments.iterdir()
+    document = json.loads(file.read_text())
+    del document["write"]
+    file.write_text(json.dumps(document))
+    again = Bench(home)
+    assert again.core.specs["/m"]["write"] is None
+    assert again.http.get("/v1/attachments").json()[0]["write_text"] == "read-only"
+
+
+def test_a_writable_attachment_tells_the_core_how_and_is_so_again_after_a_restart(bench: Bench, home: Home) -> None:
+    body = request("memory://m", "/m", writable=True, durability="source")
+    assert bench.http.post("/v1/attachments", json=body).json()["write_text"] == "source"
+    assert bench.core.specs["/m"]["write"] == {"durability": "source", "single_writer": False}
+    assert Bench(home).core.specs["/m"] == bench.core.specs["/m"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "code"), [({"read_only": True}, "read-only"), ({"conditional_replace": False}, "unsupported")]
+)
+def test_a_source_that_cannot_be_written_safely_is_not_left_attached(
+    bench: Bench, home: Home, capability: dict[str, bool], code: str
+) -> None:
+    bench.core.capabilities |= capability
+    refused = bench.http.post("/v1/attachments", json=request("memory://m", "/m", writable=True))
+    assert refused.json()["code"] == code
+    assert bench.core.specs == {}
+    assert list(home.attachments.iterdir()) == []
+    assert bench.http.post("/v1/attachments", json=request("memory://m", "/m")).status_code == 201
+
+
+def test_a_configured_freshness_that_would_hide_writes_is_refused(home: Home) -> None:
+    bench = Bench(home, "source.freshness=immutable")
+    refused = bench.http.post("/v1/attachments", json=request("memory://m", "/m", writable=True)).json()
+    assert (refused["code"], bench.core.specs) == ("invalid-input", {})
+    assert "could not be seen to change" in refused["message"]
+
+
 def test_a_damaged_document_is_a_problem_and_not_the_end(bench: Bench, home: Home) -> None:
     bench.http.post("/v1/attachments", json=request("memory://m", "/m"))
     (home.attachments / "broken.json").write_text("{")
@@ -261,6 +309,7 @@ def test_a_job_outside_every_attachment_is_refused_at_once(bench: Bench) -> None
         ("POST", "/v1/jobs", {"kind": "preload", "path": "/", "colour": "blue"}),
         ("POST", "/v1/attachments", {"path": "/a", "source": {"kind": "gs"}}),
         ("POST", "/v1/attachments", {"path": "/a", "source": {"kind": "memory", "name": "m"}, "freshness": "x"}),
+        ("POST", "/v1/attachments", {**request("memory://m", "/a"), "write": {"durability": "replicated"}}),
         ("POST", "/v1/cache/prune", {"size_bytes": -1}),
         ("POST", "/v1/pins", {}),
         ("DELETE", "/v1/attachments", None),
@@ -307,6 +356,17 @@ def test_status_shows_what_an_operator_asks_for(bench: Bench) -> None:
     )
     assert {"cache", "attachments", "jobs", "pins", "problems", "version", "home", "metrics_port"} <= set(status)
     assert status["memory"]["resident_bytes"] > 1 << 20
+    bench.core.staged_files = 2
+    status = bench.http.get("/v1/status").json()
+    assert (status["backlog_bytes"], status["stage"]["files"]) == (6, 2)
+    assert status["stage"]["directory"] == str(bench.home.stage)
+
+
+def test_what_fails_is_named_as_the_tree_has_it(bench: Bench) -> None:
+    bench.http.post("/v1/attachments", json=request("s3://bucket/prefix", "/m"))
+    stage = bench.http.get("/v1/status").json()["stage"]
+    assert [each["path"] for each in stage["failures"]] == ["/m/a"]
+    assert [each["path"] for each in stage["conflicted"]] == [None]
 
 
 def test_prune_asks_the_core(bench: Bench) -> None:
@@ -329,7 +389,12 @@ def test_a_node_is_idle_without_clients_jobs_and_mounts_and_busy_with_them(
     assert bench.service.idle_s() == 500
     bench.http.get("/v1/pins")
     assert bench.service.idle_s() == 0
+    now[0] = 2000.0
+    bench.core.staged_files = 1
+    assert bench.service.idle_s() == 0
+    bench.core.staged_files = 0
     now[0] = 2500.0
+    assert bench.service.idle_s() == 500
     monkeypatch.setattr(bench.service.mounts, "in_use", lambda: True)
     assert bench.service.idle_s() == 0
 

@@ -11,11 +11,11 @@ from penstock.server import ways
 
 MINUTE = {"seconds": 60.0}
 DOCUMENTS: dict[str, Any] = {
-    "/small": {"way": "auto", "freshness": MINUTE},
-    "/large": {"way": "auto", "freshness": "immutable"},
-    "/gone": {"way": "auto", "freshness": MINUTE},
-    "/asked": {"way": "no-open", "freshness": MINUTE},
-    "/fresh": {"way": "auto", "freshness": {"seconds": 0.0}},
+    "/small": {"way": "auto", "freshness": MINUTE, "write": None},
+    "/large": {"way": "auto", "freshness": "immutable", "write": None},
+    "/gone": {"way": "auto", "freshness": MINUTE, "write": None},
+    "/asked": {"way": "no-open", "freshness": MINUTE, "write": None},
+    "/fresh": {"way": "auto", "freshness": {"seconds": 0.0}, "write": None},
 }
 
 
@@ -50,7 +50,7 @@ def test_a_source_that_does_not_answer_holds_no_mount_up(monkeypatch: pytest.Mon
             answer.wait(60)
         return Sample(10, 10)
 
-    documents = {path: {"way": "auto", "freshness": MINUTE} for path in ("/silent", "/quick")}
+    documents = {path: {"way": "auto", "freshness": MINUTE, "write": None} for path in ("/silent", "/quick")}
     try:
         chosen = ways.choose_ways(list(documents), documents.get, sample)
     finally:
@@ -60,5 +60,7 @@ def test_a_source_that_does_not_answer_holds_no_mount_up(monkeypatch: pytest.Mon
 
 def test_more_paths_than_are_asked_for_at_once_are_all_asked_for() -> None:
     paths = [f"/{number}" for number in range(5 * ways.SAMPLES_AT_ONCE)]
-    chosen = ways.choose_ways(paths, lambda _: {"way": "auto", "freshness": MINUTE}, lambda _: Sample(1, 1))
+    chosen = ways.choose_ways(
+        paths, lambda _: {"way": "auto", "freshness": MINUTE, "write": None}, lambda _: Sample(1, 1)
+    )
     assert {way for way, _ in chosen.values()} == {"no-open"}

@@ -8,6 +8,11 @@ from penstock.cli import output
 from penstock.cli.examples import examples
 from penstock.cli.options import AsJson
 
+_MEANING = {
+    "local": "writable: a closed file is safe on this machine's disk at once, and follows to the source by itself",
+    "source": "writable: a file is closed once the source has it",
+}
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
@@ -17,6 +22,8 @@ def register(app: typer.Typer) -> None:
             "penstock attach s3://bucket /data --endpoint http://127.0.0.1:9000 --credentials env",
             "penstock attach s3://open-data /open --region eu-west-1 --credentials anonymous --freshness immutable",
             "penstock attach file:///mnt/nas/set /nas",
+            "penstock attach s3://bucket/runs /runs --writable",
+            "penstock attach s3://bucket/final /final --writable --durability source",
         )
     )(attach)
     app.command(epilog=examples("penstock detach /data", "penstock detach /data --lazy"))(detach)
@@ -45,6 +52,15 @@ def attach(
     way: Annotated[
         str, typer.Option(help="How mounts read it: open, no-open (best for many small files) or auto.")
     ] = "auto",
+    writable: Annotated[bool, typer.Option("--writable", help="Let files be written and removed there.")] = False,
+    durability: Annotated[
+        str | None,
+        typer.Option(help="What a close of a written file means: local (this disk has it; default) or source."),
+    ] = None,
+    single_writer: Annotated[
+        bool,
+        typer.Option("--single-writer", help="Nobody else writes there: take a source that cannot tell conflicts."),
+    ] = False,
     probe: Annotated[bool, typer.Option(help="Ask the source now whether this works.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -52,6 +68,9 @@ def attach(
 
     It stays until `penstock detach`, also over restarts. Credentials are looked up by the node, in the environment
     it was started with.
+
+    What is --writable is written from Python, by fsspec URLs and by `penstock cp` and `penstock rm`. Mounts show what
+    was written there, and are read-only themselves in this version.
     """
     from penstock.cli import connection
     from penstock.policies.attachments import request
@@ -65,21 +84,30 @@ def attach(
         credentials=credentials,
         freshness=freshness,
         way=way,
+        writable=writable,
+        durability=durability,
+        single_writer=single_writer,
         probe=probe,
     )
     attached = connection.control().attach(body)
     if as_json:
         output.print_json(attached)
         return
-    latency = attached["latency_ms"]
-    output.say(f"attached {attached['url']} at {attached['path']}" + (f" ({latency:.0f} ms)" if latency else ""))
-    if attached["weak"]:
-        output.warn("note: this source has only size and time to tell versions apart")
+    _tell(attached)
     if probe and attached["prefix"] and _is_empty(attached["path"]):
         output.warn(
             f"note: nothing is below {attached['prefix']} yet; if something should be, look for a slip, and if that "
             "is one object, attach what is above it"
         )
+
+
+def _tell(attached: dict[str, Any]) -> None:
+    latency = attached["latency_ms"]
+    output.say(f"attached {attached['url']} at {attached['path']}" + (f" ({latency:.0f} ms)" if latency else ""))
+    if attached["write"]:
+        output.say(_MEANING[attached["write"]["durability"]])
+    if attached["weak"]:
+        output.warn("note: this source has only size and time to tell versions apart")
 
 
 def _is_empty(path: str) -> bool:
@@ -122,8 +150,11 @@ def attachments(as_json: AsJson = False) -> None:
     if not known:
         output.say("nothing is attached; `penstock attach s3://bucket/prefix /data`")
         return
-    rows = [(each["path"], each["url"], each["freshness_text"], _versions(each), _health(each)) for each in known]
-    output.table(["PATH", "SOURCE", "FRESHNESS", "VERSIONS", "HEALTH"], rows)
+    rows = [
+        (each["path"], each["url"], each["freshness_text"], each["write_text"], _versions(each), _health(each))
+        for each in known
+    ]
+    output.table(["PATH", "SOURCE", "FRESHNESS", "WRITING", "VERSIONS", "HEALTH"], rows)
 
 
 def _versions(attachment: dict[str, Any]) -> str:

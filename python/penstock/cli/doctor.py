@@ -59,7 +59,8 @@ def _findings() -> Iterator["Finding"]:
         control = connection.control(start=False)
         status = control.status() if running else None
         tiers = status["cache"].get("tiers", []) if status else []
-        yield from disk.check(home, Path.cwd(), [Path(tier["directory"]) for tier in tiers])
+        stage = Path(status["stage"]["directory"]) if status else None
+        yield from disk.check(home, Path.cwd(), [Path(tier["directory"]) for tier in tiers], stage)
         if status is None:
             yield node.not_running()
             return

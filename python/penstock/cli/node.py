@@ -31,8 +31,8 @@ def up(
     """Start the node of this machine.
 
     Nothing happens when it runs already.
-    A node that was started without --foreground leaves by itself when nobody used it for node.idle_timeout and
-    nothing is mounted. What was mounted is mounted again.
+    A node that was started without --foreground leaves by itself when nobody used it for node.idle_timeout, nothing is
+    mounted and every source has what was written. What was mounted is mounted again, and uploads go on.
     """
     from penstock.cli import connection
 
@@ -72,25 +72,30 @@ def down() -> None:
     """Stop the node of this machine.
 
     Requests under way finish; jobs go on when the next node starts. Attachments, pins and everything cached stay.
-    Mounts are taken away, also from who uses them, and come back when the next node starts.
+    Mounts are taken away, also from who uses them, and come back when the next node starts. What was written and is
+    not in its source yet is told, stays on this machine, and is uploaded by the next node.
     """
-    from penstock.cli import connection
+    from penstock.cli import backlog, connection
 
     pid = connection.running_pid()
     if pid is None:
         output.say("no node runs")
         return
-    connection.control(start=False).shutdown()
+    control = connection.control(start=False)
+    left = backlog.left_behind(control.status()["stage"])
+    control.shutdown()
     connection.wait_until_stopped(STOP_TIMEOUT_S)
     output.say(f"node stopped (pid {pid})")
+    if left is not None:
+        output.warn(left)
 
 
 def status(as_json: AsJson = False) -> None:
     """Show what the node does.
 
-    Cache, sources, jobs, memory. Fails when no node runs.
+    Cache, stage, sources, jobs, memory. Fails when no node runs.
     """
-    from penstock.cli import connection
+    from penstock.cli import backlog, connection
 
     known = connection.control(start=False).status()
     if as_json:
@@ -98,12 +103,13 @@ def status(as_json: AsJson = False) -> None:
         return
     for name, text in _rows(known):
         output.say(f"{output.styled(name.ljust(12), 'bold')} {text}")
-    for problem in known["problems"]:
+    for problem in (*known["problems"], *backlog.warnings(known["stage"])):
         output.say(f"{output.styled('problem'.ljust(12), 'red')} {problem}")
     _print_attachments(known["attachments"])
 
 
 def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
+    from penstock.cli import backlog
     from penstock.units import format_duration, format_size
 
     memory, jobs = known["memory"], known["jobs"]
@@ -118,13 +124,16 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{format_size(memory['resident_bytes'])} resident, {used} of {budget} budget in use"),
     ]
     rows += [("cache", _tier(tier)) for tier in known["cache"].get("tiers", [])]
+    stage = known["stage"]
+    used, size = format_size(stage["used_bytes"]), format_size(stage["size_bytes"])
+    rows.append(("stage", f"{backlog.summary(stage)}; {used} of {size} in {stage['directory']}"))
     rows.append(("mounts", _mounts(known["mounts"])))
     rows.append(("jobs", f"{jobs['running']} running, {jobs['queued']} waiting"))
     rows.append(("pins", ", ".join(known["pins"]) or "none"))
     if known["metrics_port"]:
         rows.append(("metrics", f"http://127.0.0.1:{known['metrics_port']}/metrics"))
     idle = known["idle_timeout_s"]
-    stays = not idle or known["mounts"]
+    stays = not idle or known["mounts"] or known["stage"]["files"]
     rows.append(("leaves", "when told to" if stays else f"after {format_duration(idle)} without use"))
     return rows
 

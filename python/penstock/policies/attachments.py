@@ -1,21 +1,26 @@
-"""What a user may attach, and how: URLs, paths, freshness and credential references become one checked request."""
+"""What a user may attach, and how: URLs, paths, freshness, writing and credentials become one checked request."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 from urllib.parse import quote, unquote, urlsplit
 
-from penstock.errors import InvalidInputError
+from penstock.errors import InvalidInputError, ReadOnlyError, UnsupportedError
 from penstock.units import format_duration, parse_duration
 
 __all__ = [
+    "DURABILITIES",
     "WAYS",
     "AttachOptions",
     "SourceOptions",
     "check_credentials",
+    "check_source_takes_writes",
     "check_tree_path",
+    "check_writes_are_seen",
     "format_freshness",
+    "format_write",
     "parse_freshness",
     "request",
     "source_of",
@@ -24,6 +29,9 @@ __all__ = [
 
 WAYS = ("auto", "open", "no-open")
 """How the kernel may get at bytes in mounts; see :func:`penstock.policies.mounts.choose_way`."""
+
+DURABILITIES = ("local", "source")
+"""What a successful close of a written file may mean: this machine keeps it, or the source has it."""
 
 _SOON = {"gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs", "webhdfs"}
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,253}[a-zA-Z0-9]")
@@ -59,6 +67,12 @@ class AttachOptions(SourceOptions, total=False):
     """How long facts are believed: ``60s``, ``0``, ``immutable``; ``None`` leaves it to the node's configuration."""
     way: str
     """How the kernel gets at bytes in mounts: ``auto`` (default), ``open`` or ``no-open``."""
+    writable: bool
+    """Whether files may be written and removed there; read-only by default."""
+    durability: str | None
+    """What a successful close means: ``local`` (default) or ``source``; only with ``writable``."""
+    single_writer: bool
+    """Nobody else writes there, so take a source that cannot replace on condition; only with ``writable``."""
     probe: bool
     """Ask the source once (default), so that a wrong attachment fails now."""
 
@@ -78,7 +92,11 @@ def request(url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, 
     for name in options:
         if name not in known:
             raise InvalidInputError(f"read option {name}", "attach has none of that name", f"it has {', '.join(known)}")
-    freshness = options.get("freshness")
+    asked = options.get("freshness")
+    freshness = None if asked is None else parse_freshness(asked)
+    way, write = _way(options.get("way", "auto")), _write(options)
+    if write is not None:
+        check_writes_are_seen(path, freshness, way)
     reaching: SourceOptions = {
         "endpoint": options.get("endpoint"),
         "region": options.get("region"),
@@ -90,8 +108,9 @@ def request(url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, 
         "path": check_tree_path(path),
         "source": source,
         "prefix": prefix,
-        "freshness": None if freshness is None else parse_freshness(freshness),
-        "way": _way(options.get("way", "auto")),
+        "freshness": freshness,
+        "way": way,
+        "write": write,
         "probe": options.get("probe", True),
     }
 
@@ -100,6 +119,70 @@ def _way(way: str) -> str:
     if way not in WAYS:
         raise InvalidInputError(f"read way {way!r}", "there is no such way", f"it is one of {', '.join(WAYS)}")
     return way
+
+
+def _write(options: AttachOptions) -> dict[str, Any] | None:
+    durability, single_writer = options.get("durability"), options.get("single_writer", False)
+    if not options.get("writable", False):
+        given = "--durability" if durability is not None else "--single-writer" if single_writer else None
+        if given is not None:
+            raise InvalidInputError(f"read {given}", "it says how to write, and nothing may be", "add --writable")
+        return None
+    if durability == "replicated":
+        reason = "it needs several nodes, and in this version there is one"
+        raise InvalidInputError("read --durability replicated", reason, f"take {' or '.join(DURABILITIES)}")
+    if durability is not None and durability not in DURABILITIES:
+        advice = f"it is {' or '.join(DURABILITIES)}"
+        raise InvalidInputError(f"read --durability {durability!r}", "there is no such durability", advice)
+    return {"durability": durability or "local", "single_writer": single_writer}
+
+
+def check_writes_are_seen(path: str, freshness: dict[str, float] | str | None, way: str) -> None:
+    """Refuses what would hide from a reader that a file was written.
+
+    Args:
+        path: where a writable attachment shall be.
+        freshness: as :func:`parse_freshness` gives it; ``None`` while the node has not filled it in.
+        way: one of :data:`WAYS`.
+
+    Raises:
+        InvalidInputError: facts would never be asked for again, or the kernel would ask nobody at an open.
+    """
+    action = f"attach {path} writable"
+    if freshness == "immutable":
+        reason = "nothing of an immutable attachment is ever asked for again: a file could not be seen to change"
+        raise InvalidInputError(action, reason, "give a --freshness such as 60s, or leave --writable out")
+    if way == "no-open":
+        reason = "by the way no-open the kernel opens nothing, and would not see a file change"
+        raise InvalidInputError(action, reason, "leave --way out, or write --way open")
+
+
+def check_source_takes_writes(path: str, write: Mapping[str, Any], capabilities: Mapping[str, Any]) -> None:
+    """Refuses to write to a source that cannot take it, or could lose what somebody else wrote.
+
+    Args:
+        path: where the writable attachment shall be.
+        write: how it is to be written.
+        capabilities: what the source says it can do.
+
+    Raises:
+        ReadOnlyError: it takes no writes at all.
+        UnsupportedError: it cannot replace on condition, and others may write there.
+    """
+    action = f"attach {path} writable"
+    if capabilities.get("read_only"):
+        advice = "give the node's user the right to write there, or leave --writable out"
+        raise ReadOnlyError(action, "the source cannot be written", advice)
+    if not capabilities.get("conditional_replace") and not write["single_writer"]:
+        reason = "the source cannot replace an object on condition that nobody else changed it"
+        raise UnsupportedError(action, reason, "add --single-writer where nobody else writes there")
+
+
+def format_write(write: Mapping[str, Any] | None) -> str:
+    """``read-only``, ``local`` or ``source``: what may be written, and what a close means."""
+    if write is None:
+        return "read-only"
+    return f"{write['durability']}, single writer" if write["single_writer"] else str(write["durability"])
 
 
 def source_of(url: str, **options: Unpack[SourceOptions]) -> tuple[dict[str, Any], str]:

@@ -156,20 +156,21 @@ def plan(target: str, path: str, attached: Iterable[str]) -> list[Place]:
     return [Place(path, target)] + [Place(each, target + each[len(path.rstrip("/")) :]) for each in below]
 
 
-def choose_way(wish: str, freshness: dict[str, float] | str, sample: Sample | None) -> tuple[str, str]:
+def choose_way(document: Mapping[str, Any], sample: Sample | None) -> tuple[str, str]:
     """How the kernel gets at the bytes of one kernel mount, and why.
 
     ``no-open``: it opens nothing and keeps the pages of what it has read, for as long as a name is believed to mean the
     same version; warm files cost no request. ``open``: it opens every file, and reads by itself what is cached.
 
     Args:
-        wish: what the attachment says, one of :data:`penstock.policies.attachments.WAYS`.
-        freshness: of the attachment.
+        document: of the attachment; its ``way`` is one of :data:`penstock.policies.attachments.WAYS`.
         sample: some of its files; ``None`` where they could not be looked at.
     """
-    if wish != "auto":
-        return wish, "the attachment says so"
-    if not depends_on_files(wish, freshness):
+    if document["way"] != "auto":
+        return document["way"], "the attachment says so"
+    if document["write"] is not None:
+        return "open", "its files are written"
+    if not depends_on_files(document):
         return "open", "facts are believed for less than a second"
     if sample is None or not sample.files:
         return "open", "nothing is known of its files yet"
@@ -179,9 +180,12 @@ def choose_way(wish: str, freshness: dict[str, float] | str, sample: Sample | No
     return "open", f"its files are large, {format_size(mean)} on average"
 
 
-def depends_on_files(wish: str, freshness: dict[str, float] | str) -> bool:
-    """Whether :func:`choose_way` needs to know some files."""
-    return wish == "auto" and (isinstance(freshness, str) or freshness["seconds"] >= NO_OPEN_FRESHNESS_S)
+def depends_on_files(document: Mapping[str, Any]) -> bool:
+    """Whether :func:`choose_way` needs to know some files of an attachment."""
+    if document["way"] != "auto" or document["write"] is not None:
+        return False
+    freshness = document["freshness"]
+    return isinstance(freshness, str) or freshness["seconds"] >= NO_OPEN_FRESHNESS_S
 
 
 def lies_in(path: str, ancestor: str) -> bool:

@@ -86,6 +86,13 @@ class SecondsOfFreshness(_Body):
     seconds: Annotated[float, Field(ge=0)]
 
 
+class WriteBody(_Body):
+    """How an attachment may be written."""
+
+    durability: Literal["local", "source"]
+    single_writer: bool = False
+
+
 class AttachBody(_Body):
     """What to attach where."""
 
@@ -94,6 +101,7 @@ class AttachBody(_Body):
     prefix: str = ""
     freshness: SecondsOfFreshness | Literal["immutable"] | None = None
     way: Literal["auto", "open", "no-open"] = "auto"
+    write: WriteBody | None = None
     probe: bool = True
 
 

@@ -12,14 +12,24 @@ from typing import Any, Protocol
 
 from penstock.errors import CorruptError, DiskError, InternalError, NotFoundError, PenstockError
 from penstock.home import write_atomically
-from penstock.policies.attachments import check_tree_path, format_freshness, url_of
+from penstock.policies.attachments import (
+    check_source_takes_writes,
+    check_tree_path,
+    check_writes_are_seen,
+    format_freshness,
+    format_write,
+    url_of,
+)
 
 __all__ = ["FORMAT", "Attacher", "AttachmentBook"]
 
 FORMAT = 1
 """Version of the document."""
 
-_SPEC_KEYS = ("id", "path", "source", "prefix", "freshness")
+_SPEC_KEYS = ("id", "path", "source", "prefix", "freshness", "write")
+_SINCE_WRITING = {"write": None}
+"""What documents from before there was writing do not say."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,17 +90,23 @@ class AttachmentBook:
             request: as made by :func:`penstock.policies.attachments.request`.
             default_freshness: taken where the request leaves it open.
         Raises:
+            ReadOnlyError: it is to be written and the source cannot be.
+            UnsupportedError: it is to be written, not by a single writer, and the source cannot replace on condition.
             PenstockError: what the core or the disk says.
         """
-        path = check_tree_path(request["path"])
+        path, write = check_tree_path(request["path"]), request["write"]
+        freshness = default_freshness if request["freshness"] is None else request["freshness"]
+        if write is not None:
+            check_writes_are_seen(path, freshness, request["way"])
         document = {
             "format": FORMAT,
             "id": secrets.token_hex(8),
             "path": path,
             "source": request["source"],
             "prefix": request["prefix"],
-            "freshness": default_freshness if request["freshness"] is None else request["freshness"],
+            "freshness": freshness,
             "way": request["way"],
+            "write": write,
             "created": time.time(),
         }
         with self._lock:
@@ -100,10 +116,13 @@ class AttachmentBook:
             self.detach(path)
         status = json.loads(self._core.attach(_spec(document), request["probe"]))
         try:
-            write_atomically(self._file(document), json.dumps(document, indent=1))
-        except OSError as error:
+            if write is not None:
+                # Only who talks to the source knows: asked after it was attached, and taken back.
+                check_source_takes_writes(path, write, status["capabilities"])
+            self._keep(document)
+        except PenstockError:
             self._core.detach(path)
-            raise DiskError(f"attach {path}", f"its document cannot be kept: {error.strerror}", "free space") from None
+            raise
         with self._lock:
             self._documents[path] = document
         _log.info("attached %s at %s", url_of(document["source"], document["prefix"]), path)
@@ -162,6 +181,12 @@ class AttachmentBook:
             around = [each for each in self._documents if _below(path, each)]
             return self._documents[max(around, key=len)] if around else None
 
+    def path_of(self, identity: str, key: str) -> str | None:
+        """Where an object of an attachment is in the tree; ``None`` once that is detached."""
+        with self._lock:
+            known = next((each for each in self._documents.values() if each["id"] == identity), None)
+        return None if known is None else f"{known['path'].rstrip('/')}/{key.removeprefix(known['prefix'])}"
+
     def directories(self) -> dict[str, str]:
         """Local directories that are attached, each with the path in the tree."""
         with self._lock:
@@ -177,6 +202,13 @@ class AttachmentBook:
         with self._lock:
             known = list(self._documents)
         return any(_below(path, each) or _below(each, path) for each in known)
+
+    def _keep(self, document: dict[str, Any]) -> None:
+        try:
+            write_atomically(self._file(document), json.dumps(document, indent=1))
+        except OSError as error:
+            reason = f"its document cannot be kept: {error.strerror}"
+            raise DiskError(f"attach {document['path']}", reason, "free space") from None
 
     def _file(self, document: dict[str, Any]) -> Path:
         return self._directory / f"{document['id']}.json"
@@ -194,7 +226,10 @@ def _decode(file: Path) -> dict[str, Any]:
     action = f"read attachment {file}"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(document, dict) or any(name not in document for name in (*_SPEC_KEYS, "way")):
+        if not isinstance(document, dict):
+            raise ValueError
+        document = {**_SINCE_WRITING, **document}
+        if any(name not in document for name in (*_SPEC_KEYS, "way")):
             raise ValueError
     except ValueError:
         raise CorruptError(action, "the document is damaged", "remove it and attach again") from None
@@ -219,6 +254,8 @@ def _view(document: dict[str, Any], status: dict[str, Any] | None, problem: str 
         "freshness": document["freshness"],
         "freshness_text": format_freshness(document["freshness"]),
         "way": document["way"],
+        "write": document["write"],
+        "write_text": format_write(document["write"]),
         "created": document["created"],
         "healthy": problem is None and bool(status.get("healthy")),
         "reason": problem or status.get("failure"),

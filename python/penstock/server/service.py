@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from penstock.errors import NotDirectoryError, NotFoundError
+from penstock.errors import BusyError, ConflictError, NotDirectoryError, NotFoundError, TimedOutError
 from penstock.policies.attachments import check_tree_path, parse_freshness
 from penstock.policies.mounts import Sample, check_local_path
 from penstock.server.attachments import Attacher, AttachmentBook
@@ -107,9 +107,11 @@ class NodeService:
 
         Raises:
             NotFoundError: nothing is attached at exactly that path.
-            BusyError: others lie in it; a mount shows it; or somebody uses it through one and ``lazy`` is not set.
+            BusyError: others lie in it; a mount shows it; somebody uses it through one and ``lazy`` is not set; or
+                what was written there is not in its source yet.
         """
         path = check_tree_path(path)
+        self._check_persisted(path)
         with self.mounts.without(path, lazy=lazy):
             self.attachments.detach(path)
         self.pins.refresh()
@@ -178,7 +180,7 @@ class NodeService:
             "bytes_from_source": metrics.get("source_bytes", 0),
             "bytes_from_cache": metrics.get("cache_hit_bytes", 0),
             "in_flight": metrics.get("source_in_flight", 0),
-            "backlog_bytes": 0,
+            "backlog_bytes": core["stage"]["bytes"],
             "clients": metrics.get("clients", 0),
             "memory": {
                 "budget_bytes": core.get("memory_budget_bytes"),
@@ -186,6 +188,7 @@ class NodeService:
                 "resident_bytes": resident_bytes(),
             },
             "cache": core.get("cache", {}),
+            "stage": self._stage(core["stage"]),
             "attachments": self.attachments.all(),
             "mounts": self.mounts.all(),
             "jobs": self.jobs.counts(),
@@ -194,17 +197,43 @@ class NodeService:
             "metrics": metrics,
         }
 
+    def _stage(self, known: dict[str, Any]) -> dict[str, Any]:
+        """What the core says of the stage, with its directory, and with paths for those who know no keys."""
+        for each in (*known["failures"], *known["conflicted"]):
+            each["path"] = self.attachments.path_of(each["attachment"], each["key"])
+        return {**known, "directory": str(self.settings.stage_directory(self.home))}
+
     def touch(self) -> None:
         """Notes that somebody used the node."""
         self._active_at = time.monotonic()
 
     def idle_s(self) -> float:
-        """Seconds since the node was last used; a client, a job or a mount counts as use."""
+        """Seconds since the node was last used; a client, a job, a mount or a backlog counts as use."""
         counts = self.jobs.counts()
-        clients = json.loads(self.core.status()).get("metrics", {}).get("clients", 0)
-        if clients or counts["running"] or counts["queued"] or self.mounts.in_use():
+        core = json.loads(self.core.status())
+        needed = core.get("metrics", {}).get("clients", 0) or core["stage"]["files"]
+        if needed or counts["running"] or counts["queued"] or self.mounts.in_use():
             self.touch()
         return time.monotonic() - self._active_at
+
+    def _check_persisted(self, path: str) -> None:
+        """Refuses to take away what the source has not got: nobody could bring it there any more."""
+        from penstock._native import Core
+
+        if not json.loads(self.core.status())["stage"]["files"]:
+            return
+        core = Core(str(self.home.data_socket), "control")
+        try:
+            core.persist(path, 0.0)
+        except TimedOutError as error:
+            advice = f"`penstock persist {path}` first"
+            raise BusyError(
+                f"detach {path}", f"its source has not got all that was written: {error.reason}", advice
+            ) from None
+        except (NotFoundError, ConflictError):
+            return  # nothing is attached there, as will be said; or it waits no more
+        finally:
+            core.close()
 
     def _mounted_snapshots(self) -> dict[str, str]:
         return self.mounts.snapshots()
@@ -231,8 +260,9 @@ class NodeService:
         """Directories that the node reads and writes by itself, each with what it is."""
         sources = {directory: f"the source of {path}" for directory, path in self.attachments.directories().items()}
         tiers = {str(tier.directory): "a directory of the cache" for tier in self.settings.tiers(self.home, 0)}
+        stage = {str(self.settings.stage_directory(self.home)): "the directory of the stage"}
         home = (self.home.name, self.home.cache, self.home.run, self.home.logs, self.home.config.parent)
-        return {**sources, **tiers, **{str(directory): "a directory of the node" for directory in home}}
+        return {**sources, **tiers, **stage, **{str(directory): "a directory of the node" for directory in home}}
 
 
 def resident_bytes() -> int:

@@ -33,14 +33,14 @@ def choose_ways(
     Cost: one request to the source of each path whose way depends on its files, within :data:`SAMPLE_PATIENCE_S`.
     """
     documents = {path: covering(path) for path in paths}
-    asked = [path for path, known in documents.items() if known and depends_on_files(known["way"], known["freshness"])]
+    asked = [path for path, known in documents.items() if known and depends_on_files(known)]
     samples = _samples(asked, sample)
     ways = {}
     for path, document in documents.items():
         if document is None:
             ways[path] = ("open", "it only leads to what is attached")
         else:
-            ways[path] = choose_way(document["way"], document["freshness"], samples.get(path))
+            ways[path] = choose_way(document, samples.get(path))
     return ways
 
 

@@ -1,4 +1,4 @@
-"""The home and the disk of the cache: rights, space, speed, configuration."""
+"""The home and the disks of cache and stage: rights, space, speed, configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ LOW_SPACE_BYTES = 1 << 30
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"}
 
 
-def check(home: Home, directory: Path, in_use: Sequence[Path] = ()) -> Iterator[Finding]:
+def check(
+    home: Home, directory: Path, in_use: Sequence[Path] = (), stage_in_use: Path | None = None
+) -> Iterator[Finding]:
     """Everything about home and disk.
 
     Args:
@@ -38,6 +40,7 @@ def check(home: Home, directory: Path, in_use: Sequence[Path] = ()) -> Iterator[
         directory: where the search for a project's file begins.
         in_use: cache directories of the node that runs, which may have been started with other settings than one
             that would be started here.
+        stage_in_use: the directory of its stage.
     """
     yield rights(home)
     try:
@@ -47,8 +50,10 @@ def check(home: Home, directory: Path, in_use: Sequence[Path] = ()) -> Iterator[
         settings = config.Settings()
     else:
         yield Finding("configuration", Level.OK, "every layer is valid")
-    for each in in_use or [tier.directory for tier in settings.tiers(home, 0)]:
+    tiers = in_use or [tier.directory for tier in settings.tiers(home, 0)]
+    for each in tiers:
         yield from cache_directory(each, settings.cache.free_space_floor)
+    yield stage(stage_in_use or settings.stage_directory(home), settings.stage.size or 0, tiers[0])
 
 
 def rights(home: Home) -> Finding:
@@ -99,6 +104,31 @@ def space(directory: Path, free: int, total: int, floor: float) -> Finding:
             "free space, or: penstock up --set cache.directory=/larger/disk",
         )
     return Finding("cache space", Level.OK, text)
+
+
+def stage(directory: Path, size: int, tier: Path) -> Finding:
+    """Whether what is written has room, and becomes cached without being copied.
+
+    Args:
+        directory: of the stage.
+        size: most bytes it may hold; 0 where that is left to the node.
+        tier: the cache directory that written files go to.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = os.statvfs(directory)
+        is_apart = tier.exists() and directory.stat().st_dev != tier.stat().st_dev
+    except OSError as error:
+        return Finding("stage space", Level.FAILURE, f"{directory}: {error.strerror}", "penstock config show --origin")
+    free = facts.f_bavail * facts.f_frsize
+    text = f"{format_size(free)} free in {directory}"
+    if free < max(size, LOW_SPACE_BYTES):
+        wanted = f", and the stage may hold {format_size(size)}" if size else ""
+        advice = "free space, or: penstock up --set stage.directory=/larger/disk"
+        return Finding("stage space", Level.WARNING, f"{text}{wanted}: writing stops when the disk is full", advice)
+    if is_apart:
+        text += f"; not on the file system of {tier}: what is written is copied into the cache"
+    return Finding("stage space", Level.OK, text)
 
 
 def speed(directory: Path) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from penstock.cli import backlog
 from penstock.cli.checks.finding import Finding, Level
 from penstock.units import format_duration
 
@@ -29,6 +30,8 @@ def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
         if not tier.get("healthy", True):
             text = f"{tier['directory']} takes nothing new: {tier.get('reason')}; reads go on uncached"
             yield Finding("cache", Level.FAILURE, text, f"df -h {tier['directory']}")
+    for text in backlog.warnings(status["stage"]):
+        yield Finding("stage", Level.WARNING, text, "penstock status")
     corrupt = status["metrics"].get("cache_corrupt_pages", 0)
     if corrupt:
         text = f"{corrupt} pages did not match their checksum and were dropped: the disk may be failing"

@@ -1,0 +1,59 @@
+"""What is staged and not in its source, in plain words."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from penstock.units import format_count, format_duration, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["left_behind", "summary", "warnings"]
+
+NAMED_MAX = 3
+"""Files of each kind that are named; `--json` has more."""
+
+
+def summary(stage: dict[str, Any]) -> str:
+    """How much waits for its source, and for how long the oldest has."""
+    if not stage["files"]:
+        return "nothing waits for its source"
+    text = f"{_amount(stage)} not in the source yet"
+    if stage["oldest_ms"] is None:
+        return text
+    return f"{text}, the oldest for {format_duration(max(0.0, time.time() - stage['oldest_ms'] / 1000))}"
+
+
+def warnings(stage: dict[str, Any]) -> Iterator[str]:
+    """What somebody should look at: uploads that fail, conflicts, files that a crash left half written."""
+    failures, conflicted, recovered = stage["failures"], stage["conflicted"], stage["recovered"]
+    for each in failures[:NAMED_MAX]:
+        yield f"{_name(each)} is not in its source (tries={each['tries']}): {each['reason']}"
+    if len(failures) > NAMED_MAX:
+        yield f"{len(failures) - NAMED_MAX:,} more do not get into their source: `penstock status --json`"
+    for each in conflicted[:NAMED_MAX]:
+        yield f"{_name(each)} is in conflict, both contents are kept: {each['reason']}"
+    if stage["conflicts"] > NAMED_MAX:
+        yield f"{format_count(stage['conflicts'], 'file')} in all in conflict: `penstock status --json`"
+    if recovered:
+        what = f"{format_count(len(recovered), 'file')}, {format_size(sum(each['size'] for each in recovered))}"
+        yield f"not closed when the node ended, kept in {stage['directory']}/recovery: {what}"
+
+
+def left_behind(stage: dict[str, Any]) -> str | None:
+    """What is said when the node stops with a backlog."""
+    if not stage["files"]:
+        return None
+    return (
+        f"not in their source yet: {_amount(stage)}; they are kept on this machine, and the next `penstock up` goes on"
+    )
+
+
+def _amount(stage: dict[str, Any]) -> str:
+    return f"{format_count(stage['files'], 'file')}, {format_size(stage['bytes'])}"
+
+
+def _name(each: dict[str, Any]) -> str:
+    return str(each["path"] or each["key"])
