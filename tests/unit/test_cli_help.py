@@ -26,6 +26,8 @@ COMMANDS = {
         "cat",
         "du",
         "cp",
+        "rm",
+        "persist",
         "preload",
         "evict",
     ),
@@ -33,7 +35,20 @@ COMMANDS = {
     *("job retry", "cache ls", "cache why", "cache prune", "config show"),
     *(f"snapshot {each}" for each in ("create", "ls", "show", "diff", "rm", "mount")),
 }
-WITHOUT_DATA = {"up", "down", "detach", "umount", "cat", "cp", "pin", "unpin", "job cancel", "snapshot rm"}
+WITHOUT_DATA = {
+    "up",
+    "down",
+    "detach",
+    "umount",
+    "cat",
+    "cp",
+    "pin",
+    "unpin",
+    "job cancel",
+    "snapshot rm",
+    "rm",
+    "persist",
+}
 
 
 def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -97,6 +112,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["attach", "s3://bucket", "/data", "--credentials", "AKIA:topsecret"], "not a reference"),
         (["attach", "s3://bucket", "/data", "--freshness", "sometimes"], "or immutable"),
         (["attach", "s3://bucket", "data"], "paths of the tree begin with /"),
+        (["attach", "s3://bucket", "/data", "--durability", "source"], "add --writable"),
+        (["attach", "s3://bucket", "/data", "--writable", "--durability", "replicated"], "needs several nodes"),
+        (["attach", "s3://bucket", "/data", "--writable", "--freshness", "immutable"], "seen to change"),
+        (["rm", "data/a"], "paths of the tree begin with /"),
+        (["persist", "/data", "--timeout", "soon"], "not a duration"),
         (["mount", "/mnt/lake", "--path", "data"], "paths of the tree begin with /"),
         (["mount", "/mnt/lake", "--owner", "me"], "write two numbers"),
         (["mount", "/mnt/lake", "--file-mode", "rw"], "in octal"),

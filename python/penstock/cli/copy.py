@@ -1,14 +1,17 @@
-"""Copies files out of the tree: each appears whole, with its time, or not at all."""
+"""Copies files out of the tree, into it and within it: each appears whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.cli.paths import tree_path
+from penstock.cli.places import Place, Places, check_apart
 from penstock.errors import (
     AlreadyExistsError,
     DiskError,
@@ -16,48 +19,65 @@ from penstock.errors import (
     IsDirectoryError,
     NoSpaceError,
     NotFoundError,
-    ReadOnlyError,
+    PenstockError,
+    PermissionDeniedError,
+    UnsupportedError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from penstock.client import Client
 
 __all__ = ["Copy"]
 
 BUFFER_BYTES = 4 << 20
 SMALL_BYTES = 1 << 20
-"""Files up to here travel in batches: one round trip for many of them."""
+"""Files of the tree up to here travel in batches: one round trip for many of them."""
 BATCH_FILES = 64
+
+Report = Callable[[PenstockError], None]
+"""Told of each file that could not be copied."""
+
+
+class _File(NamedTuple):
+    """One file to be copied."""
+
+    source: Place
+    target: Place
+    size: int
+    modified_s: float
+    content: Any = None
+    """Its bytes where they are here already."""
 
 
 class Copy:
-    """One ``cp``: many sources, one local target."""
+    """One ``cp``: many sources, one target. A file that fails stops no other.
 
-    def __init__(self, client: Client, *, recursive: bool, force: bool) -> None:
+    Attributes:
+        failed: how many files or directories could not be copied; each was reported.
+    """
+
+    def __init__(self, client: Client, *, recursive: bool, force: bool, report: Report) -> None:
         self._client = client
+        self._places = Places(client)
         self._recursive = recursive
         self._force = force
+        self._report = report
+        self._counting = threading.Lock()
         self._files = 0
         self._bytes = 0
+        self.failed = 0
 
     def run(self, sources: list[str], target: str) -> str:
         """Copies everything and returns one line about it.
 
         Raises:
-            ReadOnlyError: the target is in the tree, or a source is a local file.
-            IsDirectoryError: a source is a directory and ``-r`` was not given.
-            AlreadyExistsError: a local file is there and ``-f`` was not given.
+            InvalidInputError: everything is local; something would be copied onto or into itself; or several sources
+                have a target that is no directory. Nothing was copied then.
         """
-        self._refuse_writing(sources, target)
         begun = time.monotonic()
-        local = Path(target).expanduser()
-        if len(sources) > 1 and not local.is_dir():
-            raise InvalidInputError(f"copy to {target}", "it is not a directory", "make it first, or copy one path")
+        pairs = self._pairs(sources, target)
         try:
-            for source in sources:
-                self._one(tree_path(source), local)
+            self._copy_all(file for source, place in pairs for file in self._files_of(source, place))
         finally:
             self._clear_progress()
         from penstock.units import format_count, format_duration, format_rate, format_size
@@ -65,85 +85,187 @@ class Copy:
         elapsed = time.monotonic() - begun
         rate = format_rate(self._bytes / elapsed) if elapsed > 0 else "-"
         copied = f"{format_count(self._files, 'file')}, {format_size(self._bytes)}"
-        return f"copied {copied} in {format_duration(elapsed)} ({rate})"
+        failed = f"; {self.failed:,} failed" if self.failed else ""
+        return f"copied {copied} in {format_duration(elapsed)} ({rate}){failed}"
 
-    def _refuse_writing(self, sources: list[str], target: str) -> None:
-        reason = "attachments are read-only in this version"
-        advice = "write to the source with its own tools; reads see it after the freshness of the attachment"
-        if target.startswith("penstock://"):
-            raise ReadOnlyError(f"copy to {target}", reason, advice)
-        for source in sources:
-            if not source.startswith(("/", "penstock://")) or self._is_local_only(source):
-                raise ReadOnlyError(f"copy {source} to {target}", f"it is a local file, and {reason}", advice)
+    def _pairs(self, sources: list[str], text: str) -> list[tuple[Place, Place]]:
+        """Each source with the name that it gets."""
+        target = self._places.target(text)
+        into = text.endswith("/") or self._is_directory(target)
+        if len(sources) > 1 and not into:
+            # A directory of the tree is there as soon as it has a file.
+            if not target.in_tree or self._is_there(target):
+                advice = "make it first, or copy one path"
+                raise InvalidInputError(f"copy to {text}", "it is not a directory", advice)
+            into = True
+        pairs: list[tuple[Place, Place]] = []
+        for each in sources:
+            source = self._places.source(each)
+            action = f"copy {each} to {text}"
+            if not source.in_tree and not target.in_tree:
+                advice = "give one path where something is attached, as in /data/a or penstock:///data/a"
+                raise InvalidInputError(action, "both are on the local disk", advice)
+            place = target / source.name if into and source.name else target
+            check_apart(self._places.identity(source), self._places.identity(place), action)
+            if place in (other for _, other in pairs):
+                raise InvalidInputError(action, f"two of them would be {place.path}", "copy them one by one")
+            pairs.append((source, place))
+        return pairs
 
-    def _is_local_only(self, source: str) -> bool:
-        if not source.startswith("/") or not Path(source).exists():
-            return False
+    def _is_directory(self, place: Place) -> bool:
+        if not place.in_tree:
+            return Path(place.path).is_dir()
         try:
-            self._client.stat(source)
+            return bool(self._client.stat(place.path).is_directory)
         except NotFoundError:
-            return True
-        return False
+            return False
 
-    def _one(self, source: str, local: Path) -> None:
-        entry = self._client.stat(source)
-        name = source.rsplit("/", 1)[-1]
-        target = local / name if local.is_dir() and name else local
+    def _is_there(self, place: Place) -> bool:
+        try:
+            self._client.stat(place.path)
+        except NotFoundError:
+            return False
+        return True
+
+    def _files_of(self, source: Place, target: Place) -> Iterator[_File]:
+        """Every file of one source; what it cannot have is reported."""
+        try:
+            if source.in_tree:
+                yield from self._tree_files(source, target)
+            else:
+                yield from self._local_files(source, target)
+        except PenstockError as error:
+            self._fail(error)
+
+    def _tree_files(self, source: Place, target: Place) -> Iterator[_File]:
+        entry = self._client.stat(source.path)
         if not entry.is_directory:
-            self._large(source, entry, target)
+            yield _File(source, target, entry.size, entry.modified_ms / 1000)
             return
-        if not self._recursive:
-            raise IsDirectoryError(f"copy {source}", "it is a directory", "add -r to copy everything below it")
+        self._check_recursive(source)
         _make_directory(target)
-        for batch in _batches(self._client.walk(source)):
-            self._batch(source, batch, target)
+        for batch in _batches(self._client.walk(source.path)):
+            yield from self._read_small(list(self._placed(source, batch, target)))
 
-    def _batch(self, source: str, batch: list[Any], target: Path) -> None:
+    def _placed(self, source: Place, batch: list[Any], target: Place) -> Iterator[_File]:
         for entry in batch:
-            if entry.is_directory:
-                _make_directory(_inside(target, entry.name))
-        files = [entry for entry in batch if not entry.is_directory]
-        small = [entry for entry in files if entry.size <= SMALL_BYTES]
-        for entry, content in zip(
-            small, self._client.read_many([f"{source.rstrip('/')}/{entry.name}" for entry in small]), strict=True
-        ):
-            self._write(entry, _inside(target, entry.name), iter([memoryview(content)]))
-        for entry in files:
-            if entry.size > SMALL_BYTES:
-                self._large(f"{source.rstrip('/')}/{entry.name}", entry, _inside(target, entry.name))
+            try:
+                place = _inside(target, entry.name)
+                if entry.is_directory:
+                    _make_directory(place)
+                else:
+                    yield _File(source / entry.name, place, entry.size, entry.modified_ms / 1000)
+            except PenstockError as error:
+                self._fail(error)
 
-    def _large(self, source: str, entry: Any, target: Path) -> None:
-        with self._client.open(source) as stream:
-            self._write(entry, target, _pieces(stream))
+    def _read_small(self, files: list[_File]) -> Iterator[_File]:
+        small = [file for file in files if file.size <= SMALL_BYTES]
+        contents = self._client.read_many([file.source.path for file in small], return_errors=True)
+        for file, content in zip(small, contents, strict=True):
+            if isinstance(content, PenstockError):
+                self._fail(content)
+            else:
+                yield file._replace(content=content)
+        yield from (file for file in files if file.size > SMALL_BYTES)
 
-    def _write(self, entry: Any, target: Path, pieces: Iterator[memoryview]) -> None:
+    def _local_files(self, source: Place, target: Place) -> Iterator[_File]:
+        facts = _local_facts(source)
+        if stat.S_ISREG(facts.st_mode):
+            yield _File(source, target, facts.st_size, facts.st_mtime)
+            return
+        if not stat.S_ISDIR(facts.st_mode):
+            raise _not_copied(source)
+        self._check_recursive(source)
+        for above, directories, names in os.walk(source.path, onerror=self._fail_to_list):
+            inner = os.path.relpath(above, source.path)
+            place = target if inner == "." else target / inner
+            linked = [name for name in directories if os.path.islink(f"{above}/{name}")]  # noqa: PTH114
+            for name in sorted([*names, *linked]):
+                try:
+                    file = Place(False, f"{above}/{name}")
+                    facts = _local_facts(file)
+                    if not stat.S_ISREG(facts.st_mode):
+                        raise _not_copied(file)
+                    yield _File(file, place / name, facts.st_size, facts.st_mtime)
+                except PenstockError as error:
+                    self._fail(error)
+
+    def _check_recursive(self, source: Place) -> None:
+        if not self._recursive:
+            raise IsDirectoryError(f"copy {source.path}", "it is a directory", "add -r to copy everything below it")
+
+    def _copy_all(self, files: Iterator[_File]) -> None:
+        from penstock.client.many import for_each
+
+        for file, error in for_each(self._copy, files):
+            if error is None:
+                continue
+            self._fail(error if isinstance(error, PenstockError) else _local_error(file.source, error))
+
+    def _copy(self, file: _File) -> None:
+        if file.content is not None:
+            self._write(file, iter([memoryview(file.content)]))
+        elif file.source.in_tree:
+            with self._client.open(file.source.path) as stream:
+                self._write(file, _pieces(stream, file.size))
+        else:
+            with _open_local(file.source) as stream:
+                self._write(file, _pieces(stream, file.size))
+
+    def _write(self, file: _File, pieces: Iterator[memoryview]) -> None:
+        if file.target.in_tree:
+            self._write_tree(file, pieces)
+        else:
+            self._write_local(file, Path(file.target.path), pieces)
+        with self._counting:
+            self._files += 1
+
+    def _write_tree(self, file: _File, pieces: Iterator[memoryview]) -> None:
+        try:
+            with self._client.open(file.target.path, "wb" if self._force else "xb") as out:
+                for piece in pieces:
+                    out.write(piece)
+                    self._count(len(piece))
+        except AlreadyExistsError:
+            raise _is_taken(file.target.path) from None
+
+    def _write_local(self, file: _File, target: Path, pieces: Iterator[memoryview]) -> None:
         if target.exists() and not self._force:
-            raise AlreadyExistsError(f"copy to {target}", "a file is there", "add -f to replace it")
-        _make_directory(target.parent)
-        part = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
+            raise _is_taken(str(target))
+        _make_directory(Place(False, str(target.parent)))
+        part = target.with_name(f".{target.name[:200]}.{os.getpid()}.{threading.get_ident()}.part")
         try:
             with part.open("wb") as out:
                 for piece in pieces:
                     out.write(piece)
-                    self._bytes += len(piece)
-                    self._progress()
-            os.utime(part, (entry.modified_ms / 1000,) * 2)
+                    self._count(len(piece))
+            os.utime(part, (file.modified_s,) * 2)
             part.replace(target)
         except OSError as error:
-            if isinstance(error.errno, int) and not hasattr(error, "code"):
-                kind = NoSpaceError if error.errno == NoSpaceError.errno else DiskError
-                raise kind(f"write {target}", str(error.strerror), "check the disk and its rights") from None
-            raise
+            if isinstance(error, PenstockError):
+                raise
+            kind = NoSpaceError if error.errno == NoSpaceError.errno else DiskError
+            raise kind(f"write {target}", str(error.strerror), "check the disk and its rights") from None
         finally:
             part.unlink(missing_ok=True)
-        self._files += 1
 
-    def _progress(self) -> None:
-        if sys.stderr.isatty():
-            from penstock.units import format_count, format_size
+    def _fail(self, error: PenstockError) -> None:
+        self._clear_progress()
+        with self._counting:
+            self.failed += 1
+        self._report(error)
 
-            sys.stderr.write(f"\r{format_count(self._files, 'file')}, {format_size(self._bytes)}\x1b[K")
-            sys.stderr.flush()
+    def _fail_to_list(self, error: OSError) -> None:
+        self._fail(DiskError(f"list {error.filename}", str(error.strerror), "check its rights"))
+
+    def _count(self, size: int) -> None:
+        with self._counting:
+            self._bytes += size
+            if sys.stderr.isatty():
+                from penstock.units import format_count, format_size
+
+                sys.stderr.write(f"\r{format_count(self._files, 'file')}, {format_size(self._bytes)}\x1b[K")
+                sys.stderr.flush()
 
     def _clear_progress(self) -> None:
         if sys.stderr.isatty():
@@ -162,22 +284,61 @@ def _batches(entries: Iterator[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def _pieces(stream: Any) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(BUFFER_BYTES))
-    while size := stream.readinto(buffer):
-        yield buffer[:size]
+def _pieces(stream: Any, size: int) -> Iterator[memoryview]:
+    # One byte more than the file has, so that one read sees its end.
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
+    while taken := stream.readinto(buffer):
+        yield buffer[:taken]
 
 
-def _inside(target: Path, name: str) -> Path:
-    """The local place of a walked name. Names of the tree hold no ``..``; this makes sure of it once more."""
+def _inside(target: Place, name: str) -> Place:
+    """The place of a walked name. Names of the tree hold no ``..``; this makes sure of it once more."""
     parts = name.split("/")
     if ".." in parts or "" in parts or "." in parts:
         raise InvalidInputError(f"copy {name}", "its name leaves the target directory", "report it")
-    return target.joinpath(*parts)
+    return target / name
 
 
-def _make_directory(directory: Path) -> None:
+def _make_directory(place: Place) -> None:
+    """Makes a local directory; one of the tree is there as soon as it has a file."""
+    if place.in_tree:
+        return
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        Path(place.path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(f"make {directory}", str(error.strerror), "check the target and its rights") from None
+        raise DiskError(f"make {place.path}", str(error.strerror), "check the target and its rights") from None
+
+
+def _local_facts(place: Place) -> os.stat_result:
+    try:
+        return os.stat(place.path)  # noqa: PTH116 - not a path of ours
+    except OSError as error:
+        raise _local_error(place, error) from None
+
+
+def _open_local(place: Place) -> Any:
+    try:
+        return open(place.path, "rb", buffering=0)  # noqa: PTH123 - the caller closes it
+    except OSError as error:
+        raise _local_error(place, error) from None
+
+
+def _local_error(place: Place, error: Exception) -> PenstockError:
+    action = f"copy {place.path}"
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(action, "there is no such local file", "paths of the tree begin with / or penstock://")
+    if isinstance(error, PermissionError):
+        return PermissionDeniedError(action, "it cannot be read", "check its rights")
+    return DiskError(action, getattr(error, "strerror", None) or repr(error), "check the disk and its rights")
+
+
+def _not_copied(place: Place) -> UnsupportedError:
+    if Path(place.path).is_dir():
+        return UnsupportedError(
+            f"copy {place.path}", "it is a link to a directory", "copy where it leads to by its name"
+        )
+    return UnsupportedError(f"copy {place.path}", "it is neither a file nor a directory", "leave it out")
+
+
+def _is_taken(target: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"copy to {target}", "a file is there", "add -f to replace it")

@@ -1,4 +1,4 @@
-"""``ls``, ``stat``, ``cat``, ``du``, ``cp``: what is in the tree, and out of it."""
+"""``ls``, ``stat``, ``cat``, ``du``, ``cp``, ``rm``: what is in the tree, out of it and into it."""
 
 import sys
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from penstock.cli.options import AsJson, TreePath
 
 if TYPE_CHECKING:
     from penstock.client import Client
+    from penstock.errors import PenstockError
 
 COPY_BUFFER_BYTES = 4 << 20
 """Read at a time: large enough for a cold file to come at the speed of the link."""
@@ -23,7 +24,15 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("penstock stat /data/a.bin", "penstock stat --json /data/a.bin"))(stat)
     app.command(epilog=examples("penstock cat /data/a.txt", "penstock cat /data/part-0 /data/part-1 > whole"))(cat)
     app.command(epilog=examples("penstock du /data", "penstock du --json /data"))(du)
-    app.command(epilog=examples("penstock cp /data/a.bin .", "penstock cp -r /data/train ./train"))(cp)
+    app.command(
+        epilog=examples(
+            "penstock cp /data/a.bin .",
+            "penstock cp -r /data/train ./train",
+            "penstock cp -r ./results /runs/results",
+            "penstock cp /runs/a.pt /runs/best.pt",
+        )
+    )(cp)
+    app.command(epilog=examples("penstock rm /runs/a.pt", "penstock rm -r /runs/exp1 /runs/exp2"))(rm)
 
 
 def ls(
@@ -122,21 +131,51 @@ def du(path: TreePath = "/", as_json: AsJson = False) -> None:
 
 
 def cp(
-    sources: Annotated[list[str], typer.Argument(metavar="PATH", help="Absolute paths in the tree.")],
-    target: Annotated[str, typer.Argument(metavar="LOCAL", help="A local file or directory.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATH", help="Paths in the tree, or local ones.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A file or directory, in the tree or local.")],
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Directories too.")] = False,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Replace local files that exist.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Copy files out of the tree to a local disk.
+    """Copy files out of the tree, into it or within it.
 
-    A file appears there whole or not at all, with the time it has in the source.
-    The tree is read-only in this version: nothing can be copied into it yet.
+    A file appears whole or not at all; on a local disk with the time that it has in the source. A file that fails does
+    not stop the others: each is named, and the command fails in the end.
+
+    A relative path is local. An absolute one is in the tree where something is attached at or above it;
+    penstock:///PATH and file:///PATH say which is meant. What is copied into the tree is safe as the attachment's
+    durability says; `penstock persist` waits for the source.
     """
     from penstock.cli import connection
     from penstock.cli.copy import Copy
 
-    copy = Copy(connection.client(), recursive=recursive, force=force)
+    copy = Copy(connection.client(), recursive=recursive, force=force, report=_tell)
     output.say(copy.run(sources, target))
+    if copy.failed:
+        raise typer.Exit(output.EXIT_FAILED)
+
+
+def rm(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Absolute paths in the tree.")],
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Directories too.")] = False,
+) -> None:
+    """Remove files.
+
+    From the tree at once, and from their source: nothing brings them back. A file that cannot be removed does not stop
+    the others: each is named, and the command fails in the end.
+    """
+    from penstock.cli import connection
+    from penstock.cli.paths import tree_path
+    from penstock.cli.remove import Remove
+
+    checked = [tree_path(path) for path in paths]
+    remove = Remove(connection.client(), recursive=recursive, report=_tell)
+    output.say(remove.run(checked))
+    if remove.failed:
+        raise typer.Exit(output.EXIT_FAILED)
+
+
+def _tell(error: "PenstockError") -> None:
+    output.warn(output.error_line(error))
 
 
 def _entries(client: "Client", path: str, *, recursive: bool) -> Iterator[Any]:

@@ -1,0 +1,67 @@
+"""Removes files of the tree, many at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock.errors import DiskError, InvalidInputError, IsDirectoryError, PenstockError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from penstock.client import Client
+
+__all__ = ["Remove"]
+
+
+class Remove:
+    """One ``rm``. A file that fails stops no other.
+
+    Attributes:
+        failed: how many paths could not be removed; each was reported.
+    """
+
+    def __init__(self, client: Client, *, recursive: bool, report: Callable[[PenstockError], None]) -> None:
+        self._client = client
+        self._recursive = recursive
+        self._report = report
+        self._removed = 0
+        self.failed = 0
+
+    def run(self, paths: list[str]) -> str:
+        """Removes everything and returns one line about it.
+
+        Raises:
+            InvalidInputError: that would be all of the tree; nothing is removed then.
+        """
+        from penstock.client.many import for_each
+        from penstock.units import format_count
+
+        if "/" in paths:
+            raise InvalidInputError("remove /", "that is everything that is attached", "name what is to go")
+        files = (file for path in paths for file in self._files(path))
+        for file, error in for_each(self._client.remove, files):
+            if error is None:
+                self._removed += 1
+            else:
+                self._fail(error if isinstance(error, PenstockError) else DiskError(f"remove {file}", repr(error)))
+        failed = f"; {self.failed:,} failed" if self.failed else ""
+        return f"removed {format_count(self._removed, 'file')}{failed}"
+
+    def _files(self, path: str) -> Iterator[str]:
+        """The files that a path means; why it means none is reported."""
+        try:
+            if not self._client.stat(path).is_directory:
+                yield path
+                return
+            if not self._recursive:
+                raise IsDirectoryError(f"remove {path}", "it is a directory", "add -r to remove everything below it")
+            for entry in self._client.walk(path):
+                if not entry.is_directory:
+                    yield f"{path.rstrip('/')}/{entry.name}"
+        except PenstockError as error:
+            self._fail(error)
+
+    def _fail(self, error: PenstockError) -> None:
+        self.failed += 1
+        self._report(error)
