@@ -4,15 +4,12 @@ import multiprocessing
 import operator
 import pickle
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from fsspec.tests.abstract import AbstractFixtures
-from fsspec.tests.abstract.get import AbstractGetTests
 
-from penstock.errors import NotFoundError, ReadOnlyError, StaleVersionError
+from penstock.errors import NotFoundError, ReadOnlyError, StaleVersionError, UnsupportedError
 from penstock.integrations.fsspec import PenstockFileSystem
 
 pandas = pytest.importorskip("pandas")
@@ -110,54 +107,129 @@ def test_it_works_in_child_processes(tree: Any, method: str) -> None:
         assert pool.apply_async(read, (copy,)).get(60) == b"one\ntwo\n"
 
 
-def joined(*parts: str) -> str:
-    return "/".join(parts)
+@pytest.fixture
+def runs(tree: Any) -> Any:
+    """The same machine with a place to write to, and what its plain files are then."""
+    (tree.directory / "runs").mkdir()
+    tree("attach", f"file://{tree.directory}/runs", "/runs", "--writable")
+    return tree
 
 
-class TestFsspecGet(AbstractFixtures, AbstractGetTests):
-    """fsspec's own read tests, over files that stand behind an attachment: the tree itself takes none."""
+def persisted(machine: Any, name: str) -> bytes:
+    """What the source has under a name once it has all."""
+    machine("persist", "/runs", "--timeout", "2min")
+    return bytes((machine.directory / "runs" / name).read_bytes())
 
-    # Makes its directories in the tree by itself.
-    test_get_directory_recursive = None
 
-    @pytest.fixture
-    def lake(self, machine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        lake: Path = machine.directory / "lake"
-        lake.mkdir()
-        machine("attach", f"file://{lake}", "/lake", "--freshness", "0")
-        monkeypatch.setenv("PENSTOCK_HOME", machine.environment["PENSTOCK_HOME"])
-        PenstockFileSystem.clear_instance_cache()
-        yield lake
-        PenstockFileSystem.clear_instance_cache()
+def test_open_by_url_writes_bytes_text_and_compressed(runs: Any) -> None:
+    with fsspec.open("penstock:///runs/a.bin", "wb") as stream:
+        stream.write(bytes(range(256)) * 5000)
+    with fsspec.open("penstock:///runs/b.txt", "wt", newline="\n") as text:
+        text.writelines(["one\n", "two\n"])
+    with fsspec.open("penstock:///runs/c.gz", "wb", compression="gzip") as packed:
+        packed.write(b"three" * 1000)
+    fs = fsspec.filesystem("penstock")
+    assert fs.exists("/runs/a.bin")
+    assert fs.cat_file("/runs/b.txt") == b"one\ntwo\n"
+    with fsspec.open("penstock:///runs/c.gz", compression="infer") as packed:
+        assert packed.read() == b"three" * 1000
+    assert persisted(runs, "a.bin") == bytes(range(256)) * 5000
 
-    @pytest.fixture
-    def fs(self, lake: Path) -> Any:
-        return fsspec.filesystem("penstock")
 
-    @pytest.fixture
-    def fs_path(self) -> str:
-        return "/lake"
+def half_written(opened: Any, half: Any) -> None:
+    with opened as stream:
+        stream.write(half)
+        raise ZeroDivisionError
 
-    @pytest.fixture
-    def fs_join(self) -> Any:
-        return joined
 
-    @pytest.fixture
-    def fs_bulk_operations_scenario_0(self, lake: Path, local_fs: Any) -> str:
-        self._bulk_operations_scenario_0(local_fs, joined, str(lake))
-        return "/lake/source"
+def test_an_exception_discards_what_the_file_systems_own_open_began(runs: Any) -> None:
+    fs = fsspec.filesystem("penstock")
+    for mode, half in (("wb", b"half"), ("w", "half")):
+        with pytest.raises(ZeroDivisionError):
+            half_written(fs.open("/runs/a", mode), half)
+    assert not fs.exists("/runs/a")
 
-    @pytest.fixture
-    def fs_10_files_with_hashed_names(self, lake: Path, local_fs: Any) -> str:
-        self._10_files_with_hashed_names(local_fs, joined, str(lake))
-        return "/lake/source"
 
-    @pytest.fixture
-    def fs_glob_edge_cases_files(self, lake: Path, local_fs: Any) -> str:
-        self._glob_edge_cases_files(local_fs, joined, str(lake))
-        return "/lake/source"
+def test_what_changes_a_file_in_place_is_refused(runs: Any) -> None:
+    fs = fsspec.filesystem("penstock")
+    fs.pipe("/runs/a", b"x")
+    for mode in ("ab", "a", "r+b", "w+b"):
+        with pytest.raises(UnsupportedError):
+            fs.open("/runs/a", mode)
+    assert fs.cat_file("/runs/a") == b"x"
 
-    @pytest.fixture
-    def fs_dir_and_file_with_same_name_prefix(self, lake: Path, local_fs: Any) -> str:
-        self._dir_and_file_with_same_name_prefix(local_fs, joined, str(lake))
-        return "/lake/source"
+
+def half_copied(fs: Any) -> None:
+    fs.pipe("/runs/a", b"other")
+    fs.cp_file("/runs/none", "/runs/b")
+
+
+def test_the_files_of_a_transaction_appear_at_its_end_or_never(runs: Any) -> None:
+    fs = fsspec.filesystem("penstock")
+    large = bytes(range(256)) * 10_000
+    with fs.transaction:
+        fs.pipe("/runs/a", b"a")
+        with fs.open("/runs/deep/b", "wb") as stream:
+            stream.write(large)
+        with fs.open("/runs/c", "w") as text:
+            text.write("c")
+        assert fs.find("/runs") == []
+    assert fs.cat(["/runs/a", "/runs/deep/b", "/runs/c"]) == {"/runs/a": b"a", "/runs/deep/b": large, "/runs/c": b"c"}
+    with pytest.raises(NotFoundError), fs.transaction:
+        half_copied(fs)
+    assert fs.cat_file("/runs/a") == b"a"
+
+
+def test_pandas_writes_parquet_and_csv_by_url(runs: Any, table: Any) -> None:
+    table.to_parquet("penstock:///runs/t.parquet")
+    table.to_csv("penstock:///runs/t.csv", index=False)
+    table.to_csv("penstock:///runs/t.csv.gz", index=False)
+    table.to_pickle("penstock:///runs/t.pkl")
+    assert pandas.read_parquet("penstock:///runs/t.parquet").equals(table)
+    assert pandas.read_csv("penstock:///runs/t.csv").equals(table)
+    assert pandas.read_csv("penstock:///runs/t.csv.gz").equals(table)
+    assert persisted(runs, "t.csv") == table.to_csv(index=False).encode()
+    assert pandas.read_parquet(runs.directory / "runs/t.parquet").equals(table)
+
+
+def test_pyarrow_writes_a_data_set(runs: Any, table: Any) -> None:
+    import pyarrow.dataset as datasets
+
+    fs = fsspec.filesystem("penstock")
+    content = pyarrow.Table.from_pandas(table.assign(part=table["id"] % 3))
+    for _ in range(2):
+        datasets.write_dataset(
+            content,
+            "/runs/set",
+            filesystem=fs,
+            format="parquet",
+            partitioning=["part"],
+            existing_data_behavior="delete_matching",
+        )
+    assert len(fs.find("/runs/set")) == 3
+    known = datasets.dataset("/runs/set", filesystem=fs, format="parquet", partitioning=["part"])
+    assert known.to_table().num_rows == len(table)
+    runs("persist", "/runs", "--timeout", "2min")
+    plain = datasets.dataset(str(runs.directory / "runs/set"), format="parquet", partitioning=["part"])
+    assert plain.to_table().num_rows == len(table)
+
+
+def test_duckdb_writes_by_url(runs: Any, table: Any) -> None:
+    with duckdb.connect() as connection:
+        connection.register_filesystem(fsspec.filesystem("penstock"))
+        connection.sql("copy (select range as id from range(1000)) to 'penstock:///runs/d.parquet' (format parquet)")
+    assert pandas.read_parquet("penstock:///runs/d.parquet")["id"].sum() == 499_500
+
+
+def test_directories_go_in_and_out(runs: Any) -> None:
+    local = runs.files("in", {f"{number % 7}/{number}": b"%d" % number for number in range(100)})
+    fs = fsspec.filesystem("penstock")
+    fs.put(str(local), "/runs/in", recursive=True)
+    fs.get("/runs/in", str(runs.directory / "out"), recursive=True)
+    for number in range(100):
+        assert (runs.directory / f"out/{number % 7}/{number}").read_bytes() == b"%d" % number
+    fs.mv("/runs/in", "/runs/moved", recursive=True)
+    assert len(fs.find("/runs/moved")) == 100
+    assert not fs.exists("/runs/in")
+    fs.rm("/runs/moved", recursive=True)
+    assert fs.find("/runs") == []

@@ -1,93 +1,30 @@
 """The fsspec file system over a client that is not real: paths, listings, ranges, and what is refused."""
 
-import io
 import pickle
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy
 import pytest
 
-from penstock.errors import NotDirectoryError, NotFoundError, PenstockError, ReadOnlyError, UnsupportedError
+from penstock.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    IsDirectoryError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
 from penstock.integrations.fsspec import PenstockFileSystem
-
-
-@dataclass
-class Entry:
-    name: str
-    size: int = 0
-    is_directory: bool = False
-    modified_ms: int = 1_000
-    version: str | None = "v1"
-
-
-class File(io.BytesIO):
-    @property
-    def size(self) -> int:
-        return len(self.getbuffer())
-
-    def pread(self, size: int, offset: int) -> bytes:
-        return bytes(self.getbuffer()[offset : offset + size])
-
-
-class FakeClient:
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.calls: list[str] = []
-
-    def stat(self, path: str) -> Entry:
-        if path in self.files:
-            return Entry(path.rsplit("/", 1)[-1], len(self.files[path]))
-        if path == "/" or any(name.startswith(path + "/") for name in self.files):
-            return Entry(path, is_directory=True, version=None)
-        raise NotFoundError(f"stat {path}", "no such file")
-
-    def list(self, path: str) -> Iterator[Entry]:
-        self.calls.append(f"list {path}")
-        if path in self.files:
-            raise NotDirectoryError(f"list {path}", "it is a file")
-        self.stat(path)
-        root = path.rstrip("/") + "/"
-        names = sorted({name[len(root) :].split("/")[0] for name in self.files if name.startswith(root)})
-        return iter([self._entry(root + name, name) for name in names])
-
-    def walk(self, path: str) -> Iterator[Entry]:
-        self.calls.append(f"walk {path}")
-        root = path.rstrip("/") + "/"
-        names = {name[len(root) :] for name in self.files if name.startswith(root)}
-        above = {name.rsplit("/", index + 1)[0] for name in names for index in range(name.count("/"))}
-        return iter([self._entry(root + name, name) for name in sorted(names | above)])
-
-    def open(self, path: str) -> File:
-        self.stat(path)
-        return File(self.files[path])
-
-    def read_many(self, paths: Sequence[str], return_errors: bool = False) -> Sequence[bytes | PenstockError]:
-        self.calls.append(f"read_many {len(paths)}")
-        contents = [self.files.get(path) or NotFoundError(f"open {path}", "no such file") for path in paths]
-        for content in contents:
-            if isinstance(content, PenstockError) and not return_errors:
-                raise content
-        return contents
-
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        self.calls.append(f"read_ranges {path} {len(ranges)}")
-        self.stat(path)
-        return [self.files[path][start:end] for start, end in ranges]
-
-    def _entry(self, path: str, name: str) -> Entry:
-        if path in self.files:
-            return Entry(name, len(self.files[path]))
-        return Entry(name, is_directory=True, version=None)
+from unit.fake_tree import FakeTree
 
 
 @pytest.fixture
 def fs() -> Any:
     made = PenstockFileSystem(skip_instance_cache=True)
-    made._connected = FakeClient({"/data/a": b"0123456789", "/data/d/b": b"bb", "/data/d/e/c": b"ccc"})
+    made._connected = FakeTree({"/data/a": b"0123456789", "/data/d/b": b"bb", "/data/d/e/c": b"ccc"})
     return made
 
 
@@ -121,11 +58,11 @@ def test_info_tells_size_time_and_version(fs: Any) -> None:
         "name": "/data/a",
         "type": "file",
         "size": 10,
-        "mtime": 1.0,
+        "mtime": 1e9,
         "version": "v1",
     }
     assert fs.info("/data")["type"] == "directory"
-    assert fs.modified("/data/a") == datetime.fromtimestamp(1, UTC)
+    assert fs.modified("/data/a") == datetime.fromtimestamp(10**9, UTC)
     with pytest.raises(FileNotFoundError):
         fs.info("/data/none")
 
@@ -212,27 +149,128 @@ def test_the_version_is_the_key_of_caches(fs: Any) -> None:
     assert fs.checksum("/data/a") == fs.checksum("/data/a")
 
 
-def test_what_would_write_is_refused_with_what_to_do(fs: Any, tmp_path: Any) -> None:
+def test_a_file_is_written_as_bytes_and_as_text(fs: Any) -> None:
+    with fs.open("/data/x", "wb") as stream:
+        stream.write(b"one")
+        assert not fs.exists("/data/x")
+    with fs.open("penstock:///data/y", "w", encoding="utf-16") as text:
+        text.write("two")
+    fs.pipe("/data/z", b"three")
+    fs.pipe({"/data/u": b"four", "/data/v": b"five"})
+    fs.write_text("/data/w", "six")
+    assert fs.cat(["/data/x", "/data/z", "/data/u", "/data/v", "/data/w"]) == {
+        "/data/x": b"one",
+        "/data/z": b"three",
+        "/data/u": b"four",
+        "/data/v": b"five",
+        "/data/w": b"six",
+    }
+    assert fs.client.files["/data/y"].decode("utf-16") == "two"
+    with fs.open("/data/x", "wb", durability="source"):
+        assert fs.client.durability == "source"
+    with fs.open("/data/x", "w", durability="source"):
+        assert fs.client.durability == "source"
+
+
+def half_written(opened: Any) -> None:
+    with opened as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+
+
+def test_a_file_that_an_exception_leaves_is_discarded(fs: Any) -> None:
+    with pytest.raises(ZeroDivisionError):
+        half_written(fs.open("/data/a", "wb"))
+    assert fs.cat_file("/data/a") == b"0123456789"
+
+
+def test_what_shall_be_new_is_refused_where_something_is(fs: Any, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     for attempt in (
-        lambda: fs.open("/data/x", "wb"),
-        lambda: fs.open("/data/x", "ab"),
-        lambda: fs.mkdir("/data/x"),
-        lambda: fs.makedirs("/data/x"),
+        lambda: fs.open("/data/a", "xb"),
+        lambda: fs.pipe_file("/data/a", b"", mode="create"),
+        lambda: fs.put_file(str(tmp_path / "x"), "/data/a", mode="create"),
+        lambda: fs.mkdir("/data/a"),
+        lambda: fs.makedirs("/data/d"),
         lambda: fs.rmdir("/data/d"),
-        lambda: fs.rm("/data/a"),
-        lambda: fs.rm_file("/data/a"),
-        lambda: fs.cp_file("/data/a", "/data/x"),
-        lambda: fs.mv("/data/a", "/data/x"),
-        lambda: fs.pipe_file("/data/x", b""),
-        lambda: fs.put_file(str(tmp_path / "x"), "/data/x"),
-        lambda: fs.touch("/data/x"),
     ):
-        with pytest.raises(ReadOnlyError, match="write to the source itself"):
+        with pytest.raises(AlreadyExistsError):
             attempt()
     fs.makedirs("/data/d", exist_ok=True)
+    fs.mkdir("/data/new/deep")
+    fs.rmdir("/data/new")
+    fs.pipe_file("/data/x", b"x", mode="create")
+    assert fs.cat_file("/data/x") == b"x"
+
+
+def test_compression_is_refused_where_the_file_under_it_would_stay_open(fs: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"fsspec\.open"):
+        fs.open("/data/x", "wb", compression="gzip")
+
+
+def test_files_are_removed_many_at_once(fs: Any) -> None:
+    fs.rm_file("/data/a")
+    with pytest.raises(IsDirectoryError):
+        fs.rm("/data/d")
+    fs.rm("/data/d", recursive=True)
+    assert fs.client.files == {}
+    with pytest.raises(NotFoundError):
+        fs.rm("/data/a")
+
+
+def test_a_copy_and_a_move_are_whole_files(fs: Any) -> None:
+    fs.cp_file("/data/a", "/data/b")
+    fs.mv("/data/a", "/data/c")
+    fs.copy("/data/d", "/data/e", recursive=True)
+    fs.mv("/data/d", "/data/f", recursive=True)
+    assert set(fs.client.files) == {"/data/b", "/data/c", "/data/e/b", "/data/e/e/c", "/data/f/b", "/data/f/e/c"}
+    with pytest.raises(InvalidInputError, match="onto itself"):
+        fs.cp_file("/data/b", "penstock:///data/b")
+
+
+def test_local_files_come_in(fs: Any, tmp_path: Path) -> None:
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/deep/x").write_bytes(b"x" * 100_000)
+    fs.put(str(tmp_path / "in"), "/data/in", recursive=True)
+    assert fs.client.files["/data/in/deep/x"] == b"x" * 100_000
+
+
+def test_touch_makes_an_empty_file_and_cannot_change_a_time(fs: Any) -> None:
+    fs.touch("/data/new", truncate=False)
+    fs.touch("/data/a")
+    assert (fs.client.files["/data/new"], fs.client.files["/data/a"]) == (b"", b"")
+    with pytest.raises(UnsupportedError):
+        fs.touch("/data/a", truncate=False)
     with pytest.raises(UnsupportedError):
         fs.created("/data/a")
+
+
+def half_copied(fs: Any) -> None:
+    fs.pipe("/data/four", b"four")
+    fs.cp_file("/data/none", "/data/five")
+
+
+def test_the_files_of_a_transaction_appear_at_its_end_or_never(fs: Any) -> None:
+    with fs.transaction:
+        with fs.open("/data/one", "wb") as stream:
+            stream.write(b"one")
+        fs.pipe("/data/two", b"two")
+        with fs.open("/data/three", "w") as text:
+            text.write("three")
+        assert not fs.exists("/data/one")
+    assert [fs.cat_file(f"/data/{name}") for name in ("one", "two", "three")] == [b"one", b"two", b"three"]
+    with pytest.raises(NotFoundError), fs.transaction:
+        half_copied(fs)
+    assert not fs.exists("/data/four")
+    fs.pipe("/data/five", b"five")
+    assert fs.exists("/data/five")
+
+
+def test_a_read_only_attachment_says_so_by_itself(fs: Any) -> None:
+    fs.client.failing["/data/x"] = ReadOnlyError("write /data/x", "/data is attached read-only")
+    for attempt in (lambda: fs.open("/data/x", "wb"), lambda: fs.pipe("/data/x", b""), lambda: fs.rm_file("/data/x")):
+        with pytest.raises(ReadOnlyError):
+            attempt()
 
 
 def test_it_pickles_without_its_connection_and_one_home_is_one_instance(tmp_path: Any) -> None:

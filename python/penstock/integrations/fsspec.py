@@ -1,29 +1,43 @@
 """The tree as an fsspec file system: ``penstock:///data/a.parquet`` works wherever fsspec URLs do.
 
-Registered by entry point, so that pandas, pyarrow, DuckDB, datasets and the like find it by name. Read-only in this
-version: what would write raises :class:`~penstock.errors.ReadOnlyError`.
+Registered by entry point, so that pandas, pyarrow, DuckDB, datasets and the like find it by name. Where nothing is
+attached as writable, what would write raises :class:`~penstock.errors.ReadOnlyError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path, tokenize
 
-from penstock.errors import InvalidInputError, NotDirectoryError, ReadOnlyError, UnsupportedError
+from penstock.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotFoundError,
+    UnsupportedError,
+)
 from penstock.policies.attachments import check_tree_path
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from penstock.client import Client
 
 __all__ = ["PenstockFileSystem"]
 
+COPY_BYTES = 4 << 20
+"""Read and written at a time when a file is copied."""
+
 
 class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The tree of this machine's node, read-only.
+    """The tree of this machine's node. A file that is written appears when it is closed, whole or not at all.
 
     Args:
         home: the home of the node; default is that of the environment.
@@ -155,10 +169,52 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         """Object stores keep no such time."""
         raise UnsupportedError(f"date {path}", "sources keep no time of creation", "use modified()")
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        if mode != "rb":
-            self._refuse("open", path)
-        return self.client.open(check_tree_path(self._strip_protocol(path)))
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: dict[str, Any] | None = None,
+        compression: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Opens a file: ``rb`` or ``r`` to read, ``wb``, ``w``, ``xb`` or ``x`` to write it as a whole.
+
+        Left by an exception, a ``with`` block of a file that is written discards it.
+
+        Args:
+            path: of the tree, or its URL.
+            mode: as of the built-in ``open``.
+            block_size: means nothing here, as ``cache_options``.
+            cache_options: means nothing here.
+            compression: only to read; ``fsspec.open`` has it for both.
+            options: ``encoding``, ``errors``, ``newline`` of text; ``durability`` of what is written.
+        Raises:
+            ReadOnlyError: it is to be written, and not attached as writable; some of that at the close.
+            UnsupportedError: a mode that changes a file in place, or compression of what is written.
+        """
+        if compression is not None and "r" not in mode:
+            reason = "who closes the compressed file would leave this one open, and it would be lost"
+            raise UnsupportedError(f"open {path}", reason, "write by fsspec.open(url, mode, compression=...)")
+        if "x" in mode and self.exists(path):
+            # Said now where it can be; the close says it again, where somebody was quicker.
+            raise AlreadyExistsError(f"open {path}", "something has that name", "write with mode 'wb' to replace it")
+        if mode in ("w", "wt", "x", "xt") and options.get("autocommit", not self._intrans):
+            # Of text, only the client's own files are discarded by an exception.
+            known = ("encoding", "errors", "newline", "durability")
+            text = {name: options[name] for name in known if name in options}
+            return self.client.open(check_tree_path(self._strip_protocol(path)), mode, **text)
+        return super().open(path, mode, block_size, cache_options, compression, **options)
+
+    def _open(
+        self, path: str, mode: str = "rb", autocommit: bool = True, durability: str | None = None, **_: Any
+    ) -> Any:
+        path = check_tree_path(self._strip_protocol(path))
+        if mode == "rb":
+            return self.client.open(path)
+        # It refuses what it cannot.
+        writer: Any = self.client.open(path, mode, durability=durability)
+        return writer if autocommit else _Held(writer)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Content of a file, or a range of it; negative offsets count from the end."""
@@ -227,53 +283,149 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         contents = self.client.read_many(paths, return_errors=not raising)
         return [content if isinstance(content, Exception) else bytes(content) for content in contents]
 
-    def _refuse(self, action: str, path: Any) -> NoReturn:
-        advice = "write to the source itself; reads see it after the freshness of the attachment"
-        raise ReadOnlyError(f"{action} {path}", "attachments are read-only in this version", advice)
+    def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:
+        """Writes a file as a whole; with ``mode="create"`` only where nothing has the name."""
+        with self.open(path, "xb" if mode == "create" else "wb") as stream:
+            stream.write(value)
 
-    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("make", path)
+    def put_file(
+        self, lpath: str, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
+    ) -> None:
+        """Copies a local file into the tree; of a directory there is nothing to copy."""
+        source = Path(lpath)
+        if source.is_dir():
+            self.makedirs(rpath, exist_ok=True)
+            return
+        with source.open("rb") as stream:
+            callback.set_size(source.stat().st_size)
+            self._fill(stream, rpath, "xb" if mode == "create" else "wb", callback)
 
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Refused, unless the directory is there and may be."""
-        if not (exist_ok and self.isdir(path)):
-            self._refuse("make", path)
+    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        """Copies a file within the tree; of a directory there is nothing to copy."""
+        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        if source == target:
+            raise InvalidInputError(f"copy {source}", "it would be copied onto itself", "choose another target")
+        if self.isdir(source):
+            self.makedirs(target, exist_ok=True)
+            return
+        with self.client.open(check_tree_path(source)) as stream:
+            self._fill(stream, target, "wb", DEFAULT_CALLBACK)
 
-    def rmdir(self, path: str) -> None:
-        """Refused: the tree is read-only."""
-        self._refuse("remove", path)
+    def _fill(self, stream: Any, path: str, mode: str, callback: Any) -> None:
+        buffer = memoryview(bytearray(COPY_BYTES))
+        with self.open(path, mode) as out:
+            while size := stream.readinto(buffer):
+                out.write(buffer[:size])
+                callback.relative_update(size)
+
+    def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
+        """Writes an empty file, with ``truncate=False`` only where nothing has the name.
+
+        Raises:
+            UnsupportedError: it is there and shall keep its content: its time cannot be changed in this version.
+        """
+        if not truncate and self.exists(path):
+            raise UnsupportedError(f"touch {path}", "times cannot be changed in this version", "write the file again")
+        with self.open(path, "wb" if truncate else "xb"):
+            pass
 
     def rm_file(self, path: str) -> None:
-        """Refused: the tree is read-only."""
-        self._refuse("remove", path)
+        """Removes one file, from the tree at once and from its source.
+
+        Raises:
+            NotFoundError: nothing has that name.
+            IsDirectoryError: it is a directory; see :meth:`rm`.
+        """
+        self.client.remove(check_tree_path(self._strip_protocol(path)))
 
     def _rm(self, path: str) -> None:
-        self._refuse("remove", path)
+        self.rm_file(path)
 
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("remove", path)
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Removes files; with ``recursive`` directories too, by everything in them. Many at once.
 
-    def cp_file(self, path1: str, path2: str, **_: Any) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("write", path2)
+        Raises:
+            IsDirectoryError: one is a directory, without ``recursive``; nothing is removed then.
+            NotFoundError: nothing has one of the names; others may be removed then.
+        """
+        from penstock.client.many import for_each
 
-    def mv(self, path1: str, path2: str, *_: Any, **__: Any) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("move", path1)
+        files: dict[str, None] = {}
+        for name in self.expand_path(path, recursive=recursive, maxdepth=maxdepth):
+            if not self.isdir(name):
+                files[name] = None
+            elif not recursive:
+                raise IsDirectoryError(f"remove {name}", "it is a directory", "give recursive=True")
+        for _, error in for_each(self.rm_file, files):
+            if error is not None:
+                raise error
 
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("write", path)
+    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:  # noqa: ARG002
+        """Makes nothing: a directory is there as soon as it has a file.
 
-    def put_file(self, lpath: str, rpath: str, *_: Any, **__: Any) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("write", rpath)
+        Raises:
+            AlreadyExistsError: a file has that name.
+        """
+        self.makedirs(path, exist_ok=True)
 
-    def touch(self, path: str, truncate: bool = True, **_: Any) -> None:  # noqa: ARG002
-        """Refused: the tree is read-only."""
-        self._refuse("write", path)
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Makes nothing: a directory is there as soon as it has a file.
+
+        Raises:
+            AlreadyExistsError: a file has that name; or it is there, without ``exist_ok``.
+        """
+        path = check_tree_path(self._strip_protocol(path))
+        try:
+            is_directory = self.client.stat(path).is_directory
+        except (NotFoundError, NotDirectoryError):
+            return
+        if not is_directory:
+            raise AlreadyExistsError(f"make {path}", "a file has that name", "choose another name")
+        if not exist_ok:
+            raise AlreadyExistsError(f"make {path}", "the directory is there", "give exist_ok=True")
+
+    def rmdir(self, path: str) -> None:
+        """Removes nothing: a directory goes with its last file.
+
+        Raises:
+            AlreadyExistsError: there are files in it, or it is one.
+        """
+        path = check_tree_path(self._strip_protocol(path))
+        if self.exists(path):
+            raise AlreadyExistsError(f"remove {path}", "it is not empty", "rm(path, recursive=True)")
+
+
+class _Held:
+    """A file of a transaction: what is written appears when the transaction ends, or never."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self.closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def close(self) -> None:
+        """Nothing more is written; it appears with the transaction."""
+        self.closed = True
+
+    def commit(self) -> None:
+        """Makes it appear."""
+        self._writer.close()
+
+    def discard(self) -> None:
+        """Forgets it."""
+        self.closed = True
+        self._writer.discard()
 
 
 def _info(path: str, entry: Any) -> dict[str, Any]:
