@@ -253,6 +253,23 @@ fn while_the_kernel_is_late_to_forget_it_is_told_to_believe_nothing() {
 }
 
 #[test]
+fn a_kernel_that_refuses_to_forget_is_told_to_believe_nothing_any_more() {
+    let Some(bench) = Bench::new(MemoryTree::with(&[("a", 5000, Way::Served)])) else { return };
+    bench.tree.keeps_names.store(true, Ordering::SeqCst);
+    let thrice = |name: &str| lookups(&bench, || (0..3).for_each(|_| drop(fs::metadata(bench.path(name)).unwrap())));
+    assert_eq!(thrice("many"), 1);
+    bench.expire(vec![Expired::Name(NodeId::ROOT, "longer than any name ".repeat(1000).into())]);
+    assert_eq!(thrice("a"), 3);
+    let read = || {
+        let before = bench.tree.lists.load(Ordering::SeqCst);
+        assert_eq!(fs::read_dir(bench.path("many")).unwrap().count() as u64, MANY_NAMES);
+        bench.tree.lists.load(Ordering::SeqCst) - before
+    };
+    assert!((0..2).all(|_| read() > 0), "it is told not to keep names");
+    assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
+}
+
+#[test]
 fn a_node_without_the_privilege_serves_and_says_what_it_lacks() {
     let tree = MemoryTree::with(&[("a", 100_000, Way::Lent)]);
     let conditions = Conditions { probe: &tempfile::tempfile().unwrap(), privileged: false, no_open: false };
