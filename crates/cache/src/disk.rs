@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use penstock_types::{Disk, FileFacts, OpenMode, Space};
-use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, Dir, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::process::Resource;
 
 /// The machine itself.
@@ -74,6 +74,19 @@ impl Disk for RealDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::rename(from, to)?)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(rustix::fs::link(from, to)?)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        let directory = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fsync(&directory))?)
+    }
+
+    fn allocate(&self, file: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size))?)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {

@@ -212,6 +212,21 @@ impl Disk for FaultyDisk {
         self.inner.rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check("link", to)?;
+        self.inner.link(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.check("sync_directory", path)?;
+        self.inner.sync_directory(path)
+    }
+
+    fn allocate(&self, file: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+        self.check_file("allocate", file)?;
+        self.inner.allocate(file, size)
+    }
+
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.check("list", path)?;
         self.inner.list(path)

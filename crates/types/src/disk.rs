@@ -38,7 +38,7 @@ pub struct Space {
     pub available: u64,
 }
 
-/// The machine as the cache sees it: file calls, limits, boot. Calls behave as the system calls of their name:
+/// The machine as cache and stage see it: file calls, limits, boot. Calls behave as the system calls of their name:
 /// reads and writes may be short, errors are those of `errno`.
 pub trait Disk: Send + Sync + 'static {
     /// Makes a directory, mode 0700; one that is there is a success.
@@ -63,6 +63,13 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_directory(&self, path: &Path) -> io::Result<()>;
     /// `rename`.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// `link`: another name of the same file, on the same file system.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// `fsync` of a directory: the names in it are kept from then on.
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// `fallocate` from the start up to `size`: the file grows, and no write below fails for lack of space. Not every
+    /// file system can.
+    fn allocate(&self, file: BorrowedFd<'_>, size: u64) -> io::Result<()>;
     /// Names in a directory, without `.` and `..`, in any order.
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
     /// `statvfs`.

@@ -18,8 +18,8 @@ mod source;
 pub use attributes::{ObjectAttributes, ObjectStat};
 pub use clock::{Clock, SystemClock};
 pub use config::{
-    AttachmentSpec, CacheConfig, DeadlineConfig, Durability, Freshness, NodeConfig, SourceConfig, SourceSpec, StageConfig,
-    TierConfig, WriteSpec,
+    AttachmentSpec, CacheConfig, DeadlineConfig, Durability, Freshness, NodeConfig, SourceConfig, SourceSpec,
+    StageConfig, TierConfig, WriteSpec,
 };
 pub use disk::{Disk, FileFacts, OpenMode, Space};
 pub use error::{Error, ErrorKind, Result};

@@ -99,6 +99,20 @@ metrics! {
         kernel_reads;
         /// Names, and lists of names, that mounts took back from the kernel because they had changed
         kernel_expirations;
+        /// Changes (files and removals) that were acknowledged by the stage
+        stage_commits;
+        /// Syncs of the journal; changes that are committed at the same moment share one
+        journal_syncs;
+        /// Failed operations on the disk of the stage
+        stage_disk_errors;
+        /// Objects brought into sources
+        uploads;
+        /// Bytes brought into sources
+        upload_bytes;
+        /// Uploads that failed and are tried again
+        upload_failures;
+        /// Uploads that would have replaced a version that was not seen when they were written
+        conflicts;
     }
     gauges {
         /// Requests under way at sources
@@ -115,6 +129,16 @@ metrics! {
         clients;
         /// Bytes of the memory budget in use
         memory_used_bytes;
+        /// Changes (files and removals) that their source has not got yet
+        stage_files;
+        /// Bytes of the files that their source has not got yet
+        stage_bytes;
+        /// Bytes of the stage in use: what waits, what is being written, what is in conflict
+        stage_used_bytes;
+        /// Changes that are in conflict with what the source has
+        stage_conflicts;
+        /// Bytes of the files of the journal
+        journal_bytes;
     }
 }
 
