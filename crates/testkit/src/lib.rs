@@ -1,12 +1,14 @@
-//! Dev-only: bytes that say what they are, a clock that tests turn, sources and disks that misbehave on demand,
-//! and inputs of decoders that are kept.
+//! Dev-only: bytes that say what they are, a clock that tests turn, sources and disks that misbehave on demand
+//! or lose their power, and inputs of decoders that are kept.
 
 mod clock;
 pub mod corpus;
 mod disk;
 mod faults;
 pub mod oracle;
+mod power;
 
 pub use clock::ManualClock;
 pub use disk::{DiskCall, DiskFault, FaultyDisk, Pretence};
 pub use faults::{Fault, FaultySource, SourceCall};
+pub use power::{Image, Loss, PowerLossDisk};
