@@ -28,10 +28,11 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"types"},
     "catalog": {"types"},
     "image": {"types"},
+    "stage": {"types"},
     "remote": {"types"},
     "fuse": {"types"},
     "testkit": {"types"},
-    "engine": {"types", "source", "cache", "catalog", "image"},
+    "engine": {"types", "source", "cache", "catalog", "image", "stage"},
     "node": {"types", "engine", "fuse"},
     "python": {"types", "node", "remote"},
 }
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 # Dev-dependencies may add these: the test kit to all, the simulated remote to those that talk to a store.
 ALLOWED_IN_TESTS: dict[str, set[str]] = {
     "source": {"testkit", "remote"},
+    "stage": {"testkit", "cache"},
     "engine": {"testkit", "remote"},
     "node": {"testkit", "remote", "source", "cache", "catalog"},
     "remote": {"testkit", "source"},

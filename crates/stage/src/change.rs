@@ -1,0 +1,423 @@
+//! A change of one key: what replaced what, where its bytes are, and what became of it.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use penstock_types::{
+    AttachmentId, Durability, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Result, UploadId, Version,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::files::StagedFile;
+use crate::journal::Slot;
+
+/// Begins the version of what is staged; behind it comes the operation.
+const STAGED: &str = "staged-";
+
+/// Names one change across nodes, starts and tries, so that a repeated upload is known for what it is. Sorted by age
+/// on one node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct OperationId {
+    /// Number of its record in the journal.
+    pub(crate) sequence: u64,
+    /// Start of the node in which it was committed.
+    pub(crate) epoch: u64,
+    /// The node.
+    pub(crate) node: u64,
+}
+
+impl OperationId {
+    /// The version that the change has while it is staged: `staged-<operation>`.
+    pub fn version(&self) -> Version {
+        Version(format!("{STAGED}{self}").into())
+    }
+}
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}-{:x}", self.node, self.epoch, self.sequence)
+    }
+}
+
+impl FromStr for OperationId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = || {
+            let mut parts = text.splitn(3, '-').map(|part| u64::from_str_radix(part, 16).ok());
+            let (node, epoch, sequence) = (parts.next()??, parts.next()??, parts.next()??);
+            Some(Self { sequence, epoch, node }).filter(|operation| operation.to_string() == text)
+        };
+        let invalid = || Error::new(ErrorKind::InvalidInput, format!("read operation {text:?}"), "it is none");
+        parsed().ok_or_else(invalid)
+    }
+}
+
+/// The operation behind a `staged-…` version; `None` for a version of a source.
+pub fn operation_of(version: &Version) -> Option<OperationId> {
+    version.as_str().strip_prefix(STAGED)?.parse().ok()
+}
+
+/// What is changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// The source, as seen with one credential reference: what overlays are asked by.
+    pub scope: Arc<str>,
+    /// Through which attachment.
+    pub attachment: AttachmentId,
+    /// Full key in the source.
+    pub key: ObjectKey,
+}
+
+/// What a change replaces, and so what must hold of the source when it is brought there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Base {
+    /// Whatever is there.
+    Unconditional,
+    /// Nothing: the key has no object.
+    Absent,
+    /// This version of the source.
+    Version(Version),
+    /// An earlier change of the key, which is not in the source yet.
+    Staged(OperationId),
+}
+
+/// What is committed besides the bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// What is changed.
+    pub target: Target,
+    /// What it replaces, as far as the caller knows. Where an earlier change of the key waits, that is what is
+    /// replaced, whatever is said here.
+    pub base: Base,
+    /// Refuse with `AlreadyExists` where an earlier change of the key waits that is a file. (That its source has
+    /// nothing of the name, the caller has looked, and says with [`Base::Absent`].)
+    pub exclusive: bool,
+    /// What was promised.
+    pub durability: Durability,
+    /// Modification time to show until the source has its own, milliseconds since the Unix epoch.
+    pub modified_ms: i64,
+    /// User metadata, names in lower case.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// What a key holds after a change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Content {
+    /// A file.
+    Put {
+        /// Bytes.
+        size: u64,
+        /// User metadata, names in lower case.
+        metadata: Vec<(String, String)>,
+    },
+    /// Nothing. Where the base is [`Base::Absent`], the source need not be asked.
+    Remove,
+}
+
+/// How a change ended in its source. `moment` is on the catalog's time line, microseconds: what the source was asked
+/// for later shows the change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Settled {
+    /// The source has the file.
+    Stored {
+        /// As the source gives them.
+        attributes: ObjectAttributes,
+        /// When that was known.
+        moment: i64,
+    },
+    /// The source has no object of the key any more.
+    Removed {
+        /// When that was known.
+        moment: i64,
+    },
+}
+
+impl Settled {
+    /// When that was known.
+    pub fn moment(&self) -> i64 {
+        match self {
+            Self::Stored { moment, .. } | Self::Removed { moment } => *moment,
+        }
+    }
+
+    /// The object; `None` after a removal.
+    pub fn attributes(&self) -> Option<&ObjectAttributes> {
+        match self {
+            Self::Stored { attributes, .. } => Some(attributes),
+            Self::Removed { .. } => None,
+        }
+    }
+
+    /// What a later change of the key replaces.
+    pub(crate) fn base(&self) -> Base {
+        self.attributes().map_or(Base::Absent, |attributes| Base::Version(attributes.version.clone()))
+    }
+}
+
+/// What was acknowledged of one key: a file or a removal. Shared by all who deal with it; what it is never changes,
+/// what became of it does.
+pub struct Change {
+    operation: OperationId,
+    target: Target,
+    content: Content,
+    durability: Durability,
+    modified_ms: i64,
+    committed_ms: i64,
+    file: Option<StagedFile>,
+    progress: Mutex<Progress>,
+    ending: Ending,
+}
+
+/// What a change is, once for all.
+pub(crate) struct ChangeParts {
+    pub(crate) operation: OperationId,
+    pub(crate) target: Target,
+    pub(crate) content: Content,
+    pub(crate) durability: Durability,
+    pub(crate) modified_ms: i64,
+    pub(crate) committed_ms: i64,
+    /// `None` for a removal.
+    pub(crate) file: Option<StagedFile>,
+}
+
+/// Tells those who wait how a change ended. A change that takes the place of an earlier one goes on with its channel,
+/// so that who waited for that one waits for this one.
+pub(crate) type Ending = Arc<watch::Sender<Option<Result<()>>>>;
+
+/// Where a change is on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// Its record is on the way to the disk: nobody sees it.
+    Admitted,
+    /// It waits to be brought.
+    Waiting,
+    /// The uploader has it.
+    Brought,
+    /// A later change that is on the way to the disk takes its place.
+    Held,
+    /// It is in conflict.
+    Conflict,
+    /// Settled, replaced or given up.
+    Over,
+}
+
+/// What changes of a change.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    pub(crate) base: Base,
+    pub(crate) phase: Phase,
+    /// The source may have it: it was given out once, perhaps by an earlier process.
+    pub(crate) given_out: bool,
+    /// Times that bringing it failed.
+    pub(crate) failures: u32,
+    pub(crate) failure: Option<Error>,
+    pub(crate) upload: Option<(UploadId, Vec<PartInfo>)>,
+    /// The change whose place it takes, until its own record is durable.
+    pub(crate) replaces: Option<Arc<Change>>,
+    /// Where the newest record of all of it is in the journal.
+    pub(crate) home: Slot,
+}
+
+impl Progress {
+    pub(crate) fn new(base: Base, phase: Phase, home: Slot) -> Self {
+        Self { base, phase, given_out: false, failures: 0, failure: None, upload: None, replaces: None, home }
+    }
+
+    /// The source has taken a part of the upload, perhaps again.
+    pub(crate) fn add_part(&mut self, part: PartInfo) {
+        if let Some((_, parts)) = &mut self.upload {
+            parts.retain(|known| known.number != part.number);
+            parts.push(part);
+        }
+    }
+}
+
+impl Change {
+    /// Its name.
+    pub fn operation(&self) -> OperationId {
+        self.operation
+    }
+
+    /// Where it stands among the changes of this node.
+    pub fn sequence(&self) -> u64 {
+        self.operation.sequence
+    }
+
+    /// What is changed.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// What the key holds after it.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// What was promised to who committed it.
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// When it was committed, milliseconds since the Unix epoch.
+    pub fn committed_ms(&self) -> i64 {
+        self.committed_ms
+    }
+
+    /// Bytes of its file; `None` for a removal.
+    pub fn size(&self) -> Option<u64> {
+        match &self.content {
+            Content::Put { size, .. } => Some(*size),
+            Content::Remove => None,
+        }
+    }
+
+    /// User metadata of its file; empty for a removal.
+    pub fn metadata(&self) -> &[(String, String)] {
+        match &self.content {
+            Content::Put { metadata, .. } => metadata,
+            Content::Remove => &[],
+        }
+    }
+
+    /// The version it has while it is staged: `staged-<operation>`.
+    pub fn version(&self) -> Version {
+        self.operation.version()
+    }
+
+    /// What a stat shows while it is staged; `None` for a removal.
+    pub fn attributes(&self) -> Option<ObjectAttributes> {
+        let size = self.size()?;
+        Some(ObjectAttributes { size, modified_ms: self.modified_ms, version: self.version() })
+    }
+
+    /// What it replaces. Follows: once the earlier change that it names is in the source, it is that version.
+    pub fn base(&self) -> Base {
+        self.progress().base.clone()
+    }
+
+    /// Why bringing it failed the last time, or why it is in conflict.
+    pub fn failure(&self) -> Option<Error> {
+        self.progress().failure.clone()
+    }
+
+    /// The multipart upload that was begun for it, and the parts that the source took, in the order they came; kept
+    /// over restarts.
+    pub fn upload(&self) -> Option<(UploadId, Vec<PartInfo>)> {
+        self.progress().upload.clone()
+    }
+
+    /// Its content, read only; shared by all who read it at the same time, and readable for as long as one has it.
+    /// May read the journal and write: the file of a small one is checked and, if need be, restored at its first use
+    /// after a restart.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a removal; `StaleVersion` when it was forgotten; `Disk`; `Corrupt` when its bytes are lost.
+    pub fn open(&self) -> Result<Arc<OwnedFd>> {
+        let removal = || Error::new(ErrorKind::InvalidInput, self.action("read"), "it is a removal");
+        let file = self.file.as_ref().ok_or_else(removal)?;
+        file.open().map_err(|error| error.during(self.action("read")))
+    }
+
+    /// Path of its file, for another name of it (a hard link); `None` for a removal, and where [`Change::open`] has
+    /// not restored it yet.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.file.as_ref()?.path()
+    }
+
+    /// Whether the bytes of its file are synced. Those of a small one are in the journal first, and synced later.
+    pub fn is_synced(&self) -> bool {
+        self.file.as_ref().is_none_or(StagedFile::is_synced)
+    }
+
+    /// Waits until the source has it. Where a later change of the key took its place before it was brought, until the
+    /// source has that one.
+    ///
+    /// # Errors
+    /// `Conflict`, or why else it will never be brought; `Cancelled` when the stage is closed.
+    pub async fn done(&self) -> Result<()> {
+        let mut ending = self.ending.subscribe();
+        let ended = ending.wait_for(Option::is_some).await;
+        // The sender is a part of this change, which is borrowed for as long as this waits.
+        ended.ok().and_then(|ended| ended.clone()).unwrap_or(Ok(()))
+    }
+
+    pub(crate) fn new(parts: ChangeParts, progress: Progress, ending: Ending) -> Arc<Self> {
+        let ChangeParts { operation, target, content, durability, modified_ms, committed_ms, file } = parts;
+        let progress = Mutex::new(progress);
+        let ending = Ending::clone(&ending);
+        Arc::new(Self { operation, target, content, durability, modified_ms, committed_ms, file, progress, ending })
+    }
+
+    pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().expect("no panic while the progress of a change is held")
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.progress().phase
+    }
+
+    pub(crate) fn file(&self) -> Option<&StagedFile> {
+        self.file.as_ref()
+    }
+
+    /// Bytes of the stage that it takes.
+    pub(crate) fn charge(&self) -> u64 {
+        self.size().unwrap_or(0)
+    }
+
+    pub(crate) fn modified_ms(&self) -> i64 {
+        self.modified_ms
+    }
+
+    pub(crate) fn ending(&self) -> &Ending {
+        &self.ending
+    }
+
+    /// Tells those who wait how it ended; the first end counts.
+    pub(crate) fn end(&self, how: Result<()>) {
+        self.ending.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(how);
+            }
+            first
+        });
+    }
+
+    pub(crate) fn action(&self, verb: &str) -> String {
+        format!("{verb} staged {}", self.target.key)
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let progress = self.progress();
+        f.debug_struct("Change")
+            .field("operation", &self.operation.to_string())
+            .field("key", &self.target.key)
+            .field("content", &self.content)
+            .field("base", &progress.base)
+            .field("phase", &progress.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staged_version_names_its_operation_and_no_other_text_does() {
+        let operation = OperationId { sequence: 7, epoch: 2, node: 0xabc };
+        assert_eq!(operation.version().as_str(), "staged-0000000000000abc-2-7");
+        assert_eq!(operation_of(&operation.version()), Some(operation));
+        for other in ["", "staged-", "staged-abc-2-7", "0000000000000abc-2-7", "staged-0000000000000abc-2-7-1"] {
+            assert_eq!(operation_of(&Version::from(other)), None, "{other}");
+        }
+    }
+}

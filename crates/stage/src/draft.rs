@@ -1,0 +1,100 @@
+//! A content that is being written: a file of the stage that nobody sees yet.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use penstock_types::Result;
+
+use crate::budget::Budget;
+use crate::files::{Files, StagedFile};
+use crate::pins::Pin;
+
+/// A new file of the stage. Whoever has its descriptor writes there at any offset; dropped without a commit, it is
+/// gone and its bytes are free.
+pub struct Draft {
+    descriptor: Arc<OwnedFd>,
+    file: StagedFile,
+    charge: Charge,
+    /// What it is based on is remembered meanwhile.
+    _pin: Option<Pin>,
+}
+
+/// Bytes of the budget, given back when they are dropped.
+struct Charge {
+    budget: Arc<Budget>,
+    bytes: Mutex<u64>,
+}
+
+impl Draft {
+    pub(crate) fn create(files: &Arc<Files>, budget: &Arc<Budget>, pin: Option<Pin>) -> Result<Self> {
+        let (file, descriptor) = files.create()?;
+        let charge = Charge { budget: Arc::clone(budget), bytes: Mutex::default() };
+        Ok(Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin })
+    }
+
+    /// The file, for reading and writing.
+    pub fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.descriptor
+    }
+
+    /// Takes room for content up to `to` bytes; waits a while where the stage is full. Blocks. What is written beyond
+    /// is charged at the commit.
+    ///
+    /// # Errors
+    /// `NoSpace` when the stage stays full; `Cancelled` when it is closed.
+    pub fn grow(&self, to: u64) -> Result<()> {
+        let mut bytes = self.charge.bytes();
+        if to > *bytes {
+            self.charge.budget.take(to - *bytes)?;
+            *bytes = to;
+        }
+        Ok(())
+    }
+
+    /// Syncs file and name; the file and its size, which stays charged.
+    pub(crate) fn finish(self) -> Result<(StagedFile, u64)> {
+        let size = self.file.sync(self.descriptor.as_fd())?;
+        self.charge.keep_exactly(size);
+        Ok((self.file, size))
+    }
+
+    /// Writes content from the start on.
+    pub(crate) fn fill(&self, data: &[u8]) -> Result<()> {
+        self.file.fill(self.descriptor.as_fd(), data)
+    }
+
+    /// Leaves the syncing to the journal, which gets the content as well; its size stays charged.
+    pub(crate) fn finish_unsynced(self, size: u64) -> StagedFile {
+        self.charge.keep_exactly(size);
+        self.file
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draft").field("file", &self.file.name()).finish_non_exhaustive()
+    }
+}
+
+impl Charge {
+    /// The bytes stay charged, whoever gives them back: exactly so many.
+    fn keep_exactly(&self, size: u64) {
+        let taken = std::mem::take(&mut *self.bytes());
+        match size.checked_sub(taken) {
+            Some(more) => self.budget.force(more),
+            None => self.budget.release(taken - size),
+        }
+    }
+
+    fn bytes(&self) -> MutexGuard<'_, u64> {
+        self.bytes.lock().expect("no panic while a charge is held")
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let taken = std::mem::take(&mut *self.bytes());
+        self.budget.release(taken);
+    }
+}

@@ -1,0 +1,31 @@
+//! The stage: what was written here and its source has not got yet. Staged files, the journal that makes them survive,
+//! their replay, and what they lay over the names of a source. It owns its directory alone, and knows nothing of the
+//! network: an uploader takes changes from it and tells how that went.
+//!
+//! ```text
+//! create ─▶ Draft ─ commit ─▶ file, directory and journal synced ─▶ overlay ─ next ─▶ (upload) ─ settle ─▶ forgotten
+//!                                                                                  ├ failed ─▶ waits, given out again
+//!                                                                                  └ conflict ─▶ kept, out of the overlay
+//! ```
+
+mod budget;
+mod change;
+mod draft;
+mod files;
+mod house;
+mod journal;
+mod keys;
+mod open;
+mod overlay;
+mod pins;
+mod record;
+mod schedule;
+mod shared_sync;
+mod stage;
+mod status;
+mod table;
+
+pub use change::{Base, Change, Content, OperationId, Settled, Target, Written, operation_of};
+pub use draft::Draft;
+pub use stage::{Bounds, Stage, StageParts};
+pub use status::{Conflicted, Failing, Recovered, StageStatus};

@@ -1,0 +1,401 @@
+//! The stage as a whole: taking changes in, giving them out, hearing what became of them.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use penstock_types::{
+    Clock, Disk, Durability, Error, ErrorKind, Metrics, ObjectKey, Overlay, PartInfo, Result, StageConfig, UploadId,
+    Version,
+};
+use tokio::sync::Notify;
+
+use crate::budget::Budget;
+use crate::change::{
+    Base, Change, ChangeParts, Content, OperationId, Phase, Progress, Settled, Target, Written, operation_of,
+};
+use crate::draft::Draft;
+use crate::files::{Files, StagedFile};
+use crate::house::House;
+use crate::journal::{Journal, Slot};
+use crate::pins::Pins;
+use crate::record::{ChangeRecord, Record};
+use crate::status::{Recovered, StageStatus};
+use crate::table::{Admission, Table};
+
+/// Content up to this size goes into the journal itself.
+pub(crate) const INLINE_BYTES_MAX: usize = 256 * 1024;
+
+/// What a stage is made of.
+#[derive(Clone)]
+pub struct StageParts {
+    /// Directory and size.
+    pub config: StageConfig,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// File calls.
+    pub disk: Arc<dyn Disk>,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// Seed of what is decided by chance.
+    pub seed: u64,
+}
+
+/// Sizes and times that do not depend on the machine. Tests make them small.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of one file of the journal; made in full before it is used.
+    pub segment_bytes: u64,
+    /// Files of the journal from which on housekeeping makes it shorter, unless what is alive needs them.
+    pub segments_kept: usize,
+    /// Files of the journal from which on commits make it shorter themselves before they return.
+    pub segments_max: usize,
+    /// How long a writer waits for room before it gets `NoSpace`.
+    pub patience: Duration,
+    /// How long what has left the stage can still be found by its version.
+    pub grace: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 32 * 1024 * 1024,
+            segments_kept: 8,
+            segments_max: 16,
+            patience: Duration::from_secs(10),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Changes that wait for their sources, on a directory of their own.
+///
+/// What was acknowledged (`commit`, `commit_small` and `remove` returned) survives a crash of the process and of the
+/// machine. Calls that say so block on the disk; the others take locks for moments and write a few hundred bytes at
+/// most, without a sync.
+///
+/// Locks: `table` goes before the queue of the journal and the progress of a change. Neither is held across a call to
+/// the disk; the file of a small change has a lock of its own while it is restored.
+pub struct Stage {
+    pub(crate) parts: StageParts,
+    pub(crate) bounds: Bounds,
+    pub(crate) files: Arc<Files>,
+    pub(crate) journal: Journal,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) pins: Pins,
+    /// Held while house is kept, across calls to the disk.
+    pub(crate) house: Mutex<House>,
+    pub(crate) recovered: Mutex<Vec<Recovered>>,
+    pub(crate) wake: Notify,
+    pub(crate) closed: AtomicBool,
+    /// Held while the stage is open, so that no other process uses its directory.
+    pub(crate) lock: Mutex<Option<OwnedFd>>,
+    pub(crate) table: Mutex<Table>,
+}
+
+impl Stage {
+    /// Opens the stage in its directory, making it if it is missing, and replays its journal. Blocks.
+    ///
+    /// # Errors
+    /// `Busy` when another process has it; `Corrupt` when the journal is damaged before its end, naming file and
+    /// offset; `Unsupported` when a newer Penstock wrote it; `Disk`, `NoSpace`.
+    pub fn open(parts: StageParts) -> Result<Arc<Self>> {
+        Self::open_bounded(parts, Bounds::default())
+    }
+
+    /// As [`Stage::open`], with other bounds.
+    ///
+    /// # Errors
+    /// As those of [`Stage::open`].
+    pub fn open_bounded(parts: StageParts, bounds: Bounds) -> Result<Arc<Self>> {
+        crate::open::open(parts, bounds).map(Arc::new)
+    }
+
+    /// What is laid over the names of a scope: live, and the same for the same scope.
+    pub fn overlay(&self, scope: &str) -> Arc<dyn Overlay> {
+        self.table().names(scope)
+    }
+
+    /// A new, empty file to write to. Waits a while where the stage is full. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace` when the stage stays full; `Disk`; `Cancelled` when it is closed.
+    pub fn create(&self, target: &Target) -> Result<Draft> {
+        let action = || format!("write {}", target.key);
+        self.check_open().map_err(|error| error.during(action()))?;
+        self.budget.wait_for_room().map_err(|error| error.during(action()))?;
+        let draft = Draft::create(&self.files, &self.budget, Some(self.pins.pin(target)));
+        draft.map_err(|error| error.during(action()))
+    }
+
+    /// Makes a draft the newest content of its key: syncs the file, its directory and the journal; it is visible when
+    /// this returns. Whatever fails, the draft is gone and nothing was changed; after a failure of the disk the change
+    /// may come back with the next start. Blocks.
+    ///
+    /// # Errors
+    /// `AlreadyExists` as [`Written::exclusive`] says; `StaleVersion` when it replaces a staged version that is not
+    /// known any more; `Disk`, `NoSpace`; `Cancelled` when the stage is closed.
+    pub fn commit(&self, draft: Draft, written: Written) -> Result<Arc<Change>> {
+        let action = format!("write {}", written.target.key);
+        self.check_open().map_err(|error| error.during(action.clone()))?;
+        let committed = draft.finish().and_then(|(file, size)| self.put(written, file, size, None));
+        committed.map_err(|error| error.during(action))
+    }
+
+    /// Makes `data` the newest content of a key. Up to 256 KiB it is acknowledged with one sync, shared with those who
+    /// commit at the same moment. Blocks.
+    ///
+    /// # Errors
+    /// As those of [`Stage::create`] and [`Stage::commit`].
+    pub fn commit_small(&self, data: Bytes, written: Written) -> Result<Arc<Change>> {
+        let action = format!("write {}", written.target.key);
+        let committed = || {
+            self.check_open()?;
+            let draft = Draft::create(&self.files, &self.budget, None)?;
+            let size = data.len() as u64;
+            draft.grow(size)?;
+            draft.fill(&data)?;
+            if data.len() > INLINE_BYTES_MAX {
+                let (file, size) = draft.finish()?;
+                return self.put(written, file, size, None);
+            }
+            self.put(written, draft.finish_unsynced(size), size, Some(data))
+        };
+        committed().map_err(|error| error.during(action))
+    }
+
+    /// Makes a key hold nothing. Blocks.
+    ///
+    /// # Errors
+    /// `StaleVersion` when it removes a staged version that is not known any more; `Disk`; `Cancelled` when the stage
+    /// is closed.
+    pub fn remove(&self, target: Target, base: Base, durability: Durability) -> Result<Arc<Change>> {
+        let action = format!("remove {}", target.key);
+        let now = self.parts.clock.wall_ms();
+        let written = Written { target, base, exclusive: false, durability, modified_ms: now, metadata: Vec::new() };
+        let committed = self.check_open().and_then(|()| self.take_in(written, None));
+        committed.map_err(|error| error.during(action))
+    }
+
+    fn put(&self, written: Written, file: StagedFile, size: u64, data: Option<Bytes>) -> Result<Arc<Change>> {
+        let committed = self.take_in(written, Some(New { file, size, data }));
+        committed.inspect_err(|_| self.budget.release(size))
+    }
+
+    /// Takes a change in: admits it, makes its record durable, shows it.
+    fn take_in(&self, written: Written, new: Option<New>) -> Result<Arc<Change>> {
+        let (change, ticket) = {
+            let mut table = self.table();
+            let admission = table.admission(&written)?;
+            let now_ms = self.parts.clock.wall_ms();
+            let mut made = None;
+            let ticket = self.journal.push(|operation, home| {
+                let has_data = new.as_ref().is_some_and(|new| new.data.is_some());
+                let data = new.as_ref().and_then(|new| new.data.clone()).unwrap_or_default();
+                let change = made.insert(new_change(written, new, operation, admission, home, now_ms));
+                (ChangeRecord::of(change, has_data), data)
+            })?;
+            let change = made.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))?;
+            table.admit(&change);
+            (change, ticket)
+        };
+        let durable = self.journal.wait(&ticket);
+        let mut table = self.table();
+        if let Err(error) = durable {
+            table.withdraw(&change);
+            self.journal.forget_lost(&ticket);
+            return Err(error);
+        }
+        table.reveal(&change);
+        drop(table);
+        self.parts.metrics.stage_commits.inc();
+        self.wake.notify_waiters();
+        self.shorten_journal_if_long();
+        Ok(change)
+    }
+
+    /// The change behind a staged version of a key; also just after it was settled or replaced.
+    pub fn find(&self, scope: &str, key: &ObjectKey, version: &Version) -> Option<Arc<Change>> {
+        let found = self.table().find(operation_of(version)?)?;
+        let target = found.target();
+        (&*target.scope == scope && target.key == *key && found.phase() != Phase::Admitted).then_some(found)
+    }
+
+    /// A change that is ready to be brought: the oldest of its key, not waiting after a failure, not given out. It is
+    /// given out with that, until `settle`, `failed` or `conflict`.
+    pub fn next(&self) -> Option<Arc<Change>> {
+        if self.closed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.table().next(self.parts.clock.monotonic())
+    }
+
+    /// Told whenever something may have become ready (`notify_waiters`); that a wait after a failure is over is not.
+    pub fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    /// The source has the change. It stays in the overlay for `forget_after_us` from the moment of `settled` on
+    /// (`None`: until the key is changed again), also over a restart; a later change of the key replaces what the
+    /// source has now. The record is written at once and synced by the next commit or `expire`, after which the file
+    /// is given up: should that be lost, the change is given out again, and its operation id settles the repeat.
+    pub fn settle(&self, change: &Change, settled: Settled, forget_after_us: Option<i64>) {
+        let expires = forget_after_us.map(|after| settled.moment().saturating_add(after));
+        self.note(|table, journal| table.settle(change, settled, expires, journal));
+        self.wake.notify_waiters();
+    }
+
+    /// The change would replace a version it has not seen: its bytes are kept, it leaves the overlay, later changes of
+    /// the key replace what it was to replace. Survives a restart.
+    pub fn conflict(&self, change: &Change, error: Error) {
+        self.note(|table, journal| table.conflict(change, error, journal));
+        self.wake.notify_waiters();
+    }
+
+    /// Bringing it failed: it waits 1 s, then twice as long with each failure, up to 60 s or what the source asked
+    /// for, and is given out again.
+    pub fn failed(&self, change: &Change, error: Error) {
+        self.table().fail(change, error, self.parts.clock.monotonic());
+    }
+
+    /// Has everything that waits after a failure be given out at once.
+    pub fn hurry(&self) {
+        self.table().hurry();
+        self.wake.notify_waiters();
+    }
+
+    /// A multipart upload was begun for the change; it takes the place of an earlier one.
+    pub fn upload_begun(&self, change: &Change, upload: &UploadId) {
+        self.note(|_, journal| {
+            change.progress().upload = Some((upload.clone(), Vec::new()));
+            journal.keep(&Record::Upload { operation: change.operation(), upload: upload.clone() });
+        });
+    }
+
+    /// The source has taken a part of the upload of the change.
+    pub fn upload_part(&self, change: &Change, part: &PartInfo) {
+        self.note(|_, journal| {
+            change.progress().add_part(part.clone());
+            journal.keep(&Record::Part { operation: change.operation(), part: part.clone() });
+        });
+    }
+
+    /// The upload of the change is gone: the next try begins another.
+    pub fn upload_lost(&self, change: &Change) {
+        self.note(|_, journal| {
+            change.progress().upload = None;
+            journal.keep(&Record::UploadLost { operation: change.operation() });
+        });
+    }
+
+    /// Changes whose key starts with `prefix` that the source has not got, oldest first; without those in conflict.
+    pub fn pending_below(&self, scope: &str, prefix: &[u8]) -> Vec<Arc<Change>> {
+        self.table().pending_below(scope, prefix)
+    }
+
+    /// Changes in conflict whose key starts with `prefix`, oldest first.
+    pub fn conflicts_below(&self, scope: &str, prefix: &[u8]) -> Vec<Arc<Change>> {
+        self.table().conflicts_below(scope, prefix)
+    }
+
+    /// What waits, what failed, what is in conflict, what was recovered.
+    pub fn status(&self) -> StageStatus {
+        let mut status = self.table().status();
+        status.recovered = self.recovered().clone();
+        status.size_bytes = self.budget.size();
+        status.used_bytes = self.budget.used();
+        status
+    }
+
+    /// Gives the directory free for the next process. Nothing is taken in or given out any more; who waits for a
+    /// change gets `Cancelled`; what is open stays readable. Blocks.
+    pub fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.budget.close();
+        let _house = self.house.lock().expect("no panic while the stage keeps house");
+        if let Err(error) = self.journal.close() {
+            tracing::warn!(code = "stage-journal-unhealthy", %error, "the journal could not be ended in order");
+        }
+        self.files.close();
+        self.lock.lock().expect("no panic while the lock of the stage is taken").take();
+        self.table().end_all();
+        self.wake.notify_waiters();
+    }
+
+    /// Changes table and journal in one step, and writes what was added.
+    fn note(&self, work: impl FnOnce(&mut Table, &Journal)) {
+        work(&mut self.table(), &self.journal);
+        self.journal.write_kept();
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(Error::new(ErrorKind::Cancelled, "use the stage", "the node is being stopped")),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic while the table of the stage is held")
+    }
+
+    pub(crate) fn recovered(&self) -> MutexGuard<'_, Vec<Recovered>> {
+        self.recovered.lock().expect("no panic while the list of recovered files is held")
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").field("directory", &self.parts.config.directory).finish_non_exhaustive()
+    }
+}
+
+/// The file of a new change.
+struct New {
+    file: StagedFile,
+    size: u64,
+    /// Its content, where the journal has it as well.
+    data: Option<Bytes>,
+}
+
+fn new_change(
+    written: Written,
+    new: Option<New>,
+    operation: OperationId,
+    admission: Admission,
+    home: &Slot,
+    now_ms: i64,
+) -> Arc<Change> {
+    let content = match &new {
+        Some(new) => Content::Put { size: new.size, metadata: written.metadata },
+        None => Content::Remove,
+    };
+    let file = new.map(|New { file, data, .. }| {
+        data.inspect(|data| file.is_in_journal(data, home));
+        file
+    });
+    let parts = ChangeParts {
+        operation,
+        target: written.target,
+        content,
+        durability: written.durability,
+        modified_ms: written.modified_ms,
+        committed_ms: now_ms,
+        file,
+    };
+    let ending = admission.ending();
+    let mut progress = Progress::new(admission.base, Phase::Admitted, Slot::clone(home));
+    progress.replaces = admission.replaced;
+    Change::new(parts, progress, ending)
+}

@@ -1,0 +1,76 @@
+//! What people are told of the stage.
+
+use serde::{Deserialize, Serialize};
+
+/// Failures and conflicts that are named at most.
+pub(crate) const NAMED_MAX: usize = 16;
+
+/// What the sources have not got yet, and what is in the way.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct StageStatus {
+    /// Changes (files and removals) that their source has not got, without those in conflict.
+    pub files: u64,
+    /// Bytes of the files among them.
+    pub bytes: u64,
+    /// When the oldest of them was committed, milliseconds since the Unix epoch.
+    pub oldest_ms: Option<i64>,
+    /// Some of those that failed, oldest first.
+    pub failures: Vec<Failing>,
+    /// Changes in conflict: their bytes are kept.
+    pub conflicts: u64,
+    /// Bytes of the files among them.
+    pub conflict_bytes: u64,
+    /// Some of them, oldest first.
+    pub conflicted: Vec<Conflicted>,
+    /// Files that were never closed, found after a crash.
+    pub recovered: Vec<Recovered>,
+    /// Most bytes that the stage may hold.
+    pub size_bytes: u64,
+    /// Bytes in use: what waits, what is in conflict, what is being written.
+    pub used_bytes: u64,
+}
+
+/// A change that could not be brought yet, and is tried again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failing {
+    /// Attachment through which it was written.
+    pub attachment: String,
+    /// Full key; bytes that are no plain text as `\xNN`.
+    pub key: String,
+    /// Tries so far.
+    pub tries: u32,
+    /// Code of the last failure.
+    pub code: String,
+    /// The last failure.
+    pub reason: String,
+}
+
+/// A change that would have replaced a version it never saw, or whose bytes are lost.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Conflicted {
+    /// Its name, for whatever resolves it.
+    pub operation: String,
+    /// Attachment through which it was written.
+    pub attachment: String,
+    /// Full key; bytes that are no plain text as `\xNN`.
+    pub key: String,
+    /// Bytes of its file; `None` for a removal.
+    pub size: Option<u64>,
+    /// When it was committed, milliseconds since the Unix epoch.
+    pub committed_ms: i64,
+    /// `conflict`; `corrupt` when its bytes are lost.
+    pub code: String,
+    /// What is in the way.
+    pub reason: String,
+}
+
+/// A file that was being written when the node was stopped, and that nobody closed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Recovered {
+    /// Where it is now.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// When it was found, milliseconds since the Unix epoch.
+    pub found_ms: i64,
+}

@@ -1,0 +1,14 @@
+//! What the stage promises, tried from outside.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "these are tests, their support included")]
+
+mod bringing;
+mod budget;
+mod committing;
+mod damage;
+mod faults;
+mod journal;
+mod overlay;
+mod power;
+mod restart;
+mod support;
