@@ -76,7 +76,8 @@ impl Files {
                 Ok(descriptor) => {
                     return Ok((StagedFile::new(self, name, self.names.note(), Proof::Synced), descriptor));
                 }
-                // A start that wrote no record had the same epoch, and its file could not be removed.
+                // A start that wrote no record had the same epoch. What it left here stays where it has been set aside
+                // already under a second name: a rename from one name of a file to another does nothing.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.failed("make", &path, &error)),
             }
