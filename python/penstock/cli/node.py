@@ -76,13 +76,18 @@ def down() -> None:
     not in its source yet is told, stays on this machine, and is uploaded by the next node.
     """
     from penstock.cli import backlog, connection
+    from penstock.errors import PenstockError
 
     pid = connection.running_pid()
     if pid is None:
         output.say("no node runs")
         return
     control = connection.control(start=False)
-    left = backlog.left_behind(control.status()["stage"])
+    try:
+        left = backlog.left_behind(control.status()["stage"])
+    except PenstockError as error:
+        # A node that cannot tell is stopped all the same.
+        left = f"what is not in its source yet could not be told: {error.reason}"
     control.shutdown()
     connection.wait_until_stopped(STOP_TIMEOUT_S)
     output.say(f"node stopped (pid {pid})")
