@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from benchmarks.peers.mounting import Mount, Peer, Place, mounted
@@ -144,11 +144,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def attach(client: Client, store: Store, path: str, bucket: str = BUCKET, way: str = "auto") -> None:
+def attach(client: Client, store: Store, path: str, bucket: str = BUCKET, **options: Any) -> None:
     """Attaches a bucket of a remote, without keys; facts are believed for the whole run."""
-    url, endpoint = f"s3://{bucket}/", store.endpoint
-    wanted = request(url, path, endpoint=endpoint, credentials="anonymous", freshness="1h", way=way)
-    _controls[client].attach(wanted)
+    reaching = {"endpoint": store.endpoint, "credentials": "anonymous", "freshness": "1h"}
+    _controls[client].attach(request(f"s3://{bucket}/", path, **reaching, **options))
 
 
 def penstock(client: Client, *arguments: str) -> None:

@@ -9,7 +9,8 @@ use crate::cursor::Cursor;
 use crate::flights::{Flights, Stale};
 use crate::hot::{Hot, HotFact, hot};
 use crate::keymap::{self, Place};
-use crate::known::{self, Answer, Fact};
+use crate::known::{self, Answer, Covering, Fact};
+use crate::laid_rows::changes_below;
 use crate::named;
 use crate::present::{self, Directory};
 use crate::scan::Sight;
@@ -259,8 +260,7 @@ impl View {
         let now = self.parts.catalog.timeline.now();
         let mut best = self.kept(&place).filter(|fact| self.believes(fact));
         for covering in self.covering(&directory).ok()? {
-            // An empty listing of a directory may be the listing of a file.
-            if !is_fresh(self.parts.freshness, covering.sight.sent, now) || covering.listing.entries == 0 {
+            if !is_fresh(self.parts.freshness, covering.sight.sent, now) || self.may_be_of_a_file(&covering, &directory) {
                 continue;
             }
             match known::look_up(&covering.sight, &place, attached) {
@@ -270,6 +270,12 @@ impl View {
         }
         best.filter(|fact| self.believes_listing(fact))
             .filter(|fact| doubted.is_none_or(|key| !self.parts.scope.doubts(&key, fact.sent)))
+    }
+
+    /// An empty listing of a directory may be the listing of a file, unless something was written into it here.
+    fn may_be_of_a_file(&self, covering: &Covering, directory: &[u8]) -> bool {
+        let written = || self.overlay().is_some_and(|overlay| changes_below(&**overlay, directory).next().is_some());
+        covering.listing.entries == 0 && !written()
     }
 
     /// What is kept on disk of this name alone.

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Attached {
     pub spec: AttachmentSpec,
     pub path: TreePath,
+    /// What of the source's facts it may see: see [`penstock_source::credential_scope`].
+    pub scope: Arc<str>,
     pub view: Arc<View>,
     pub source: Arc<dyn Source>,
     pub origins: Vec<Arc<dyn Origin>>,

@@ -170,20 +170,19 @@ fn copy_all(slots: Vec<Slot<'_>>) -> Vec<Copied<'_>> {
 
 fn copy(slot: Slot<'_>) -> Copied<'_> {
     let position = slot.position;
-    match slot.file.extent() {
-        Some(extent) => match extent.read_verified(slot.range, slot.out) {
-            Ok(()) => {
-                let metrics = &slot.file.engine.parts.metrics;
-                metrics.read_bytes.inc_by(slot.range.len());
-                metrics.cache_hit_bytes.inc_by(slot.range.len());
-                (position, Ok(()))
-            }
-            Err(error) => (position, Err((slot, error))),
-        },
-        None => {
-            let error = Error::new(ErrorKind::NoSpace, "copy cached bytes", "they are not cached");
-            (position, Err((slot, error)))
+    let copied = match slot.file.store() {
+        Store::Cached(extent) => extent.read_verified(slot.range, slot.out),
+        Store::Staged(file) => file.read(slot.range, slot.out),
+        Store::Scratch(_) => Err(Error::new(ErrorKind::NoSpace, "copy cached bytes", "they are not cached")),
+    };
+    match copied {
+        Ok(()) => {
+            let metrics = &slot.file.engine.parts.metrics;
+            metrics.read_bytes.inc_by(slot.range.len());
+            metrics.cache_hit_bytes.inc_by(slot.range.len());
+            (position, Ok(()))
         }
+        Err(error) => (position, Err((slot, error))),
     }
 }
 
@@ -219,6 +218,7 @@ impl OpenFile {
         match self.store() {
             Store::Cached(extent) => tokio::task::block_in_place(|| extent.read_verified(range, out)),
             Store::Scratch(scratch) => scratch.read(range, out),
+            Store::Staged(file) => file.read(range, out),
         }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Engine;
 use crate::open::{OpenFile, OpenOptions};
 use crate::pattern::ReadHint;
+use crate::write::is_staged;
 
 /// Bytes checked in one step: bounds the memory of a verify.
 const VERIFY_STEP: u64 = 4 * 1024 * 1024;
@@ -131,12 +132,16 @@ impl Engine {
         let file = self.pin_for_look(path).await.map_err(|error| error.during(format!("explain {path}")))?;
         let (attached, object, size) = file;
         let extent = self.cache.get(&object);
-        let complete = extent.as_ref().is_some_and(|extent| extent.is_complete());
+        let complete = self.is_complete(&object);
         let absent =
             |extent: &Arc<Extent>| -> u64 { extent.missing(ByteRange::new(0, size)).iter().map(ByteRange::len).sum() };
-        let cached_bytes = extent.as_ref().map_or(0, |extent| size - absent(extent));
+        let staged = is_staged(&object.version);
+        let cached_bytes = if staged { size } else { extent.as_ref().map_or(0, |extent| size - absent(extent)) };
         let pinned = self.pins()(&object);
         let reason = match (complete, cached_bytes) {
+            _ if staged => {
+                "it was written here and is not in the source yet: penstock persist waits for that".to_string()
+            }
             (true, _) if pinned => "all of it is cached and a pin keeps it".to_string(),
             (true, _) => "all of it is cached; eviction may drop it when space is needed".to_string(),
             (false, 0) => "this version was never read, or was evicted".to_string(),
@@ -211,6 +216,7 @@ impl Engine {
             }
             engine.cache.make_durable_step();
             engine.cache.scrub_step(SCRUB_PAGES_MAX);
+            engine.stage.expire(engine.catalog.now());
         });
         if let Err(error) = done.await {
             tracing::error!(%error, "housekeeping ended early");
@@ -238,7 +244,7 @@ impl OpenFile {
         let size = self.size();
         let absent = |file: &OpenFile| -> u64 { file.missing_bytes() };
         let before = absent(self);
-        if self.extent().is_none() {
+        if self.extent().is_none() && !self.is_complete() {
             return Err(Error::new(ErrorKind::NoSpace, format!("preload {}", self.path()), "the cache cannot take it")
                 .advise("raise cache.size, or read it without preloading")
                 .fact("size", size));
@@ -257,8 +263,8 @@ impl OpenFile {
     }
 }
 
-/// Whether a pinned key covers `key`: the same object, or a directory above it.
-fn covers(pinned: &[u8], key: &[u8]) -> bool {
+/// Whether a key covers another: the same object, or a directory above it.
+pub(crate) fn covers(pinned: &[u8], key: &[u8]) -> bool {
     let rest = match key.strip_prefix(pinned) {
         Some(rest) => rest,
         None => return false,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule};
 use penstock_catalog::{Catalog, Item};
 use penstock_source::{Probe, SourceParts, credential_scope};
+use penstock_stage::{Stage, StageParts, StageStatus};
 use penstock_types::{
     AttachmentSpec, Clock, Disk, Error, ErrorKind, ListRequest, Metrics, NodeConfig, Priority, Result, Source,
     SourceSpec, TreePath,
@@ -14,12 +15,14 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 
 use crate::ahead::Ahead;
+use crate::announce::Watchers;
 use crate::attachment::{Attached, AttachmentStatus, Health, SourceOrigin};
 use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
 use crate::transfer::Carrier;
 use crate::tree::Tree;
 use crate::walks::Walks;
+use crate::write::{Lookups, keep_uploading};
 
 /// Files that a sample looks at, at most, and how long it waits for them: nothing depends on it but speed.
 const SAMPLE_FILES: usize = 1000;
@@ -34,6 +37,9 @@ pub struct Engine {
     pub(crate) carrier: Arc<Carrier>,
     pub(crate) ahead: Ahead,
     pub(crate) walks: Walks,
+    pub(crate) stage: Arc<Stage>,
+    pub(crate) lookups: Lookups,
+    pub(crate) watchers: Watchers,
     pub(crate) pins: Mutex<PinRule>,
 }
 
@@ -70,6 +76,8 @@ pub struct EngineStatus {
     pub attachments: Vec<AttachmentStatus>,
     /// Tiers, bytes, health.
     pub cache: CacheUsage,
+    /// What the sources have not got yet.
+    pub stage: StageStatus,
     /// Bytes found in the cache ÷ bytes lent or served; `None` before the first read.
     pub hit_ratio: Option<f64>,
     /// The memory budget, bytes.
@@ -101,8 +109,19 @@ impl Engine {
         let carrier = Carrier::new(parts.runtime.clone(), budget, deadline);
         let ahead = Ahead::new(config.memory_budget_bytes);
         let pins: PinRule = Arc::new(|_| false);
+        let stage = Stage::open(StageParts {
+            config: config.stage.clone(),
+            clock: Arc::clone(&parts.clock),
+            disk: Arc::clone(&parts.disk),
+            metrics: parts.metrics.clone(),
+            seed: parts.seed,
+        })?;
         let (tree, walks, pins) = (Tree::default(), Walks::default(), Mutex::new(pins));
-        Ok(Arc::new(Self { tree, cache, catalog, carrier, ahead, walks, pins, parts }))
+        let (lookups, watchers, runtime) = (Lookups::default(), Watchers::default(), parts.runtime.clone());
+        let engine =
+            Arc::new(Self { tree, cache, catalog, carrier, ahead, walks, stage, lookups, watchers, pins, parts });
+        runtime.spawn(keep_uploading(Arc::downgrade(&engine)));
+        Ok(engine)
     }
 
     /// Puts a source at a path. With `probe` it is asked first, within the attach deadline, and an answer that
@@ -143,20 +162,20 @@ impl Engine {
         probe: Option<Probe>,
     ) -> Result<Arc<Attached>> {
         let path = TreePath::parse(&spec.path)?;
-        let scope = credential_scope(&spec.source);
-        let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness);
+        let scope: Arc<str> = credential_scope(&spec.source).into();
+        let overlay = Some(self.stage.overlay(&scope));
+        let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness, overlay);
         let origins: Vec<Arc<dyn penstock_types::Origin>> = vec![Arc::new(SourceOrigin(Arc::clone(&source)))];
         let health = Health::new(Arc::clone(&self.parts.clock));
-        Ok(Arc::new(Attached { path, view, origins, source, probe, health, spec }))
+        Ok(Arc::new(Attached { path, scope, view, origins, source, probe, health, spec }))
     }
 
     /// Takes the attachment at `path` out of the tree. Open files go on; what is cached stays. Listings that no other
     /// attachment may look at are forgotten.
     pub fn detach(&self, path: &TreePath) -> Result<()> {
         let removed = self.tree.remove(path)?;
-        let scope = credential_scope(&removed.spec.source);
-        if !self.tree.all().iter().any(|other| credential_scope(&other.spec.source) == scope) {
-            self.catalog.forget_scope(&scope);
+        if !self.tree.all().iter().any(|other| other.scope == removed.scope) {
+            self.catalog.forget_scope(&removed.scope);
         }
         Ok(())
     }
@@ -216,6 +235,7 @@ impl Engine {
         EngineStatus {
             attachments: self.attachments(),
             cache: self.cache.usage(),
+            stage: self.stage.status(),
             hit_ratio,
             memory_budget_bytes: self.parts.config.memory_budget_bytes,
             metrics: metrics.snapshot().into_iter().collect(),
@@ -326,6 +346,7 @@ impl Engine {
 
     /// Flushes what is only in memory. Open files go on; nothing new is remembered afterwards.
     pub fn close(&self) {
+        self.stage.close();
         self.cache.close();
         self.catalog.close();
     }

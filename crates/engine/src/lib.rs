@@ -5,9 +5,12 @@
 //!
 //! ```text
 //! path ─ tree ─▶ catalog (which version?) ─▶ cache (which pages?) ─▶ transfer ─▶ origins ─▶ source
+//!                   ▲ overlay
+//! write ─ tree ─▶ stage (journal, acknowledged) ─▶ upload ─▶ source, and the staged file into the cache
 //! ```
 
 mod ahead;
+mod announce;
 mod attachment;
 mod batch;
 mod budget;
@@ -22,6 +25,7 @@ mod snapshot;
 mod transfer;
 mod tree;
 mod walks;
+mod write;
 
 pub use attachment::AttachmentStatus;
 pub use batch::BatchItem;
@@ -32,4 +36,6 @@ pub use open::{OpenFile, OpenOptions, Ready};
 pub use pattern::ReadHint;
 pub use penstock_cache::{CacheEntry, CacheUsage, RealDisk};
 pub use penstock_catalog::{Change, Snapshot, SnapshotFacts};
+pub use penstock_stage::StageStatus;
 pub use snapshot::{Frozen, ImageOptions, attachment_of};
+pub use write::{WriteOptions, Writing};

@@ -13,7 +13,8 @@ use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::pattern::{Pattern, Plan, ReadHint};
 use crate::scratch::{self, Scratch};
-use crate::transfer::{Ahead, Store, Transfer};
+use crate::transfer::{Ahead, StagedFile, Store, Transfer};
+use crate::write::is_staged;
 
 /// Objects up to this size are fetched whole inside `open`: their first read then needs no further talk.
 pub const WHOLE_MAX: u64 = 1024 * 1024;
@@ -89,8 +90,13 @@ impl Holding {
         Ok(Self { store, lease: None, transfer: None, ahead: None, pattern: Pattern::default() })
     }
 
+    fn staged(file: StagedFile) -> Self {
+        let store = Store::Staged(Arc::new(file));
+        Self { store, lease: None, transfer: None, ahead: None, pattern: Pattern::default() }
+    }
+
     fn descriptor(&self) -> Arc<OwnedFd> {
-        match (&self.lease, self.store.scratch_descriptor()) {
+        match (&self.lease, self.store.own_descriptor()) {
             (_, Some(descriptor)) => descriptor,
             (Some(lease), None) => Arc::clone(lease.descriptor()),
             (None, None) => unreachable!("a cached file is held by its lease"),
@@ -112,21 +118,29 @@ impl Engine {
     pub(crate) fn is_cached(&self, path: &TreePath) -> bool {
         let Some((attached, inner)) = self.tree.find(path) else { return false };
         let Some(Ok(Item::File { key, attributes })) = attached.view.stat_cached(&inner) else { return false };
-        let extent = self.cache.get(&object_id(&attached, key, &attributes.version));
-        extent.is_some_and(|extent| extent.is_complete())
+        self.is_complete(&object_id(&attached, key, &attributes.version))
     }
 
-    /// The object version as a file, where it is completely in the cache.
+    /// Whether every byte of an object version is here: in the cache, or staged.
+    pub(crate) fn is_complete(&self, object: &ObjectId) -> bool {
+        is_staged(&object.version) || self.cache.get(object).is_some_and(|extent| extent.is_complete())
+    }
+
+    /// The object version as a file, where it is completely in the cache or staged.
     pub(crate) fn lend_complete(self: &Arc<Self>, target: &Target) -> Option<OpenFile> {
-        let extent = self.cache.get(&target.object).filter(|extent| extent.is_complete())?;
-        let lease = extent.lend().ok()?;
+        let holding = if is_staged(&target.object.version) {
+            Holding::staged(self.staged_file(target).ok()?)
+        } else {
+            let extent = self.cache.get(&target.object).filter(|extent| extent.is_complete())?;
+            Holding::cached(extent.lend().ok()?)
+        };
         let metrics = &self.parts.metrics;
         metrics.opens.inc();
         metrics.open_hits.inc();
         metrics.read_bytes.inc_by(target.attributes.size);
         metrics.cache_hit_bytes.inc_by(target.attributes.size);
         self.ahead.note_hit(self, &target.attached, &target.inner);
-        Some(self.open_file(target.clone(), Priority::Foreground, Holding::cached(lease)))
+        Some(self.open_file(target.clone(), Priority::Foreground, holding))
     }
 
     /// Opens exactly this object version, which need not be what its path means now. A small file is complete when
@@ -163,7 +177,14 @@ impl Engine {
         self.parts.metrics.opens.inc();
         let mut attempt = 1;
         loop {
-            let file = self.pin(path, options, attempt > 1).await?;
+            let file = match self.pin(path, options, attempt > 1).await {
+                // What was staged when its name was looked up is in the source by now.
+                Err(error) if gone_with_any_version(&error, options) && attempt < RESOLVE_ATTEMPTS => {
+                    attempt += 1;
+                    continue;
+                }
+                pinned => pinned?,
+            };
             if options.priority == Priority::Foreground {
                 self.ahead.note_miss(self, &file.attached, &file.inner);
             }
@@ -183,9 +204,11 @@ impl Engine {
         let (attached, inner) = self.attachment_of_file(path)?;
         let (key, mut attributes) = self.resolve_file(path, &attached, &inner, again).await?;
         if let Some(version) = options.version.as_ref().filter(|version| **version != attributes.version) {
-            let kept = self.cache.get(&object_id(&attached, key.clone(), version));
-            let kept = kept.filter(|extent| extent.is_complete()).ok_or_else(|| stale(path, version))?;
-            attributes = ObjectAttributes { size: kept.size(), modified_ms: 0, version: version.clone() };
+            let object = object_id(&attached, key.clone(), version);
+            let kept = self.cache.get(&object).filter(|extent| extent.is_complete()).map(|extent| extent.size());
+            let kept = kept.or_else(|| self.staged(&attached, &object)?.size());
+            let size = kept.ok_or_else(|| stale(path, version))?;
+            attributes = ObjectAttributes { size, modified_ms: 0, version: version.clone() };
         }
         let object = object_id(&attached, key, &attributes.version);
         self.hold(Target { path: path.clone(), attached, inner, object, attributes }, options.priority)
@@ -224,6 +247,10 @@ impl Engine {
     }
 
     fn hold(self: &Arc<Self>, target: Target, priority: Priority) -> Result<OpenFile> {
+        if is_staged(&target.object.version) {
+            let holding = Holding::staged(self.staged_file(&target)?);
+            return Ok(self.open_file(target, priority, holding));
+        }
         let size = target.attributes.size;
         // The first lend after an unclean boot reads every page of the extent.
         let leased = tokio::task::block_in_place(|| self.lease(&target.object, size));
@@ -385,7 +412,7 @@ impl OpenFile {
             let (carrier, origins) = (&self.engine.carrier, &self.attached.origins);
             match &store {
                 Store::Cached(extent) => carrier.transfer_into(extent, origins),
-                Store::Scratch(_) => carrier.transfer(self.object.clone(), store.clone(), origins),
+                Store::Scratch(_) | Store::Staged(_) => carrier.transfer(self.object.clone(), store.clone(), origins),
             }
         });
         let transfer = Arc::clone(transfer);
@@ -408,6 +435,11 @@ impl OpenFile {
     }
 }
 
+/// Whether a version was gone that nobody asked for by name.
+fn gone_with_any_version(error: &Error, options: &OpenOptions) -> bool {
+    error.kind() == ErrorKind::StaleVersion && options.version.is_none()
+}
+
 /// Whether the bytes can still be served, without the cache.
 pub(crate) fn cannot_cache(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Disk)
@@ -417,11 +449,11 @@ pub(crate) fn object_id(attached: &Attached, key: ObjectKey, version: &Version) 
     ObjectId { source: attached.source.id().clone(), key, version: version.clone() }
 }
 
-fn is_a_directory(path: &TreePath) -> Error {
+pub(crate) fn is_a_directory(path: &TreePath) -> Error {
     Error::new(ErrorKind::IsADirectory, format!("open {path}"), "it is a directory").advise("name a file in it")
 }
 
-fn stale(path: &TreePath, version: &Version) -> Error {
+pub(crate) fn stale(path: &TreePath, version: &Version) -> Error {
     Error::new(ErrorKind::StaleVersion, format!("read {path}"), "the version that was opened is gone from the source")
         .advise("open it again for the new version")
         .fact("version", version)

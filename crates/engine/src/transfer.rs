@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use penstock_cache::Extent;
 use penstock_types::{ByteRange, Error, ErrorKind, ObjectBody, ObjectId, Origin, PAGE_SIZE, Priority, Result};
+use rustix::io::pread;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -36,12 +37,43 @@ pub enum Store {
     Cached(Arc<Extent>),
     /// A window in memory.
     Scratch(Arc<Scratch>),
+    /// A file of the stage: all of it is there.
+    Staged(Arc<StagedFile>),
+}
+
+/// What was written here and is read before the source has it.
+pub struct StagedFile {
+    /// Read-only.
+    pub descriptor: Arc<OwnedFd>,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl StagedFile {
+    /// Fills `out` with the bytes of `range`, which is inside the file.
+    pub fn read(&self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < out.len() {
+            let read =
+                rustix::io::retry_on_intr(|| pread(&self.descriptor, &mut out[done..], range.start + done as u64));
+            let failed = |reason: String| Error::new(ErrorKind::Disk, "read a staged file", reason);
+            match read.map_err(|error| failed(error.to_string()))? {
+                0 => return Err(failed("it is shorter than it was when it was closed".to_owned())),
+                length => done += length,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Store {
     /// Whether every byte is there to stay.
     pub fn is_complete(&self) -> bool {
-        matches!(self, Store::Cached(extent) if extent.is_complete())
+        match self {
+            Store::Cached(extent) => extent.is_complete(),
+            Store::Scratch(_) => false,
+            Store::Staged(_) => true,
+        }
     }
 
     /// Contiguous present bytes from `offset`.
@@ -49,6 +81,7 @@ impl Store {
         match self {
             Store::Cached(extent) => extent.present_run(offset),
             Store::Scratch(scratch) => scratch.present_run(offset),
+            Store::Staged(file) => ByteRange::new(offset, file.size.max(offset)),
         }
     }
 
@@ -57,13 +90,14 @@ impl Store {
         match self {
             Store::Cached(extent) => extent.missing(range),
             Store::Scratch(scratch) => scratch.missing(range),
+            Store::Staged(_) => Vec::new(),
         }
     }
 
     /// What of `range` is kept when it arrives.
     fn kept(&self, range: ByteRange) -> ByteRange {
         match self {
-            Store::Cached(_) => range,
+            Store::Cached(_) | Store::Staged(_) => range,
             Store::Scratch(scratch) => scratch.kept(range),
         }
     }
@@ -72,14 +106,16 @@ impl Store {
         match self {
             Store::Cached(extent) => extent.fill(offset, data),
             Store::Scratch(scratch) => scratch.fill(offset, data, held),
+            Store::Staged(_) => Err(Error::new(ErrorKind::Internal, "fill a staged file", "it is whole already")),
         }
     }
 
-    /// The scratch's own descriptor; extents lend theirs.
-    pub fn scratch_descriptor(&self) -> Option<Arc<OwnedFd>> {
+    /// The store's own descriptor; extents lend theirs.
+    pub fn own_descriptor(&self) -> Option<Arc<OwnedFd>> {
         match self {
             Store::Cached(_) => None,
             Store::Scratch(scratch) => Some(scratch.descriptor()),
+            Store::Staged(file) => Some(Arc::clone(&file.descriptor)),
         }
     }
 }

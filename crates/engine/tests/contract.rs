@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, their support included")]
 
+#[allow(dead_code, reason = "the other tests use the rest")]
 mod support;
 
 use std::os::fd::AsFd;

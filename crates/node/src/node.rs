@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use crate::allocator::give_large_buffers_back;
+use crate::allocator::{give_free_memory_back, give_large_buffers_back};
 use crate::answer::Service;
 use crate::arena::ArenaBudget;
 use crate::links::Links;
@@ -241,6 +241,8 @@ async fn keep_engine(engine: Arc<Engine>) {
     loop {
         ticks.tick().await;
         engine.tick().await;
+        // A panic in it would be one of the allocator itself.
+        let _ = tokio::task::spawn_blocking(give_free_memory_back).await;
     }
 }
 

@@ -207,11 +207,11 @@ impl Table {
     /// The source has a change: the next one replaces what it has now. `said` is the record that tells.
     pub fn apply_settled(&mut self, record: SettledRecord, home: Slot, said: u64) {
         let (operation, target) = (record.operation, record.target.clone());
-        if let Some(change) = self.changes.get(&operation).cloned() {
-            self.count(&change, -1);
+        let settled = self.changes.get(&operation).cloned();
+        if let Some(change) = &settled {
+            self.count(change, -1);
             self.schedule.remove(operation);
-            change.end(Ok(()));
-            self.leave(&change, said);
+            self.leave(change, said);
         }
         if let Some(expires) = record.expires {
             let key = Bytes::copy_from_slice(target.key.as_bytes());
@@ -222,6 +222,10 @@ impl Table {
         key.follow(operation, &record.settled.base());
         key.shown = Some(Shown { record, home });
         self.key_changed(&target);
+        // Last, so that who waited for it sees it.
+        if let Some(change) = settled {
+            change.end(Ok(()));
+        }
     }
 
     pub fn conflict(&mut self, change: &Change, error: Error, journal: &Journal) {
@@ -243,11 +247,11 @@ impl Table {
             progress.base.clone()
         };
         self.count(&change, 1);
-        change.end(Err(error));
         let key = self.key_mut(change.target());
         key.take(operation);
         key.follow(operation, &base);
         self.key_changed(change.target());
+        change.end(Err(error));
     }
 
     pub fn fail(&mut self, change: &Change, error: Error, now: Duration) {

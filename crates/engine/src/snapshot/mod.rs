@@ -45,8 +45,8 @@ impl Engine {
     /// Cost: about one request per 1,000 files, many at once.
     ///
     /// # Errors
-    /// `NotFound`, `NotADirectory`; `Unsupported` where another attachment lies below; `NoSpace`, `Disk`; what the
-    /// source says.
+    /// `NotFound`, `NotADirectory`; `Unsupported` where another attachment lies below; `Busy` while something written
+    /// below is not in the source; `NoSpace`, `Disk`; what the source says.
     pub async fn create_snapshot(self: &Arc<Self>, path: &TreePath, name: &str, file: &Path) -> Result<SnapshotFacts> {
         let (attached, inner) = self.tree.find(path).ok_or_else(|| nothing_attached(path))?;
         if let Some(nested) = self.tree.below(path).first() {
@@ -54,6 +54,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Unsupported, format!("freeze {path}"), reason)
                 .advise(format!("make one snapshot of {} and one of each directory beside it", nested.path)));
         }
+        self.check_persisted(path)?;
         let key = attached.view.key_of(&inner)?;
         let prefix = if inner.is_empty() { key } else { key.join(b"/") };
         let facts = SnapshotFacts {
@@ -71,7 +72,7 @@ impl Engine {
         let mut writer = SnapshotWriter::new(made.writer()?, facts)?;
         let mut after = None;
         loop {
-            let page = attached.view.walk(&inner, after.as_deref(), PAGE_NAMES);
+            let page = attached.view.walk_source(&inner, after.as_deref(), PAGE_NAMES);
             let page = self.timely(&attached, path, page).await;
             let page = page.map_err(|error| error.during(format!("freeze {path}")))?;
             page.items.iter().try_for_each(|item| writer.push(item))?;

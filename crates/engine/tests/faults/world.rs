@@ -10,7 +10,7 @@ use penstock_source::{SourceParts, decorate};
 use penstock_testkit::{Fault, FaultyDisk, FaultySource, ManualClock, SourceCall, oracle};
 use penstock_types::{
     AttachmentSpec, CacheConfig, DeadlineConfig, ErrorKind, Freshness, Metrics, NodeConfig, ObjectKey, Precondition,
-    PutRequest, Result, Source, SourceConfig, SourceSpec, TierConfig, TreePath,
+    PutRequest, Result, Source, SourceConfig, SourceSpec, StageConfig, TierConfig, TreePath,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -116,6 +116,7 @@ impl<'a> World<'a> {
             source: self.corpus.spec.clone(),
             prefix: String::new(),
             freshness: self.policy.freshness,
+            write: None,
         };
         engine.attach_source(spec, Arc::clone(&self.source), None)?;
         Ok(engine)
@@ -178,6 +179,11 @@ impl<'a> World<'a> {
                 free_space_floor: 0.0,
                 scrub_interval_days: 1.0,
                 allow_network_filesystem: false,
+            },
+            stage: StageConfig {
+                directory: home.join("stage"),
+                size_bytes: self.policy.tier_bytes,
+                recovery_days: 7.0,
             },
             memory_budget_bytes: self.policy.memory_bytes,
             deadlines: DeadlineConfig { foreground_s: deadline_s, attach_s: deadline_s },

@@ -1,14 +1,15 @@
 //! A real engine over a temporary directory and a memory source that the test can change from outside.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_engine::{Engine, EngineParts, RealDisk};
 use penstock_source::SourceParts;
 use penstock_testkit::{ManualClock, oracle};
 use penstock_types::{
-    AttachmentSpec, CacheConfig, DeadlineConfig, Freshness, Metrics, NodeConfig, ObjectKey, Precondition, PutRequest,
-    Source, SourceConfig, SourceSpec, TierConfig, TreePath,
+    AttachmentSpec, CacheConfig, DeadlineConfig, Durability, Freshness, Metrics, NodeConfig, ObjectKey, Precondition,
+    PutRequest, Source, SourceConfig, SourceSpec, StageConfig, TierConfig, TreePath, WriteSpec,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -53,6 +54,7 @@ impl Bench {
                 scrub_interval_days: 0.0,
                 allow_network_filesystem: false,
             },
+            stage: StageConfig { directory: home.path().join("stage"), size_bytes: 1 << 30, recovery_days: 7.0 },
             memory_budget_bytes: setup.memory_bytes,
             deadlines: DeadlineConfig { foreground_s: setup.deadline_s, attach_s: 5.0 },
             source: SourceConfig { max_requests: 64, max_attempts: 3, max_bytes_per_s: None },
@@ -68,6 +70,28 @@ impl Bench {
         let engine = engine(&config, &metrics, &clock, &runtime);
         let attachment = attachment("/data", spec, setup.freshness);
         runtime.block_on(engine.attach(attachment, true)).unwrap();
+        Self { engine, outside, metrics, clock, runtime, home, config }
+    }
+
+    /// The source of `/data`.
+    pub fn source_spec(&self) -> SourceSpec {
+        self.engine.attachments()[0].spec.source.clone()
+    }
+
+    /// Ends the engine and starts another on the same home, with `/data` attached.
+    pub fn restart(self) -> Self {
+        let Self { engine: ended, outside, metrics, clock, runtime, home, config } = self;
+        let data = ended.attachments().remove(0).spec;
+        ended.close();
+        let gone = Arc::downgrade(&ended);
+        drop(ended);
+        let catalog = std::fs::File::open(config.state_directory.join("catalog.redb")).unwrap();
+        while gone.strong_count() > 0 || catalog.try_lock().is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(catalog);
+        let engine = engine(&config, &metrics, &clock, &runtime);
+        runtime.block_on(engine.attach(data, true)).unwrap();
         Self { engine, outside, metrics, clock, runtime, home, config }
     }
 
@@ -88,7 +112,8 @@ impl Bench {
 }
 
 pub fn attachment(path: &str, source: SourceSpec, freshness: Freshness) -> AttachmentSpec {
-    AttachmentSpec { id: path.into(), path: path.into(), source, prefix: String::new(), freshness }
+    let write = Some(WriteSpec { durability: Durability::Local, single_writer: false });
+    AttachmentSpec { id: path.into(), path: path.into(), source, prefix: String::new(), freshness, write }
 }
 
 pub fn engine(config: &NodeConfig, metrics: &Metrics, clock: &Arc<ManualClock>, runtime: &Runtime) -> Arc<Engine> {

@@ -1,0 +1,258 @@
+//! Writing: a new content of a path is staged and acknowledged here, and brought into the source afterwards.
+//!
+//! ```text
+//! create ─▶ draft (the writer's own descriptor) ─ commit ─▶ stage + journal ─▶ acknowledged ─▶ upload ─▶ source
+//! ```
+
+mod lookups;
+mod persist;
+mod upload;
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use penstock_catalog::Item;
+use penstock_stage::{Base, Change, Draft, Target, Written};
+use penstock_types::{Durability, Error, ErrorKind, Laid, ObjectId, ObjectKey, Result, TreePath, Version, WriteSpec};
+
+use crate::attachment::Attached;
+use crate::engine::{Engine, nothing_attached};
+use crate::entry::Entry;
+use crate::open::{Target as Found, is_a_directory, stale};
+use crate::transfer::StagedFile;
+
+pub(crate) use lookups::Lookups;
+pub(crate) use upload::keep_uploading;
+
+/// Longest key that a store takes, bytes.
+const KEY_BYTES_MAX: usize = 1024;
+
+/// How to write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteOptions {
+    /// Only where nothing has the name.
+    pub exclusive: bool,
+    /// What a successful close promises; `None` is what the attachment says.
+    pub durability: Option<Durability>,
+}
+
+/// A content that is being written; nobody sees it before it is committed. Dropped without that, it is discarded.
+pub struct Writing {
+    engine: Arc<Engine>,
+    place: Place,
+    draft: Mutex<Option<Draft>>,
+    descriptor: Arc<OwnedFd>,
+}
+
+/// Where something is written, and what was there when the writing began.
+struct Place {
+    path: TreePath,
+    target: Target,
+    durability: Durability,
+    exclusive: bool,
+    base: Base,
+    /// What was staged or lately staged of the key then.
+    laid: Option<Laid>,
+}
+
+impl Engine {
+    /// Begins to write a file. At most one round trip, to learn what will be replaced.
+    ///
+    /// # Errors
+    /// `ReadOnly` where the attachment is; `AlreadyExists` with `exclusive`; `IsADirectory`, `NotADirectory`;
+    /// `NoSpace` when the stage stays full; what the source says when it is asked.
+    pub async fn create(self: &Arc<Self>, path: &TreePath, options: WriteOptions) -> Result<Writing> {
+        let action = || format!("write {path}");
+        let place = self.place(path, options).await.map_err(|error| error.during(action()))?;
+        let draft = tokio::task::block_in_place(|| self.stage.create(&place.target));
+        let draft = draft.map_err(|error| error.during(action()))?;
+        let descriptor = Arc::clone(draft.descriptor());
+        Ok(Writing { engine: Arc::clone(self), place, draft: Mutex::new(Some(draft)), descriptor })
+    }
+
+    /// Writes a small file as a whole: as [`Engine::create`] and [`Writing::commit`], with one sync in all.
+    ///
+    /// # Errors
+    /// As those.
+    pub async fn write_small(self: &Arc<Self>, path: &TreePath, data: Bytes, options: WriteOptions) -> Result<Entry> {
+        let action = || format!("write {path}");
+        let place = self.place(path, options).await.map_err(|error| error.during(action()))?;
+        let written = self.written(&place).map_err(|error| error.during(action()))?;
+        let committed = tokio::task::block_in_place(|| self.stage.commit_small(data, written));
+        self.acknowledge(&place, committed).await.map_err(|error| error.during(action()))
+    }
+
+    /// Removes a file. At most one round trip, to learn what is removed.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsADirectory`, `ReadOnly`; what the source says when it is asked.
+    pub async fn remove(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+        let action = || format!("remove {path}");
+        let place = self.place(path, WriteOptions::default()).await.map_err(|error| error.during(action()))?;
+        let base = self.base_now(&place);
+        if base == Base::Absent {
+            return Err(Error::new(ErrorKind::NotFound, action(), "nothing has that name"));
+        }
+        let (target, durability) = (place.target.clone(), place.durability);
+        let removed = tokio::task::block_in_place(|| self.stage.remove(target, base, durability));
+        let removed = removed.map_err(|error| error.during(action()))?;
+        self.announce(path).await;
+        self.promised(&removed).await.map_err(|error| error.during(action()))
+    }
+
+    /// The staged content of an object version.
+    ///
+    /// # Errors
+    /// `StaleVersion` when it is not staged any more.
+    pub(crate) fn staged_file(&self, found: &Found) -> Result<StagedFile> {
+        let Found { path, attached, object, .. } = found;
+        let change = self.staged(attached, object).ok_or_else(|| stale(path, &object.version))?;
+        let size = change.size().ok_or_else(|| stale(path, &object.version))?;
+        Ok(StagedFile { descriptor: change.open()?, size })
+    }
+
+    /// The change behind a staged version.
+    pub(crate) fn staged(&self, attached: &Attached, object: &ObjectId) -> Option<Arc<Change>> {
+        self.stage.find(&attached.scope, &object.key, &object.version)
+    }
+
+    /// Where `path` is written to, and what is there now.
+    async fn place(&self, path: &TreePath, options: WriteOptions) -> Result<Place> {
+        let (attached, inner) = self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
+            true => is_a_directory(path),
+            false => nothing_attached(path),
+        })?;
+        let durability = options.durability.unwrap_or(attached.writable(path)?.durability);
+        if inner.is_empty() || self.tree.is_directory(path) {
+            return Err(is_a_directory(path));
+        }
+        let key = check_key(path, &attached, attached.view.key_of(&inner))?;
+        let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
+        let found = self.look_before_writing(path, &attached, &inner).await?;
+        let base = match found {
+            Some(Item::Directory) => return Err(is_a_directory(path)),
+            Some(Item::File { .. }) if options.exclusive => return Err(taken(path)),
+            Some(Item::File { attributes, .. }) => base_of(&attributes.version),
+            None => Base::Absent,
+        };
+        let attachment = attached.spec.id.clone();
+        let target = Target { scope: Arc::clone(&attached.scope), attachment, key };
+        Ok(Place { path: path.clone(), target, durability, exclusive: options.exclusive, base, laid })
+    }
+
+    /// What a commit replaces: what was there when the writing began, unless this node has changed it since.
+    fn base_now(&self, place: &Place) -> Base {
+        let laid = self.stage.overlay(&place.target.scope).at(place.target.key.as_bytes());
+        match laid {
+            Some(laid) if Some(&laid) != place.laid.as_ref() => match &laid.attributes {
+                Some(attributes) => base_of(&attributes.version),
+                None => Base::Absent,
+            },
+            _ => place.base.clone(),
+        }
+    }
+
+    fn written(&self, place: &Place) -> Result<Written> {
+        let base = self.base_now(place);
+        if place.exclusive && base != Base::Absent {
+            return Err(taken(&place.path));
+        }
+        Ok(Written {
+            target: place.target.clone(),
+            base,
+            exclusive: place.exclusive,
+            durability: place.durability,
+            modified_ms: self.parts.clock.wall_ms(),
+            metadata: Vec::new(),
+        })
+    }
+
+    /// The entry of what was committed, once what its durability promises is so.
+    async fn acknowledge(&self, place: &Place, committed: Result<Arc<Change>>) -> Result<Entry> {
+        let change = committed?;
+        self.announce(&place.path).await;
+        self.promised(&change).await?;
+        let attributes = change.attributes().ok_or_else(|| stale(&place.path, &change.version()))?;
+        Ok(Entry::of(place.path.name(), Item::File { key: place.target.key.clone(), attributes }))
+    }
+}
+
+impl Writing {
+    /// Where the content goes: read and write, from offset 0 on.
+    pub fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.descriptor)
+    }
+
+    /// Takes room in the stage for content up to `to` bytes; may wait for uploads to free it. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace` when the stage stays full.
+    pub fn grow(&self, to: u64) -> Result<()> {
+        let draft = self.draft.lock().expect("no panic while a draft is looked at");
+        let draft = draft.as_ref().ok_or_else(|| self.committed_already())?;
+        draft.grow(to).map_err(|error| error.during(self.action()))
+    }
+
+    /// Makes what was written durable as declared, and visible.
+    ///
+    /// # Errors
+    /// What keeps it from being so; at `source` also what the source says within the deadline: the content is staged
+    /// then, and goes on being brought there.
+    pub async fn commit(&self) -> Result<Entry> {
+        let draft = self.draft.lock().expect("no panic while a draft is taken").take();
+        let draft = draft.ok_or_else(|| self.committed_already())?;
+        let during = |error: Error| error.during(self.action());
+        let written = self.engine.written(&self.place).map_err(during)?;
+        let committed = tokio::task::block_in_place(|| self.engine.stage.commit(draft, written));
+        self.engine.acknowledge(&self.place, committed).await.map_err(during)
+    }
+
+    fn action(&self) -> String {
+        format!("write {}", self.place.path)
+    }
+
+    fn committed_already(&self) -> Error {
+        Error::new(ErrorKind::InvalidInput, self.action(), "it was committed already")
+    }
+}
+
+impl Attached {
+    /// How it may be written.
+    fn writable(&self, path: &TreePath) -> Result<&WriteSpec> {
+        self.spec.write.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly, format!("write {path}"), format!("{} is attached read-only", self.path))
+                .advise(format!("penstock detach {0}, and attach it again with --writable", self.path))
+        })
+    }
+}
+
+/// Whether a version is that of a change which the source has not got.
+pub(crate) fn is_staged(version: &Version) -> bool {
+    penstock_stage::operation_of(version).is_some()
+}
+
+fn base_of(version: &Version) -> Base {
+    match penstock_stage::operation_of(version) {
+        Some(operation) => Base::Staged(operation),
+        None => Base::Version(version.clone()),
+    }
+}
+
+/// A key that the source can take.
+fn check_key(path: &TreePath, attached: &Attached, key: Result<ObjectKey>) -> Result<ObjectKey> {
+    let refuse = |reason: &str| Error::new(ErrorKind::InvalidInput, format!("write {path}"), reason);
+    let key = key.map_err(|_| refuse("no object can have that name").advise("choose a shorter or plainer name"))?;
+    if key.as_bytes().len() > KEY_BYTES_MAX {
+        return Err(refuse("its key would be longer than a store takes").fact("limit", KEY_BYTES_MAX));
+    }
+    if key.as_str().is_none() && !attached.source.capabilities().binary_keys {
+        return Err(refuse("its key would not be UTF-8, which the source needs"));
+    }
+    Ok(key)
+}
+
+fn taken(path: &TreePath) -> Error {
+    Error::new(ErrorKind::AlreadyExists, format!("write {path}"), "something has that name")
+        .advise("write with mode wb to replace it")
+}

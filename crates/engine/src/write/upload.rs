@@ -1,0 +1,380 @@
+//! Bringing what is staged into the source: oldest change of each key first, conditional on what it replaces, again
+//! and again until the source has it or somebody else's version is in the way.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use penstock_source::OPERATION_METADATA;
+use penstock_stage::{Base, Change, Content, Settled};
+use penstock_types::{
+    ByteRange, CompletedPart, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, PartInfo,
+    Precondition, PutRequest, Result, Source, UploadId,
+};
+use tokio::sync::Semaphore;
+
+use crate::attachment::Attached;
+use crate::engine::Engine;
+use crate::open::object_id;
+use crate::transfer::StagedFile;
+
+/// Changes that are brought at the same time.
+const CHANGES_AT_ONCE: usize = 32;
+/// Parts of one object that are on their way at the same time.
+const PARTS_AT_ONCE: usize = 16;
+/// Up to this size an object goes as one put.
+const PUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Size of a part, where that is not too many of them.
+const PART_BYTES: u64 = 8 * 1024 * 1024;
+/// Parts that an upload may have.
+const PARTS_MAX: u64 = 10_000;
+/// The uploader looks at least so often whether something waited long enough after a failure.
+const LOOK: Duration = Duration::from_millis(500);
+/// A change is shown over listings for so long beyond their freshness: one may be read to its end after it is stale.
+const SHOWN_LONGER_US: i64 = 600_000_000;
+
+/// What a change has become in the source.
+struct Stored {
+    attributes: ObjectAttributes,
+    /// CRC32C of each page that was sent; empty where parts of an earlier run were used.
+    sums: Vec<u32>,
+}
+
+/// Brings changes into their sources as long as the engine is there.
+pub(crate) async fn keep_uploading(engine: Weak<Engine>) {
+    let slots = Arc::new(Semaphore::new(CHANGES_AT_ONCE));
+    loop {
+        let Some(stage) = engine.upgrade().map(|engine| Arc::clone(&engine.stage)) else { return };
+        let woken = stage.wake().notified();
+        while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+            let (Some(change), Some(engine)) = (stage.next(), engine.upgrade()) else { break };
+            tokio::spawn(async move {
+                engine.bring(&change).await;
+                drop(slot);
+                engine.stage.wake().notify_waiters();
+            });
+        }
+        let _ = tokio::time::timeout(LOOK, woken).await;
+    }
+}
+
+impl Engine {
+    /// Brings one change, and tells the stage how that went.
+    async fn bring(self: &Arc<Self>, change: &Arc<Change>) {
+        let Some(attached) = self.attached_for(change) else {
+            let action = format!("upload {}", change.target().key);
+            let error = Error::new(ErrorKind::Unavailable, action, "its source is not attached")
+                .advise("attach the source again, writable, at any path");
+            self.stage.failed(change, error);
+            return;
+        };
+        let metrics = &self.parts.metrics;
+        let brought = match change.content() {
+            Content::Remove => self.bring_removal(&attached, change).await.map(|()| None),
+            Content::Put { size, .. } => self.bring_content(&attached, change, *size).await.map(Some),
+        };
+        attached.health.note(&brought);
+        match brought {
+            Ok(stored) => self.settle(&attached, change, stored).await,
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                metrics.conflicts.inc();
+                if let Some((upload, _)) = change.upload() {
+                    // Parts that nobody will complete; should that fail, the store's own rules remove them.
+                    let _ = attached.source.abort_upload(&change.target().key, &upload).await;
+                    self.stage.upload_lost(change);
+                }
+                self.stage.conflict(change, error);
+            }
+            Err(error) => {
+                metrics.upload_failures.inc();
+                self.stage.failed(change, error);
+            }
+        }
+    }
+
+    /// The source has the change: its bytes become the cached ones of the new version, and the stage lets go of it.
+    async fn settle(self: &Arc<Self>, attached: &Arc<Attached>, change: &Arc<Change>, stored: Option<Stored>) {
+        let settled = match stored {
+            None => Settled::Removed { moment: self.catalog.now() },
+            Some(Stored { attributes, sums }) => {
+                let object = object_id(attached, change.target().key.clone(), &attributes.version);
+                let (engine, known, size) = (Arc::clone(self), Arc::clone(change), attributes.size);
+                let adopted = tokio::task::spawn_blocking(move || engine.adopt(&object, size, sums, &known)).await;
+                if let Ok(Err(error)) = adopted {
+                    tracing::debug!(%error, "an uploaded file is not kept in the cache");
+                }
+                Settled::Stored { attributes, moment: self.catalog.now() }
+            }
+        };
+        self.stage.settle(change, settled, self.shown_us(&attached.scope));
+    }
+
+    /// How long a change that the source has is shown over what the source said before, µs: as long as anybody who
+    /// sees the scope believes that; `None` is for ever.
+    fn shown_us(&self, scope: &str) -> Option<i64> {
+        let mut shown_us = 0;
+        for attached in self.tree.all().iter().filter(|attached| *attached.scope == *scope) {
+            match attached.spec.freshness {
+                #[allow(clippy::cast_possible_truncation, reason = "saturates, and years are enough")]
+                Freshness::Seconds(seconds) => shown_us = shown_us.max((seconds * 1e6) as i64),
+                Freshness::Immutable => return None,
+            }
+        }
+        Some(shown_us.saturating_add(SHOWN_LONGER_US))
+    }
+
+    fn adopt(&self, object: &ObjectId, size: u64, sums: Vec<u32>, change: &Change) -> Result<()> {
+        let Some(path) = change.path().filter(|_| sums.len() as u64 == size.div_ceil(PAGE_SIZE)) else {
+            return Ok(());
+        };
+        self.cache.adopt(object, size, sums, &path, change.is_synced()).map(drop)
+    }
+
+    /// An attachment that may write what was staged through the one of the change, which is itself if it is there.
+    fn attached_for(&self, change: &Change) -> Option<Arc<Attached>> {
+        let target = change.target();
+        let all = self.tree.all();
+        let same = all.iter().find(|attached| attached.spec.id == target.attachment);
+        let other = || all.iter().find(|attached| attached.scope == target.scope && attached.spec.write.is_some());
+        same.or_else(other).cloned()
+    }
+
+    async fn bring_removal(&self, attached: &Attached, change: &Change) -> Result<()> {
+        let (source, key) = (&attached.source, &change.target().key);
+        let version = match change.base() {
+            Base::Absent => return Ok(()),
+            Base::Version(version) => Some(version),
+            Base::Unconditional => None,
+            Base::Staged(_) => return Err(out_of_turn(change)),
+        };
+        if let Some(version) = &version
+            && !source.capabilities().conditional_delete
+        {
+            match source.stat(key).await {
+                Ok(found) if found.attributes.version != *version => return Err(replaced(attached, key)),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                found => drop(found?),
+            }
+            return source.delete(key, None).await;
+        }
+        match source.delete(key, version.as_ref()).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+                match source.stat(key).await {
+                    // A repeat, or somebody else wanted the same.
+                    Err(gone) if gone.kind() == ErrorKind::NotFound => Ok(()),
+                    _ => Err(replaced(attached, key).with_kind(error.kind())),
+                }
+            }
+            deleted => deleted,
+        }
+    }
+
+    async fn bring_content(&self, attached: &Attached, change: &Arc<Change>, size: u64) -> Result<Stored> {
+        let capabilities = attached.source.capabilities();
+        // A source that cannot keep a condition is admitted for a single writer alone.
+        let absent = if capabilities.conditional_create { Precondition::Absent } else { Precondition::None };
+        let sent = match change.base() {
+            Base::Absent => self.send(attached, change, size, absent).await,
+            Base::Unconditional => self.send(attached, change, size, Precondition::None).await,
+            Base::Version(version) if capabilities.conditional_replace => {
+                match self.send(attached, change, size, Precondition::Version(version)).await {
+                    // It was removed by somebody else: nobody's bytes are in the way.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        self.send(attached, change, size, absent).await
+                    }
+                    sent => sent,
+                }
+            }
+            Base::Version(_) => self.send(attached, change, size, Precondition::None).await,
+            Base::Staged(_) => return Err(out_of_turn(change)),
+        };
+        let stored = settled_by_operation(attached, change, sent).await?;
+        if stored.attributes.size != size {
+            let action = format!("upload {}", attached.describe(&change.target().key));
+            let reason = "the source says another size than what was sent";
+            return Err(Error::new(ErrorKind::Corrupt, action, reason)
+                .fact("sent", size)
+                .fact("is", stored.attributes.size));
+        }
+        Ok(stored)
+    }
+
+    async fn send(
+        &self,
+        attached: &Attached,
+        change: &Arc<Change>,
+        size: u64,
+        precondition: Precondition,
+    ) -> Result<Stored> {
+        let file = Arc::new(StagedFile { descriptor: change.open()?, size });
+        let metrics = &self.parts.metrics;
+        let stored = if size <= PUT_BYTES_MAX {
+            let (body, sums) = self.part(&file, ByteRange::new(0, size)).await?;
+            let request =
+                PutRequest { key: change.target().key.clone(), body, precondition, metadata: metadata(change) };
+            Stored { attributes: attached.source.put(request).await?, sums }
+        } else {
+            self.send_in_parts(attached, change, &file, precondition).await?
+        };
+        metrics.uploads.inc();
+        metrics.upload_bytes.inc_by(size);
+        Ok(stored)
+    }
+
+    async fn send_in_parts(
+        &self,
+        attached: &Attached,
+        change: &Arc<Change>,
+        file: &Arc<StagedFile>,
+        precondition: Precondition,
+    ) -> Result<Stored> {
+        let (source, key) = (&attached.source, &change.target().key);
+        let (upload, known) = self.upload_of(source.as_ref(), change).await?;
+        let part_bytes = part_bytes(file.size);
+        let parts = stream::iter((0..file.size.div_ceil(part_bytes)).map(|index| {
+            let range = ByteRange::new(index * part_bytes, ((index + 1) * part_bytes).min(file.size));
+            let number = u32::try_from(index + 1).expect("an upload has at most 10,000 parts");
+            let (known, upload) = (known.iter().find(|part| part.number == number), &upload);
+            async move {
+                let (body, sums) = self.part(file, range).await?;
+                if let Some(part) = known.filter(|part| part.size == range.len()) {
+                    return Ok((part.clone(), sums));
+                }
+                let part = source.put_part(key, upload, number, body).await?;
+                self.stage.upload_part(change, &part);
+                Ok::<_, Error>((part, sums))
+            }
+        }));
+        let parts: Vec<(PartInfo, Vec<u32>)> = match parts.buffered(PARTS_AT_ONCE).try_collect().await {
+            // Somebody aborted it, or the store gave it up: the next try begins another.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.stage.upload_lost(change);
+                return Err(error.with_kind(ErrorKind::Unavailable));
+            }
+            parts => parts?,
+        };
+        let completed: Vec<CompletedPart> =
+            parts.iter().map(|(part, _)| CompletedPart { number: part.number, etag: part.etag.clone() }).collect();
+        let done = source.complete_upload(key, &upload, &completed, precondition).await;
+        if let Err(error) = &done
+            && error.kind() == ErrorKind::NotFound
+        {
+            self.stage.upload_lost(change);
+        }
+        let sums = parts.into_iter().flat_map(|(_, sums)| sums).collect();
+        Ok(Stored { attributes: done?, sums })
+    }
+
+    /// The upload of a change: one that was begun, with the parts that the source has of it, or a new one.
+    async fn upload_of(&self, source: &dyn Source, change: &Change) -> Result<(UploadId, Vec<PartInfo>)> {
+        let key = &change.target().key;
+        if let Some((upload, noted)) = change.upload() {
+            match source.list_parts(key, &upload).await {
+                Ok(there) => {
+                    let same = |part: &PartInfo| noted.iter().any(|noted| noted == part);
+                    return Ok((upload, there.into_iter().filter(same).collect()));
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+                    self.stage.upload_lost(change);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let upload = source.begin_upload(key, metadata(change)).await?;
+        self.stage.upload_begun(change, &upload);
+        Ok((upload, Vec::new()))
+    }
+
+    /// Bytes of a staged file with the checksums of their pages; waits for memory.
+    async fn part(&self, file: &Arc<StagedFile>, range: ByteRange) -> Result<(Bytes, Vec<u32>)> {
+        let held = self.carrier.budget.hold(range.len(), self.carrier.deadline).await?;
+        let file = Arc::clone(file);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; usize::try_from(range.len()).expect("a part fits memory")];
+            file.read(range, &mut bytes)?;
+            let sums = bytes.chunks(PAGE_SIZE_IN_MEMORY).map(crc32c::crc32c).collect();
+            Ok((Bytes::from_owner(Held { bytes, _held: held }), sums))
+        });
+        read.await.map_err(|error| Error::new(ErrorKind::Internal, "read a staged file", error.to_string()))?
+    }
+}
+
+/// A page, as a length in memory.
+#[allow(clippy::cast_possible_truncation, reason = "64 KiB")]
+const PAGE_SIZE_IN_MEMORY: usize = PAGE_SIZE as usize;
+
+/// Bytes that are accounted for as long as somebody has them.
+struct Held {
+    bytes: Vec<u8>,
+    _held: crate::budget::MemoryHold,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A write whose condition did not hold may have been carried out by an earlier try of ours: the operation id on the
+/// object tells.
+async fn settled_by_operation(attached: &Attached, change: &Change, sent: Result<Stored>) -> Result<Stored> {
+    let refused = match sent {
+        Err(error) if error.kind() == ErrorKind::Conflict => error,
+        sent => return sent,
+    };
+    let key = &change.target().key;
+    match attached.source.stat(key).await {
+        Ok(found) if is_ours(&found.metadata, change) => Ok(Stored { attributes: found.attributes, sums: Vec::new() }),
+        // The store was busy with the key, and what was to be replaced is still there.
+        Ok(found) if change.base() == Base::Version(found.attributes.version.clone()) => {
+            Err(refused.with_kind(ErrorKind::Unavailable))
+        }
+        Ok(_) => Err(replaced(attached, key)),
+        // Nothing is in the way any more: the next try shows.
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(refused.with_kind(ErrorKind::Unavailable)),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_ours(found: &[(String, String)], change: &Change) -> bool {
+    let operation = change.operation().to_string();
+    found.iter().any(|(name, value)| name == OPERATION_METADATA && *value == operation)
+}
+
+fn metadata(change: &Change) -> Vec<(String, String)> {
+    let mut metadata = change.metadata().to_vec();
+    metadata.push((OPERATION_METADATA.to_owned(), change.operation().to_string()));
+    metadata
+}
+
+fn out_of_turn(change: &Change) -> Error {
+    let action = format!("upload {}", change.target().key);
+    Error::new(ErrorKind::Internal, action, "what it replaces is not in the source yet").advise("report it")
+}
+
+/// The size of parts: large files have larger ones, whole pages, so that they are not too many.
+fn part_bytes(size: u64) -> u64 {
+    size.div_ceil(PARTS_MAX).next_multiple_of(PAGE_SIZE).max(PART_BYTES)
+}
+
+fn replaced(attached: &Attached, key: &ObjectKey) -> Error {
+    let action = format!("upload {}", attached.describe(key));
+    Error::new(ErrorKind::Conflict, action, "the source has a version that was not there when this was written")
+        .advise("both are kept; look at it with penstock status")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn parts_are_whole_pages_and_at_most_ten_thousand(size in 1u64..(5 << 40)) {
+            let bytes = part_bytes(size);
+            prop_assert!(bytes.is_multiple_of(PAGE_SIZE) && bytes >= PART_BYTES);
+            prop_assert!(size.div_ceil(bytes) <= PARTS_MAX);
+        }
+    }
+}
