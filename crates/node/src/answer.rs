@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{StreamExt, stream};
-use penstock_engine::{Engine, Entry, EntryPage, OpenFile, OpenOptions, ReadHint};
+use penstock_engine::{Engine, Entry, EntryPage, OpenFile, OpenOptions, ReadHint, WriteOptions};
 use penstock_types::{ByteRange, Clock, Error, ErrorKind, Metrics, Priority, Result, TreePath, Version};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -14,7 +14,7 @@ use crate::arena::ArenaBudget;
 use crate::links::{LinkedFile, Links};
 use crate::protocol::{BATCH_PATHS_MAX, Link, Opened, PAGE_ENTRIES_MAX, REPLY_BYTES_MAX, Ready, Reply, Request};
 use crate::ring::Returned;
-use crate::session::Session;
+use crate::session::{Lease, Session};
 
 /// How often a file is opened because the cache dropped it between its completion and its link, or because the
 /// source replaced it before it was complete.
@@ -130,6 +130,16 @@ impl Answerer<'_> {
             Request::CacheEntries { after, limit } => {
                 Reply::Json(json(&engine.cache_entries(after, page_limit(limit)))?)
             }
+            Request::Create { path, exclusive, durability } => {
+                return self.create(&path, WriteOptions { exclusive, durability });
+            }
+            Request::Grow { lease, to } => return self.grow(lease, to),
+            Request::Commit { lease } => return self.commit(lease),
+            Request::WriteSmall { path, data, exclusive, durability } => {
+                self.write_small(&path, data, WriteOptions { exclusive, durability })?
+            }
+            Request::Remove { path } => self.remove(&path)?,
+            Request::Persist { path, timeout_ms } => self.persist(&path, timeout_ms)?,
             Request::Hello { .. } | Request::Release { .. } | Request::Goodbye => {
                 return Err(Error::new(ErrorKind::Internal, "answer a client", "the request is out of order"));
             }
@@ -179,15 +189,12 @@ impl Answerer<'_> {
 
     fn open(&self, path: &str, version: Option<Version>, priority: Priority) -> Result<Answer> {
         let path = TreePath::parse(path)?;
-        if self.service.scarce.load(Ordering::Relaxed) {
-            // Before another file is opened, which would take one more.
-            self.check_descriptors(&path, RawFd::MAX)?;
-        }
+        self.check_scarcity(&path)?;
         let file = self.opened(&path, version, priority)?;
         let attributes = file.attributes().clone();
         let (descriptor, complete) = (file.descriptor(), file.is_complete());
         self.check_descriptors(&path, descriptor.as_raw_fd())?;
-        let lease = self.session.lend(Arc::new(file), None)?;
+        let lease = self.session.lend(Lease::File(Arc::new(file)))?;
         Ok(Answer {
             reply: Reply::Opened(Opened {
                 lease,
@@ -201,8 +208,16 @@ impl Answerer<'_> {
         })
     }
 
+    /// Where descriptors were scarce lately, refuses before another file is opened, which would take one more.
+    pub fn check_scarcity(&self, path: &TreePath) -> Result<()> {
+        if self.service.scarce.load(Ordering::Relaxed) {
+            return self.check_descriptors(path, RawFd::MAX);
+        }
+        Ok(())
+    }
+
     /// Refuses to lend a file while there is still a descriptor for everything else. `descriptor` is the newest one.
-    fn check_descriptors(&self, path: &TreePath, descriptor: RawFd) -> Result<()> {
+    pub fn check_descriptors(&self, path: &TreePath, descriptor: RawFd) -> Result<()> {
         let limit = self.service.lent_below;
         // The system gives the lowest free number: only where that is high are many in use, perhaps.
         let is_high = usize::try_from(descriptor).is_ok_and(|number| number >= limit);
@@ -266,7 +281,7 @@ impl Answerer<'_> {
             return Err(Error::new(ErrorKind::Unsupported, "name a file locally", "the cache directory is not UTF-8"));
         };
         let (size, version) = (file.size(), file.attributes().version.clone());
-        let lease = self.session.lend(Arc::new(file), Some(link))?;
+        let lease = self.session.lend(Lease::Link { file: Arc::new(file), _name: link })?;
         let reply = Reply::Linked(Link { lease, path: local, size, version });
         Ok(Answer { reply, descriptor: None, granted: Some(Returned::Lease(lease)) })
     }

@@ -27,10 +27,11 @@ pub mod protocol;
 pub mod ring;
 mod session;
 mod snapshots;
+mod write;
 
 pub use logging::start_logging;
 pub use mounts::{MountSpec, MountStatus};
-pub use node::Node;
+pub use node::{Node, NodeStatus};
 pub use penstock_engine::SnapshotFacts;
 pub use penstock_engine::{Entry, EntryKind, EntryPage, ReadHint};
 pub use snapshots::{

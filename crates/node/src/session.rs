@@ -1,11 +1,12 @@
-//! What one client process holds: leases and arenas. It ends with the client's last connection.
+//! What one client process holds: leases and arenas. It ends with the client's last connection, and drafts that were
+//! not committed are discarded with it.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use penstock_engine::OpenFile;
+use penstock_engine::{OpenFile, Writing};
 use penstock_types::{Error, ErrorKind, Result};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
@@ -18,10 +19,19 @@ use crate::ring::{Returned, Ring};
 /// Files that one client process may hold open.
 const LEASES_MAX: usize = 100_000;
 
-/// An open file of a client; dropping it ends the lease.
-struct Lease {
-    file: Arc<OpenFile>,
-    _link: Option<LinkedFile>,
+/// What a client may use until it is dropped.
+pub enum Lease {
+    /// A file that is open for reading.
+    File(Arc<OpenFile>),
+    /// One that has a local name too.
+    Link {
+        /// The file.
+        file: Arc<OpenFile>,
+        /// The name goes with the lease.
+        _name: LinkedFile,
+    },
+    /// A file that is being written; discarded unless it was committed.
+    Draft(Arc<Writing>),
 }
 
 /// What one client process holds.
@@ -52,7 +62,7 @@ pub struct ClientStatus {
     pub pid: i32,
     /// Connections.
     pub connections: usize,
-    /// Open files.
+    /// Open files, for reading and writing.
     pub leases: usize,
     /// Memory of its batches, bytes.
     pub arena_bytes: u64,
@@ -74,11 +84,11 @@ impl Session {
         Ok((session, memory))
     }
 
-    /// Keeps an open file for the client and names it.
+    /// Keeps something for the client and names it; no name is given twice.
     ///
     /// # Errors
     /// `ResourceLimit` when the client holds too many.
-    pub fn lend(&self, file: Arc<OpenFile>, link: Option<LinkedFile>) -> Result<u64> {
+    pub fn lend(&self, lease: Lease) -> Result<u64> {
         let mut leases = lock(&self.leases);
         if leases.held.len() >= LEASES_MAX {
             return Err(Error::new(ErrorKind::ResourceLimit, "open a file", "this process holds too many open files")
@@ -87,13 +97,24 @@ impl Session {
         }
         leases.next_id += 1;
         let id = leases.next_id;
-        leases.held.insert(id, Lease { file, _link: link });
+        leases.held.insert(id, lease);
         Ok(id)
     }
 
-    /// The open file of a lease.
+    /// The open file of a lease to read.
     pub fn leased(&self, id: u64) -> Option<Arc<OpenFile>> {
-        lock(&self.leases).held.get(&id).map(|lease| Arc::clone(&lease.file))
+        match lock(&self.leases).held.get(&id)? {
+            Lease::File(file) | Lease::Link { file, .. } => Some(Arc::clone(file)),
+            Lease::Draft(_) => None,
+        }
+    }
+
+    /// The draft of a lease to write.
+    pub fn draft(&self, id: u64) -> Option<Arc<Writing>> {
+        match lock(&self.leases).held.get(&id)? {
+            Lease::Draft(writing) => Some(Arc::clone(writing)),
+            Lease::File(_) | Lease::Link { .. } => None,
+        }
     }
 
     /// Ends leases and takes arenas back; names that are not held are ignored.

@@ -1,8 +1,11 @@
 //! Requests and their replies. The order of variants is the wire format: add at the end and raise the version.
 
+use bytes::Bytes;
 use penstock_engine::{Entry, EntryPage, Prefetched, ReadHint, Verified};
-use penstock_types::{ByteRange, Error, Priority, Version};
+use penstock_types::{ByteRange, Durability, Error, Priority, Version};
 use serde::{Deserialize, Serialize};
+
+use super::octets;
 
 /// Names a session and proves that one belongs to it. A session is one client process: its leases and arenas are
 /// reached through any of its connections and end with the last one.
@@ -124,6 +127,52 @@ pub enum Request {
     },
     /// Closes this connection in good order: every reply was read. No answer.
     Goodbye,
+    /// Begins a new content of a file. Answer: [`Reply::Created`] with a descriptor to read and write.
+    Create {
+        /// Absolute path.
+        path: String,
+        /// `AlreadyExists` where the path has a file.
+        exclusive: bool,
+        /// What a successful commit promises; `None` for what the attachment says.
+        durability: Option<Durability>,
+    },
+    /// Makes room for the bytes of a draft. Answer: [`Reply::Done`], perhaps after a wait for others' uploads.
+    Grow {
+        /// The draft.
+        lease: u64,
+        /// Where what will be written ends.
+        to: u64,
+    },
+    /// Makes a draft the content of its file, and ends the lease. Answer: [`Reply::Entry`]. Goes on when the client
+    /// goes; a failure leaves the draft as it was.
+    Commit {
+        /// The draft.
+        lease: u64,
+    },
+    /// Makes a small content the content of a file. Answer: [`Reply::Entry`]. Goes on when the client goes.
+    WriteSmall {
+        /// Absolute path.
+        path: String,
+        /// All of it, at most [`SMALL_WRITE_BYTES_MAX`](super::SMALL_WRITE_BYTES_MAX) bytes.
+        #[serde(with = "octets")]
+        data: Bytes,
+        /// `AlreadyExists` where the path has a file.
+        exclusive: bool,
+        /// What success promises; `None` for what the attachment says.
+        durability: Option<Durability>,
+    },
+    /// Removes a file. Answer: [`Reply::Done`]. Goes on when the client goes.
+    Remove {
+        /// Absolute path.
+        path: String,
+    },
+    /// Waits until the source has everything below a path. Answer: [`Reply::Done`].
+    Persist {
+        /// Absolute path.
+        path: String,
+        /// `Timeout` after so many milliseconds; `None` waits for as long as it takes.
+        timeout_ms: Option<u64>,
+    },
 }
 
 /// What the node answers.
@@ -137,7 +186,7 @@ pub enum Reply {
     Welcome(Welcome),
     /// To `Ping`: version of the node.
     Pong(String),
-    /// To `Stat`.
+    /// To `Stat`, `Commit` and `WriteSmall`.
     Entry(Entry),
     /// To `List` and `Walk`.
     Entries(EntryPage),
@@ -145,7 +194,7 @@ pub enum Reply {
     Opened(Opened),
     /// To `Ensure`.
     Ready(Ready),
-    /// To `Ensure`: the session holds no such lease; open the file again.
+    /// To `Ensure`, `Grow` and `Commit`: the session holds no such lease; open the file again.
     NotLeased,
     /// To `ReadMany` and `ReadRanges`: one item for each of the first so many asked for, at least one.
     Batch {
@@ -168,6 +217,13 @@ pub enum Reply {
     Verified(Vec<Result<Verified, Error>>),
     /// To `Why` and `CacheEntries`.
     Json(String),
+    /// To `Create`.
+    Created {
+        /// The right to fill the file whose descriptor comes with it; released without a commit, it is discarded.
+        lease: u64,
+    },
+    /// To `Grow`, `Remove` and `Persist`.
+    Done,
 }
 
 /// The node's side of the handshake.

@@ -5,6 +5,7 @@
 
 mod frame;
 mod message;
+mod octets;
 mod socket;
 
 pub use frame::{Frame, FrameError, HEADER_BYTES, decode, encode, split};
@@ -12,13 +13,15 @@ pub use message::{ArenaGrant, ArenaReturn, Link, Opened, Ready, Reply, Request, 
 pub use socket::{FrameReader, FrameWriter, Received};
 
 /// Version of everything in this module. A node and a client of different versions refuse each other.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// Largest body of a request, bytes: a batch of [`BATCH_PATHS_MAX`] paths of 1 KiB each.
 pub const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest body of a reply, bytes.
 pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most paths or ranges in one request; callers cut longer lists.
 pub const BATCH_PATHS_MAX: usize = 4096;
+/// Largest content that goes along with its commit, bytes; a larger one is written to a draft.
+pub const SMALL_WRITE_BYTES_MAX: usize = 256 * 1024;
 /// Most entries in one page of a listing.
 pub const PAGE_ENTRIES_MAX: usize = 16 * 1024;
 /// A client hears from a busy node at least this often, seconds; so silence three times as long is a dead node.

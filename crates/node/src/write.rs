@@ -1,0 +1,70 @@
+//! Requests that write: drafts that are lent and committed, small contents, removals, and the wait for the source.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use penstock_engine::WriteOptions;
+use penstock_types::{Error, ErrorKind, Result, TreePath};
+
+use crate::answer::{Answer, Answerer};
+use crate::protocol::{Reply, SMALL_WRITE_BYTES_MAX};
+use crate::ring::Returned;
+use crate::session::Lease;
+
+impl Answerer<'_> {
+    /// A file to write into, which becomes the content of `path` when it is committed.
+    pub fn create(&self, path: &str, options: WriteOptions) -> Result<Answer> {
+        let path = TreePath::parse(path)?;
+        self.check_scarcity(&path)?;
+        let writing = self.wait(self.service.engine.create(&path, options))?;
+        let descriptor = writing.descriptor();
+        self.check_descriptors(&path, descriptor.as_raw_fd())?;
+        let lease = self.session.lend(Lease::Draft(Arc::new(writing)))?;
+        let reply = Reply::Created { lease };
+        Ok(Answer { reply, descriptor: Some(descriptor), granted: Some(Returned::Lease(lease)) })
+    }
+
+    /// Room for the bytes of a draft.
+    pub fn grow(&self, lease: u64, to: u64) -> Result<Answer> {
+        let Some(writing) = self.session.draft(lease) else { return Ok(Reply::NotLeased.into()) };
+        writing.grow(to)?;
+        Ok(Reply::Done.into())
+    }
+
+    /// A draft as the content of its file. A second request for it finds no lease once the first one succeeded.
+    ///
+    /// A client that goes is noticed only after the content was staged: it stays so, and is brought to the source.
+    pub fn commit(&self, lease: u64) -> Result<Answer> {
+        let Some(writing) = self.session.draft(lease) else { return Ok(Reply::NotLeased.into()) };
+        let entry = self.wait(writing.commit())?;
+        self.session.take_back([Returned::Lease(lease)], self.service.clock.monotonic());
+        Ok(Reply::Entry(entry).into())
+    }
+
+    /// A content that came with the request.
+    pub fn write_small(&self, path: &str, data: Bytes, options: WriteOptions) -> Result<Reply> {
+        let path = TreePath::parse(path)?;
+        if data.len() > SMALL_WRITE_BYTES_MAX {
+            let reason = "its content is too large to come with the request";
+            return Err(Error::new(ErrorKind::InvalidInput, format!("write {path}"), reason)
+                .fact("bytes", data.len())
+                .fact("limit", SMALL_WRITE_BYTES_MAX));
+        }
+        Ok(Reply::Entry(self.wait(self.service.engine.write_small(&path, data, options))?))
+    }
+
+    /// A file that is no more.
+    pub fn remove(&self, path: &str) -> Result<Reply> {
+        self.wait(self.service.engine.remove(&TreePath::parse(path)?))?;
+        Ok(Reply::Done)
+    }
+
+    /// The wait until the source has what is below a path; given up when the client goes.
+    pub fn persist(&self, path: &str, timeout_ms: Option<u64>) -> Result<Reply> {
+        let timeout = timeout_ms.map(Duration::from_millis);
+        self.wait(self.service.engine.persist(&TreePath::parse(path)?, timeout))?;
+        Ok(Reply::Done)
+    }
+}
