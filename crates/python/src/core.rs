@@ -3,20 +3,22 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_node::EntryPage;
 use penstock_node::protocol::{REQUEST_BYTES_MAX, Reply, Request, Slot};
-use penstock_types::{ByteRange, Error, ErrorKind, Priority, Version};
+use penstock_types::{ByteRange, Durability, Error, ErrorKind, Priority, Version};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use crate::client::{ArenaLease, Exchange, Pool, unexpected};
 use crate::entry::PyEntry;
-use crate::errors::{exception, raise};
+use crate::errors::{exception, is_kind, raise};
 use crate::file::File;
 use crate::link::Lease;
 use crate::view::View;
+use crate::writer::Writer;
 
 /// Entries, and the cursor of the next page.
 type Page<'py> = (Bound<'py, PyList>, Option<String>);
@@ -72,6 +74,32 @@ impl Core {
         File::open(py, &self.pool, path, version.map(Version::from))
     }
 
+    /// Opens a file for writing; with `exclusive`, only where nothing has its name. Without a durability, what the
+    /// attachment says.
+    #[pyo3(signature = (path, exclusive=false, durability=None))]
+    fn create(&self, py: Python<'_>, path: String, exclusive: bool, durability: Option<&str>) -> PyResult<Writer> {
+        let durability = durability.map(|name| durability_of(&path, name)).transpose()?;
+        Writer::open(py, &self.pool, path, exclusive, durability)
+    }
+
+    /// Removes a file.
+    fn remove(&self, py: Python<'_>, path: String) -> PyResult<()> {
+        let mut unanswered = false;
+        match self.pool.ask_noting(py, &Request::Remove { path }, &mut unanswered) {
+            Ok(exchange) => done(&exchange, "remove"),
+            // It was removed the first time, and the node ended before it said so.
+            Err(error) if unanswered && is_kind(py, &error, ErrorKind::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the source has everything below a path.
+    #[pyo3(signature = (path, timeout_s=None))]
+    fn persist(&self, py: Python<'_>, path: String, timeout_s: Option<f64>) -> PyResult<()> {
+        let timeout_ms = timeout_s.map(milliseconds).transpose()?;
+        done(&self.pool.ask(py, &Request::Persist { path, timeout_ms })?, "persist")
+    }
+
     /// Whole files in one call: a view or an error each.
     #[pyo3(signature = (paths, priority="foreground"))]
     fn read_many<'py>(&self, py: Python<'py>, paths: Vec<String>, priority: &str) -> PyResult<Bound<'py, PyList>> {
@@ -84,7 +112,7 @@ impl Core {
                 Ok(exchange) => {
                     self.take_batch(py, &results, rest, exchange)?;
                 }
-                Err(error) if is_resource_limit(py, &error) => {
+                Err(error) if is_kind(py, &error, ErrorKind::ResourceLimit) => {
                     for path in rest.iter().take(SINGLE_READS) {
                         results.append(self.read_single(py, path)?)?;
                     }
@@ -112,7 +140,7 @@ impl Core {
             let batch = rest[..rest.len().min(BATCH_MAX)].to_vec();
             let request = Request::ReadRanges { path: path.clone(), version: version.clone(), ranges: batch };
             let exchange = match self.pool.ask(py, &request) {
-                Err(error) if is_resource_limit(py, &error) => {
+                Err(error) if is_kind(py, &error, ErrorKind::ResourceLimit) => {
                     self.read_ranges_singly(py, &path, version.as_ref(), rest, &results)?;
                     break;
                 }
@@ -361,9 +389,27 @@ fn fitting(paths: &[String]) -> &[String] {
     &paths[..count.max(1)]
 }
 
-fn is_resource_limit(py: Python<'_>, error: &PyErr) -> bool {
-    let code = error.value(py).getattr("code").and_then(|code| code.extract::<String>());
-    code.is_ok_and(|code| code == ErrorKind::ResourceLimit.code())
+fn done(exchange: &Exchange, what: &str) -> PyResult<()> {
+    if matches!(exchange.reply, Reply::Done) { Ok(()) } else { Err(unexpected(what)) }
+}
+
+fn milliseconds(seconds: f64) -> PyResult<u64> {
+    let duration = Duration::try_from_secs_f64(seconds);
+    let duration = duration.map_err(|_| PyValueError::new_err(format!("a timeout of {seconds} s cannot be")))?;
+    Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn durability_of(path: &str, name: &str) -> PyResult<Durability> {
+    match name {
+        "local" => Ok(Durability::Local),
+        "source" => Ok(Durability::Source),
+        "replicated" => {
+            let reason = "'replicated' needs other nodes to hold copies, and there is only this one";
+            let error = Error::new(ErrorKind::Unsupported, format!("write {path}"), reason);
+            Err(raise(&error.advise("write with durability 'local' or 'source'")))
+        }
+        _ => Err(PyValueError::new_err(format!("durability is 'local' or 'source', not {name:?}"))),
+    }
 }
 
 fn priority_of(name: &str) -> PyResult<Priority> {

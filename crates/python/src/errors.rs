@@ -20,10 +20,22 @@ pub fn raise(error: &Error) -> PyErr {
     })
 }
 
-/// Whether it says that the pinned version is gone.
-pub fn is_stale(py: Python<'_>, error: &PyErr) -> bool {
-    let code = error.value(py).getattr("code").and_then(|code| code.extract::<String>());
-    code.is_ok_and(|code| code == ErrorKind::StaleVersion.code())
+/// The error of ours that was raised; `None` when it was none of ours. Its facts are part of none of its parts.
+pub fn ours(py: Python<'_>, raised: &PyErr) -> Option<Error> {
+    let part = |name: &str| raised.value(py).getattr(name).and_then(|part| part.extract::<Option<String>>()).ok();
+    let code = part("code")??;
+    let kind = ErrorKind::ALL.iter().find(|kind| kind.code() == code)?;
+    let error = Error::new(*kind, part("action")??, part("reason")??);
+    Some(match part("advice")? {
+        Some(advice) => error.advise(advice),
+        None => error,
+    })
+}
+
+/// Whether it is an error of ours of that kind.
+pub fn is_kind(py: Python<'_>, raised: &PyErr, kind: ErrorKind) -> bool {
+    let code = raised.value(py).getattr("code").and_then(|code| code.extract::<String>());
+    code.is_ok_and(|code| code == kind.code())
 }
 
 /// What a closed file answers.

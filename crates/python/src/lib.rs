@@ -14,6 +14,7 @@ mod link;
 mod node;
 mod remote;
 mod view;
+mod writer;
 
 use pyo3::prelude::*;
 
@@ -27,6 +28,7 @@ fn core_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<node::PyNode>()?;
     module.add_class::<remote::Remote>()?;
     module.add_class::<view::View>()?;
+    module.add_class::<writer::Writer>()?;
     module.add_function(wrap_pyfunction!(core::shared_core, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(file::reopen, module)?)?;

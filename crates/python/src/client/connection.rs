@@ -42,7 +42,9 @@ pub struct Exchange {
 
 /// Why an exchange failed.
 pub enum ExchangeError {
-    /// The connection is broken: the node stopped, or was restarted.
+    /// The connection is broken, and the node never had all of the request.
+    Unsent(FrameError),
+    /// The connection is broken: the node stopped, or was restarted. It may have done what was asked.
     Broken(FrameError),
     /// A signal handler raised.
     Interrupted(PyErr),
@@ -95,8 +97,15 @@ impl Connection {
     /// Sends a request and waits for its reply. Blocks: call it detached. After an error the connection is useless.
     pub fn exchange(&mut self, request: &Request) -> Result<(Reply, Option<OwnedFd>), ExchangeError> {
         self.writer.push(request).map_err(|error| ExchangeError::Failed(error.into_error("ask the node")))?;
-        self.writer.flush(self.socket.as_fd(), None).map_err(ExchangeError::Broken)?;
+        self.writer.flush(self.socket.as_fd(), None).map_err(ExchangeError::Unsent)?;
         receive(&self.socket, &mut self.reader)
+    }
+}
+
+impl ExchangeError {
+    /// Whether the node is gone.
+    pub fn is_broken(&self) -> bool {
+        matches!(self, Self::Unsent(_) | Self::Broken(_))
     }
 }
 

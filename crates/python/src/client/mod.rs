@@ -6,5 +6,5 @@ mod pool;
 mod session;
 
 pub use connection::Exchange;
-pub use pool::{Pool, unexpected};
+pub use pool::{Pool, Told, unexpected};
 pub use session::{ArenaLease, Session};

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use super::connection::{Connection, Exchange, ExchangeError};
 use super::fork;
 use super::session::Session;
-use crate::errors::raise;
+use crate::errors::{is_kind, raise};
 
 /// Idle connections that are kept; each costs the node a thread.
 const IDLE_MAX: usize = 4;
@@ -24,6 +24,16 @@ pub struct Pool {
     path: PathBuf,
     client: String,
     state: Mutex<State>,
+}
+
+/// What came of a request to one session.
+pub enum Told {
+    /// It answered.
+    Answered(Exchange),
+    /// It is no more, and was not asked.
+    Forgotten,
+    /// It was asked, and ended without an answer: it may have done it.
+    Unanswered,
 }
 
 #[derive(Default)]
@@ -65,27 +75,24 @@ impl Pool {
     /// Asks the node and waits for the answer; a failure that the node reports is raised. Lets go of the interpreter
     /// while it waits.
     pub fn ask(self: &Arc<Self>, py: Python<'_>, request: &Request) -> PyResult<Exchange> {
+        self.ask_noting(py, request, &mut false)
+    }
+
+    /// As [`Pool::ask`], and notes in `unanswered` whether the node was asked once without an answer: it may have done
+    /// what was asked then.
+    pub fn ask_noting(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        request: &Request,
+        unanswered: &mut bool,
+    ) -> PyResult<Exchange> {
         let mut attempt = 1;
         loop {
-            let mut connection = self.take(py)?;
-            let late = connection.session.take_late();
-            let outcome = py.detach(|| {
-                if !late.is_empty() {
-                    connection.add_one_way(&release(&late));
-                }
-                connection.exchange(request)
-            });
-            match outcome {
-                Ok((reply, descriptor)) => {
-                    let session = Arc::clone(&connection.session);
-                    self.put_back(connection);
-                    return match reply {
-                        Reply::Failed(error) => Err(raise(&error)),
-                        reply => Ok(Exchange { reply, descriptor, session }),
-                    };
-                }
+            let connection = self.take(py)?;
+            match self.exchange(py, connection, request) {
+                Ok(exchange) => return exchange.or_raise(),
                 Err(error) => {
-                    self.discard(connection, matches!(error, ExchangeError::Broken(_)));
+                    *unanswered |= !matches!(error, ExchangeError::Unsent(_));
                     self.give_up_or_retry(error, attempt)?;
                     attempt += 1;
                 }
@@ -111,6 +118,34 @@ impl Pool {
         }
         let exchange = self.ask(py, request)?;
         Ok(Arc::ptr_eq(&exchange.session, holder).then_some(exchange))
+    }
+
+    /// Asks the session that holds a lease something that must be done once at most, and of no other session, where
+    /// the number of the lease may mean something else.
+    pub fn ask_holder_once(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        holder: &Arc<Session>,
+        request: &Request,
+    ) -> PyResult<Told> {
+        if !holder.is_ours() {
+            return Ok(Told::Forgotten);
+        }
+        let connection = match self.take(py) {
+            Err(error) if is_kind(py, &error, ErrorKind::Unavailable) => return Ok(Told::Forgotten),
+            connection => connection?,
+        };
+        if !Arc::ptr_eq(&connection.session, holder) {
+            self.put_back(connection);
+            return Ok(Told::Forgotten);
+        }
+        match self.exchange(py, connection, request) {
+            Ok(exchange) => exchange.or_raise().map(Told::Answered),
+            Err(ExchangeError::Unsent(_)) => Ok(Told::Forgotten),
+            Err(ExchangeError::Broken(_)) => Ok(Told::Unanswered),
+            Err(ExchangeError::Interrupted(error)) => Err(error),
+            Err(ExchangeError::Failed(error)) => Err(raise(&error)),
+        }
     }
 
     /// Sends releases that found the ring full by an idle connection; `false` when there is none.
@@ -171,6 +206,33 @@ impl Pool {
         }
     }
 
+    /// Has one connection ask; keeps it when that went well.
+    fn exchange(
+        &self,
+        py: Python<'_>,
+        mut connection: Connection,
+        request: &Request,
+    ) -> Result<Exchange, ExchangeError> {
+        let late = connection.session.take_late();
+        let outcome = py.detach(|| {
+            if !late.is_empty() {
+                connection.add_one_way(&release(&late));
+            }
+            connection.exchange(request)
+        });
+        match outcome {
+            Ok((reply, descriptor)) => {
+                let session = Arc::clone(&connection.session);
+                self.put_back(connection);
+                Ok(Exchange { reply, descriptor, session })
+            }
+            Err(error) => {
+                self.discard(connection, error.is_broken());
+                Err(error)
+            }
+        }
+    }
+
     fn put_back(&self, mut connection: Connection) {
         let mut state = self.state();
         let current = state.session.as_ref().is_some_and(|session| Arc::ptr_eq(session, &connection.session));
@@ -202,8 +264,10 @@ impl Pool {
 
     fn give_up_or_retry(&self, error: ExchangeError, attempt: usize) -> PyResult<()> {
         match error {
-            ExchangeError::Broken(_) if attempt < ATTEMPTS => Ok(()),
-            ExchangeError::Broken(error) => Err(raise(&error.into_error("ask the node"))),
+            ExchangeError::Broken(_) | ExchangeError::Unsent(_) if attempt < ATTEMPTS => Ok(()),
+            ExchangeError::Broken(error) | ExchangeError::Unsent(error) => {
+                Err(raise(&error.into_error("ask the node")))
+            }
             ExchangeError::Interrupted(error) => Err(error),
             ExchangeError::Failed(error) => Err(raise(&error)),
         }
@@ -219,6 +283,16 @@ impl Pool {
             drop(inherited);
         }
         state
+    }
+}
+
+impl Exchange {
+    /// Itself, unless the node reports a failure: that is raised.
+    fn or_raise(self) -> PyResult<Self> {
+        match self.reply {
+            Reply::Failed(error) => Err(raise(&error)),
+            _ => Ok(self),
+        }
     }
 }
 

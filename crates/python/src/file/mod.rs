@@ -2,7 +2,7 @@
 
 mod handle;
 mod lines;
-mod protocol;
+pub mod protocol;
 mod target;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -24,7 +24,7 @@ use lines::Chunk;
 
 use crate::client::{Pool, unexpected};
 use crate::core::only_view;
-use crate::errors::{closed, is_stale, raise};
+use crate::errors::{closed, is_kind, raise};
 use crate::view::View;
 
 /// Reads below this size that follow each other are answered from one larger read.
@@ -123,7 +123,7 @@ impl File {
             }
             let pinned = Arc::clone(&self.state().pinned);
             match read() {
-                Err(error) if is_stale(py, &error) => {
+                Err(error) if is_kind(py, &error, ErrorKind::StaleVersion) => {
                     if !self.resolve_again(py)? {
                         return Err(error);
                     }

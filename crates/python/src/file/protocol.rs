@@ -129,14 +129,10 @@ impl File {
                 self.told.store(true, Ordering::Relaxed);
                 state.pinned.size
             }
-            _ => return Err(PyValueError::new_err(format!("invalid whence ({whence}, should be 0, 1 or 2)"))),
+            _ => return Err(no_whence(whence)),
         };
-        let position = base.checked_add_signed(offset).ok_or_else(|| match whence {
-            0 => PyValueError::new_err(format!("negative seek value {offset}")),
-            _ => PyOSError::new_err((Errno::INVAL.raw_os_error(), "the position would be negative")),
-        })?;
-        state.position = position;
-        Ok(position)
+        state.position = sought(base, offset, whence)?;
+        Ok(state.position)
     }
 
     /// The position.
@@ -267,7 +263,20 @@ impl File {
     }
 }
 
-fn not_negative(what: &str, value: i64) -> PyResult<u64> {
+/// Where a seek leads to that starts at `base`.
+pub fn sought(base: u64, offset: i64, whence: i32) -> PyResult<u64> {
+    base.checked_add_signed(offset).ok_or_else(|| match whence {
+        0 => PyValueError::new_err(format!("negative seek value {offset}")),
+        _ => PyOSError::new_err((Errno::INVAL.raw_os_error(), "the position would be negative")),
+    })
+}
+
+/// What a seek from nowhere raises.
+pub fn no_whence(whence: i32) -> PyErr {
+    PyValueError::new_err(format!("invalid whence ({whence}, should be 0, 1 or 2)"))
+}
+
+pub fn not_negative(what: &str, value: i64) -> PyResult<u64> {
     u64::try_from(value).map_err(|_| PyValueError::new_err(format!("{what} is negative: {value}")))
 }
 
