@@ -247,7 +247,7 @@ def test_text_is_read_as_the_builtin_open_reads_it(lake: Any) -> None:
         again = file.readline()
         file.seek(position)
         assert file.readline() == again
-    for mode, options in (("w", {}), ("rb", {"encoding": "utf-8"}), ("r+", {})):
+    for mode, options in (("w", {"version": "v1"}), ("rb", {"encoding": "utf-8"}), ("q", {})):
         with pytest.raises(ValueError, match="mode"):
             lake.client.open("/data/lines.txt", mode, **options)
 

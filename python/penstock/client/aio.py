@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from penstock.client.client import PAGE_ENTRIES, Client, connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from types import TracebackType
     from typing import Self, Unpack
 
-    from penstock._native import Entry, File, Lease, View
-    from penstock.client.client import TreePath
+    from typing_extensions import Buffer
+
+    from penstock._native import Entry, File, Lease, View, Writer
+    from penstock.client.client import Durability, TreePath
     from penstock.client.job import Job
     from penstock.policies.attachments import AttachOptions
 
-__all__ = ["AsyncClient", "AsyncFile", "connect_async"]
+__all__ = ["AsyncClient", "AsyncFile", "AsyncWriter", "connect_async"]
 
 
 async def connect_async(home: str | os.PathLike[str] | None = None, start: bool = True) -> AsyncClient:
@@ -61,6 +65,37 @@ class AsyncFile:
         await self.close()
 
 
+class AsyncWriter:
+    """A file open for writing. What appears of it, and when: see :meth:`Client.open`.
+
+    Attributes:
+        file: the file itself, for calls that need no waiting: ``seek``, ``tell``, ``discard``.
+    """
+
+    def __init__(self, file: Writer) -> None:
+        self.file = file
+
+    async def write(self, data: Buffer) -> int:
+        """Takes all bytes at the position; returns how many."""
+        return await asyncio.to_thread(self.file.write, data)
+
+    async def close(self) -> None:
+        """Makes what was written the content of the file, as durable as declared."""
+        await asyncio.to_thread(self.file.close)
+
+    async def discard(self) -> None:
+        """Drops everything that was written; the file stays what it was."""
+        await asyncio.to_thread(self.file.discard)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await (self.close() if kind is None else self.discard())
+
+
 class AsyncClient:
     """The tree of one node, for an event loop. What each call does, takes and raises: see :class:`Client`.
 
@@ -71,9 +106,23 @@ class AsyncClient:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    async def open(self, path: TreePath, *, version: str | None = None) -> AsyncFile:
-        """Opens a file for reading; every byte it returns is of one version."""
-        return AsyncFile(await asyncio.to_thread(self.client.core.open, os.fspath(path), version))
+    @overload
+    async def open(self, path: TreePath, mode: Literal["rb"] = "rb", *, version: str | None = None) -> AsyncFile: ...
+
+    @overload
+    async def open(
+        self, path: TreePath, mode: Literal["wb", "xb"], *, durability: Durability | None = None
+    ) -> AsyncWriter: ...
+
+    async def open(
+        self, path: TreePath, mode: str = "rb", *, version: str | None = None, durability: str | None = None
+    ) -> AsyncFile | AsyncWriter:
+        """Opens a file for reading one version of it, or for writing a new one; bytes only."""
+        if mode not in ("rb", "wb", "xb"):
+            raise ValueError(f"open {os.fspath(path)}: mode {mode!r} is none of rb, wb, xb")
+        opened = partial(self.client.open, path, mode, version=version, durability=durability)
+        file: Any = await asyncio.to_thread(opened)
+        return AsyncFile(file) if mode == "rb" else AsyncWriter(file)
 
     async def read_many(self, paths: Iterable[TreePath], *, return_errors: bool = False) -> list[Any]:
         """Whole files in one call; what is missing is fetched in parallel."""
@@ -86,6 +135,14 @@ class AsyncClient:
     async def stat(self, path: TreePath) -> Entry:
         """Kind, size, time and version of a path."""
         return await asyncio.to_thread(self.client.stat, path)
+
+    async def remove(self, path: TreePath) -> None:
+        """Removes a file."""
+        await asyncio.to_thread(self.client.remove, path)
+
+    async def persist(self, path: TreePath, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Waits until the source has everything that was written at or below a path before."""
+        await asyncio.to_thread(self.client.persist, path, timeout)
 
     async def list(self, path: TreePath = "/") -> AsyncIterator[Entry]:
         """What is in a directory, in a stable order, as it comes."""

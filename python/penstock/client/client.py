@@ -9,7 +9,7 @@ from penstock._native import Core
 from penstock.client.control import Control
 from penstock.client.job import Job
 from penstock.client.launch import start_node
-from penstock.errors import PenstockError, UnavailableError
+from penstock.errors import PenstockError, UnavailableError, UnsupportedError
 from penstock.home import locate
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
     from typing import Self, TypedDict, Unpack
 
-    from penstock._native import Entry, File, Lease, View
+    from penstock._native import Entry, File, Lease, View, Writer
+    from penstock.client.text import TextWriter
     from penstock.policies.attachments import AttachOptions
 
     class TextOptions(TypedDict, total=False):
@@ -32,6 +33,12 @@ __all__ = ["Client", "connect"]
 
 TreePath: TypeAlias = "str | os.PathLike[str]"
 """An absolute path in the tree."""
+
+Durability: TypeAlias = Literal["local", "source"]
+"""What a successful close promises: synced on this node, or accepted by the source."""
+
+READ_MODES = ("rb", "r", "rt")
+WRITE_MODES = ("wb", "xb", "w", "wt", "x", "xt")
 
 PAGE_ENTRIES = 8192
 """Entries of one round trip of a listing: bounds the memory of a huge directory."""
@@ -95,31 +102,105 @@ class Client:
         self, path: TreePath, mode: Literal["r", "rt"], *, version: str | None = None, **text: Unpack[TextOptions]
     ) -> TextIOWrapper: ...
 
+    @overload
+    def open(self, path: TreePath, mode: Literal["wb", "xb"], *, durability: Durability | None = None) -> Writer: ...
+
+    @overload
     def open(
-        self, path: TreePath, mode: str = "rb", *, version: str | None = None, **text: Unpack[TextOptions]
-    ) -> File | TextIOWrapper:
-        """Opens a file for reading; every byte it returns is of one version.
+        self,
+        path: TreePath,
+        mode: Literal["w", "wt", "x", "xt"],
+        *,
+        durability: Durability | None = None,
+        **text: Unpack[TextOptions],
+    ) -> TextWriter: ...
+
+    @overload
+    def open(
+        self,
+        path: TreePath,
+        mode: str,
+        *,
+        version: str | None = None,
+        durability: str | None = None,
+        **text: Unpack[TextOptions],
+    ) -> Any: ...
+
+    def open(
+        self,
+        path: TreePath,
+        mode: str = "rb",
+        *,
+        version: str | None = None,
+        durability: str | None = None,
+        **text: Unpack[TextOptions],
+    ) -> File | TextIOWrapper | Writer | TextWriter:
+        """Opens a file: for reading one version of it, or for writing a new one.
+
+        What is read is of one version. What is written appears as a whole at ``close``, for every reader of this node
+        at once; when a ``with`` block is left by an exception, and when the file is dropped or ``discard`` is called,
+        nothing of it appears.
 
         Args:
             path: absolute path in the tree.
-            mode: ``rb`` for bytes, ``r`` or ``rt`` for text.
-            version: open exactly this one; ``None`` takes what is there now.
+            mode: ``rb`` reads bytes, ``r`` or ``rt`` text; ``wb``, ``w`` or ``wt`` write a new content; ``xb``, ``x``
+                or ``xt`` only where nothing has the name.
+            version: to read exactly this one; ``None`` takes what is there now.
+            durability: what a successful close of a written file means. ``local``: it is synced on this node and
+                survives a crash of the machine; the upload follows. ``source``: the source has it. ``None`` is what
+                the attachment says.
             text: ``encoding`` (UTF-8 unless given), ``errors``, ``newline``, as the built-in ``open`` has them.
         Returns:
-            A binary file with everything that ``io.BufferedReader`` has, and ``pread``, ``pread_into``, ``view``; or
-            an ``io.TextIOWrapper`` around one.
+            To read, a binary file with everything that ``io.BufferedReader`` has, and ``pread``, ``pread_into``,
+            ``view``; to write, one with everything that ``io.BufferedWriter`` has, and ``discard``; or an
+            ``io.TextIOWrapper`` around either.
         Raises:
-            NotFoundError: no such file.
+            NotFoundError: no such file, or nothing is attached there.
+            AlreadyExistsError: mode ``x``, and something has the name.
+            ReadOnlyError: the attachment was not made writable. This and what else keeps a file from being written is
+                raised by ``write``, or by ``close`` of a file of at most 256 KiB.
+            NoSpaceError: from ``write`` and ``close``: the stage or its disk is full.
             StaleVersionError: ``version`` is not there any more; later, from reads: the file changed before all of
                 it had arrived.
-            ValueError: another mode, or text options for ``rb``.
+            UnavailableError: from ``write`` and ``close``: the node was restarted meanwhile; write the file again.
+            UnsupportedError: a mode that appends or changes in place; durability ``replicated``.
+            ValueError: another mode or durability, or an option that the mode does not have.
             TypeError: an unknown text option.
-        Cost: one round trip where the content is cached; reads then need none.
+        Cost: to read, one round trip where the content is cached; reads then need none. To write up to 256 KiB, one
+            round trip and one sync at ``close``; a larger file is written to the local disk by this process.
         """
-        file = self.core.open(os.fspath(path), version)
-        if mode == "rb" and not text:
-            return file
-        return _as_text(file, mode, text)
+        name = os.fspath(path)
+        _check_mode(name, mode, version, durability, bool(text))
+        if mode in READ_MODES:
+            file = self.core.open(name, version)
+            return file if mode == "rb" else _as_text(file, text)
+        writer = self.core.create(name, mode.startswith("x"), durability)
+        return writer if mode.endswith("b") else _as_written_text(writer, text)
+
+    def remove(self, path: TreePath) -> None:
+        """Removes a file. It is gone for every reader of this node; the source follows, as durable as a close is.
+
+        Raises:
+            NotFoundError: nothing has that name.
+            IsDirectoryError: it is a directory; those go with their last file.
+            ReadOnlyError: the attachment was not made writable.
+        Cost: one round trip and one sync; one to the source where the file is not known here.
+        """
+        self.core.remove(os.fspath(path))
+
+    def persist(self, path: TreePath, timeout: float | None = None) -> None:
+        """Waits until the source has everything that was written or removed at or below a path before.
+
+        Args:
+            path: absolute path in the tree.
+            timeout: seconds; ``None`` waits for as long as it takes. Uploads go on afterwards all the same.
+        Raises:
+            TimedOutError: the time is over; the message names what the source has not got, and why.
+            ConflictError: somebody else changed an object in the source; both contents are kept.
+            NotFoundError: nothing is attached there.
+        Cost: none where nothing waits.
+        """
+        self.core.persist(os.fspath(path), timeout)
 
     def read_many(self, paths: Iterable[TreePath], *, return_errors: bool = False) -> list[Any]:
         """Whole files in one call; what is missing is fetched in parallel.
@@ -246,7 +327,7 @@ class Client:
             url: ``s3://bucket/prefix``, ``file:///directory`` or ``memory://name``.
             path: absolute path in the tree.
             options: ``endpoint``, ``region``, ``virtual_host``, ``credentials`` (a reference, never a secret),
-                ``freshness``, ``way``, ``probe``.
+                ``freshness``, ``way``, ``writable``, ``durability``, ``single_writer``, ``probe``.
         Returns:
             The attachment as :meth:`attachments` shows it.
         Raises:
@@ -292,12 +373,36 @@ class Client:
             yield from page
 
 
-def _as_text(file: File, mode: str, options: TextOptions) -> TextIOWrapper:
+def _check_mode(path: str, mode: str, version: str | None, durability: str | None, is_text: bool) -> None:
+    if mode not in READ_MODES + WRITE_MODES:
+        if set(mode) <= set("rwxabt+") and any(letter in mode for letter in "a+"):
+            raise UnsupportedError(
+                f"open {path}",
+                f"mode {mode!r} changes a file in place, which this version cannot",
+                "write a new content with mode 'wb' or 'w'",
+            )
+        raise ValueError(f"open {path}: mode {mode!r} is none of {', '.join(READ_MODES + WRITE_MODES)}")
+    if version is not None and mode in WRITE_MODES:
+        raise ValueError(f"open {path}: a version is read, not written: mode {mode!r}")
+    if durability is not None and mode in READ_MODES:
+        raise ValueError(f"open {path}: durability is of files that are written, not of mode {mode!r}")
+    if is_text and mode.endswith("b"):
+        raise ValueError(f"open {path}: text options need mode {mode[0]!r}")
+
+
+def _as_text(file: File, options: TextOptions) -> TextIOWrapper:
     import io
 
-    if mode not in ("r", "rt"):
-        file.close()
-        reason = "text options need mode 'r'" if mode == "rb" else f"mode {mode!r} is not 'rb', 'r' or 'rt'"
-        raise ValueError(f"open {file.name}: {reason}")
     wrapped: dict[str, Any] = {**options, "encoding": options.get("encoding") or "utf-8"}
     return io.TextIOWrapper(file, **wrapped)
+
+
+def _as_written_text(writer: Writer, options: TextOptions) -> TextWriter:
+    from penstock.client.text import TextWriter
+
+    wrapped: dict[str, Any] = {**options, "encoding": options.get("encoding") or "utf-8"}
+    try:
+        return TextWriter(writer, **wrapped)
+    except BaseException:
+        writer.discard()
+        raise
