@@ -73,7 +73,7 @@ impl Changes {
     }
 
     /// What a plain name or a piece is, by what the source said of it alone.
-    fn over(&self, told: &Fact) -> Fact {
+    pub(crate) fn over(&self, told: &Fact) -> Fact {
         if told.answer == Answer::Found(Item::Directory) {
             return told.clone();
         }

@@ -8,7 +8,7 @@ use penstock_types::{Error, ErrorKind, Freshness, ObjectKey, Overlay, Result, So
 use crate::cursor::Cursor;
 use crate::flights::{Flights, Stale};
 use crate::hot::{Hot, HotFact, hot};
-use crate::keymap::{self, Place};
+use crate::keymap::{self, Place, Shape};
 use crate::known::{self, Answer, Covering, Fact};
 use crate::laid_rows::changes_below;
 use crate::named;
@@ -174,6 +174,29 @@ impl View {
         }
     }
 
+    /// The path that names a key here, unless a directory takes that name; `None` for keys that are not below.
+    pub fn path_of(&self, key: &ObjectKey) -> Option<String> {
+        let below = key.as_bytes().strip_prefix(self.parts.prefix.as_bytes())?;
+        Some(keymap::encode(below, Shape::Plain))
+    }
+
+    /// What was last known of a path, fresh or not; `None` when that is nothing. For when the source cannot be asked.
+    pub fn recalled(&self, path: &str) -> Option<Item> {
+        let place = self.place(path).ok()?;
+        let (Place::Name(key) | Place::Beside(key)) = &place else { return None };
+        let directory = holder(self.parts.prefix.as_bytes(), key);
+        let listed = || -> Result<Option<Fact>> {
+            let newest = self.covering(&directory)?.into_iter().max_by_key(|covering| covering.sight.sent);
+            newest.map(|newest| known::look_up(&newest.sight, &place, self.parts.prefix.as_bytes())).transpose()
+        };
+        let listed = self.parts.catalog.writer.guard(listed).ok().flatten();
+        let newest = self.remembered(path).into_iter().chain(listed).max_by_key(|fact| fact.sent)?;
+        match self.changes(path).map_or_else(|| newest.clone(), |changes| changes.over(&newest)).answer {
+            Answer::Found(item) => Some(item),
+            Answer::Absent | Answer::BelowFile => None,
+        }
+    }
+
     /// The next files of the same directory in listing order that the source has, from what is known, fresh or not;
     /// empty when that is nothing. Names are those in the directory.
     pub fn following(&self, path: &str, count: usize) -> Vec<NamedItem> {
@@ -260,7 +283,8 @@ impl View {
         let now = self.parts.catalog.timeline.now();
         let mut best = self.kept(&place).filter(|fact| self.believes(fact));
         for covering in self.covering(&directory).ok()? {
-            if !is_fresh(self.parts.freshness, covering.sight.sent, now) || self.may_be_of_a_file(&covering, &directory) {
+            if !is_fresh(self.parts.freshness, covering.sight.sent, now) || self.may_be_of_a_file(&covering, &directory)
+            {
                 continue;
             }
             match known::look_up(&covering.sight, &place, attached) {

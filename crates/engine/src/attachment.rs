@@ -1,6 +1,7 @@
 //! A source at a path of the tree, with what is known of its health.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use penstock_catalog::View;
@@ -69,6 +70,15 @@ impl Health {
         if failure.is_some() || failed.is_some() {
             *failure = failed.map(|error| (error.to_string(), self.clock.wall_ms()));
         }
+    }
+}
+
+impl Health {
+    /// How long ago the source failed, where nothing has succeeded since.
+    pub fn failed_ago(&self) -> Option<Duration> {
+        let failure = self.failure.lock().expect("no panic while health is noted");
+        let ago_ms = failure.as_ref().map(|(_, at_ms)| self.clock.wall_ms().saturating_sub(*at_ms));
+        ago_ms.map(|ago_ms| Duration::from_millis(u64::try_from(ago_ms).unwrap_or(0)))
     }
 }
 

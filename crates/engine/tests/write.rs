@@ -222,6 +222,10 @@ fn contract_5_a_version_that_was_never_seen_is_never_replaced() {
     assert_eq!(in_source(&bench, "a").unwrap(), b"theirs");
     let status = bench.engine.status().stage;
     assert_eq!(status.conflicts, 1);
+    // Theirs is seen from now on, and what has seen it may replace it.
+    assert_eq!(read(&bench, "/data/a").unwrap(), b"theirs");
+    write(&bench, "/data/a", b"mine again").unwrap();
+    eventually("it is replaced", || in_source(&bench, "a").unwrap() == b"mine again");
 
     // A new file of which somebody else was quicker.
     assert_eq!(names(&bench, "/data"), ["a"]);
@@ -319,6 +323,36 @@ fn what_cannot_be_written_is_refused_with_the_reason() {
     assert_eq!(refused.kind(), ErrorKind::ReadOnly);
     assert!(refused.to_string().contains("--writable"), "{refused}");
     assert_eq!(bench.engine.status().stage.files, 0);
+}
+
+#[test]
+fn a_source_that_is_away_keeps_nobody_from_writing_and_loses_nothing() {
+    let bench = Bench::start("away", &Setup { deadline_s: 1.0, ..Setup::default() });
+    bench.put_bytes("dir/known", Bytes::from_static(b"first"));
+    bench.put_bytes("dir/unknown", Bytes::from_static(b"theirs"));
+    let faulty = Faulty::attach(&bench);
+    assert_eq!(read(&bench, "/faulty/dir/known").unwrap(), b"first");
+    // Long ago: nothing that is known is fresh.
+    bench.clock.advance(Duration::from_secs(3600));
+    faulty.fail(|_| Some(Fault::Fail(ErrorKind::Unavailable)));
+    for name in ["known", "unknown", "new"] {
+        write(&bench, &format!("/faulty/dir/{name}"), b"mine").unwrap();
+        assert_eq!(read(&bench, &format!("/faulty/dir/{name}")).unwrap(), b"mine");
+    }
+    // What needs to know what is there says that it cannot.
+    let exclusive = WriteOptions { exclusive: true, durability: None };
+    let other = path("/faulty/dir/other");
+    let refused = bench.engine.write_small(&other, Bytes::from_static(b"x"), exclusive);
+    assert_eq!(bench.runtime.block_on(refused).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(bench.runtime.block_on(bench.engine.remove(&other)).unwrap_err().kind(), ErrorKind::Unavailable);
+
+    faulty.heal();
+    for name in ["known", "new"] {
+        persist(&bench, &format!("/faulty/dir/{name}")).unwrap();
+        assert_eq!(in_source(&bench, &format!("dir/{name}")).unwrap(), b"mine");
+    }
+    assert_eq!(persist(&bench, "/faulty/dir").unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(in_source(&bench, "dir/unknown").unwrap(), b"theirs");
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Engine {
     /// `NoSpace` when the stage stays full; what the source says when it is asked.
     pub async fn create(self: &Arc<Self>, path: &TreePath, options: WriteOptions) -> Result<Writing> {
         let action = || format!("write {path}");
-        let place = self.place(path, options).await.map_err(|error| error.during(action()))?;
+        let place = self.place(path, options, false).await.map_err(|error| error.during(action()))?;
         let draft = tokio::task::block_in_place(|| self.stage.create(&place.target));
         let draft = draft.map_err(|error| error.during(action()))?;
         let descriptor = Arc::clone(draft.descriptor());
@@ -77,7 +77,7 @@ impl Engine {
     /// As those.
     pub async fn write_small(self: &Arc<Self>, path: &TreePath, data: Bytes, options: WriteOptions) -> Result<Entry> {
         let action = || format!("write {path}");
-        let place = self.place(path, options).await.map_err(|error| error.during(action()))?;
+        let place = self.place(path, options, false).await.map_err(|error| error.during(action()))?;
         let written = self.written(&place).map_err(|error| error.during(action()))?;
         let committed = tokio::task::block_in_place(|| self.stage.commit_small(data, written));
         self.acknowledge(&place, committed).await.map_err(|error| error.during(action()))
@@ -89,7 +89,7 @@ impl Engine {
     /// `NotFound`, `IsADirectory`, `ReadOnly`; what the source says when it is asked.
     pub async fn remove(self: &Arc<Self>, path: &TreePath) -> Result<()> {
         let action = || format!("remove {path}");
-        let place = self.place(path, WriteOptions::default()).await.map_err(|error| error.during(action()))?;
+        let place = self.place(path, WriteOptions::default(), true).await.map_err(|error| error.during(action()))?;
         let base = self.base_now(&place);
         if base == Base::Absent {
             return Err(Error::new(ErrorKind::NotFound, action(), "nothing has that name"));
@@ -117,8 +117,9 @@ impl Engine {
         self.stage.find(&attached.scope, &object.key, &object.version)
     }
 
-    /// Where `path` is written to, and what is there now.
-    async fn place(&self, path: &TreePath, options: WriteOptions) -> Result<Place> {
+    /// Where `path` is written to, and what is there now: for `certain`, or as far as that is known while the source is
+    /// away.
+    async fn place(&self, path: &TreePath, options: WriteOptions, certain: bool) -> Result<Place> {
         let (attached, inner) = self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
             true => is_a_directory(path),
             false => nothing_attached(path),
@@ -129,7 +130,8 @@ impl Engine {
         }
         let key = check_key(path, &attached, attached.view.key_of(&inner))?;
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
-        let found = self.look_before_writing(path, &attached, &inner).await?;
+        let certain = certain || options.exclusive;
+        let found = self.look_before_writing(path, (&attached, &inner), certain).await?;
         let base = match found {
             Some(Item::Directory) => return Err(is_a_directory(path)),
             Some(Item::File { .. }) if options.exclusive => return Err(taken(path)),

@@ -10,7 +10,7 @@ use penstock_source::OPERATION_METADATA;
 use penstock_stage::{Base, Change, Content, Settled};
 use penstock_types::{
     ByteRange, CompletedPart, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, PartInfo,
-    Precondition, PutRequest, Result, Source, UploadId,
+    Precondition, PutRequest, Result, Source, TreePath, UploadId,
 };
 use tokio::sync::Semaphore;
 
@@ -85,6 +85,7 @@ impl Engine {
                     self.stage.upload_lost(change);
                 }
                 self.stage.conflict(change, error);
+                self.forget(change).await;
             }
             Err(error) => {
                 metrics.upload_failures.inc();
@@ -129,6 +130,19 @@ impl Engine {
             return Ok(());
         };
         self.cache.adopt(object, size, sums, &path, change.is_synced()).map(drop)
+    }
+
+    /// What was believed of the key of a change has turned out to be wrong: the source is asked next.
+    async fn forget(&self, change: &Change) {
+        let target = change.target();
+        for attached in self.tree.all().iter().filter(|attached| attached.scope == target.scope) {
+            if let Some(inner) = attached.view.path_of(&target.key) {
+                attached.view.forget(&inner);
+                if let Ok(path) = TreePath::parse(&format!("{}/{inner}", attached.path)) {
+                    self.announce(&path).await;
+                }
+            }
+        }
     }
 
     /// An attachment that may write what was staged through the one of the change, which is itself if it is there.
