@@ -108,6 +108,7 @@ def test_a_second_node_on_a_home_is_refused_and_the_first_goes_on(machine: Any) 
     machine("up")
     pid = machine.pid()
     refused = machine("up", "--foreground", check=1)
+    assert refused.stderr.startswith("error: ")
     assert f"pid={pid}" in refused.stderr
     assert "penstock down" in refused.stderr
     assert machine.json("status")["pid"] == pid

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,20 @@ def test_a_bad_configuration_is_a_failure_and_the_other_checks_go_on(
     found = {each.subject: each for each in disk.check(home, tmp_path)}
     assert found["configuration"].level is Level.FAILURE
     assert "cache space" in found
+
+
+def test_the_floor_and_the_limits_of_the_node_that_runs_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "TEST_BYTES", 1 << 20)
+    home = locate(tmp_path / "h", {})
+    home.prepare()
+    [full] = [each for each in disk.check(home, tmp_path, {tmp_path: 1 << 60}) if each.subject == "cache space"]
+    assert full.level is Level.FAILURE
+    assert "below the floor" in full.text
+    with subprocess.Popen(["sleep", "60"]) as other:
+        resource.prlimit(other.pid, resource.RLIMIT_NOFILE, (256, 256))
+        [limit] = [each for each in machine.check(other.pid) if each.subject == "open files"]
+        other.kill()
+    assert (limit.level, "256" in limit.text) == (Level.FAILURE, True)
 
 
 def test_a_home_that_cannot_be_used_is_a_failure() -> None:

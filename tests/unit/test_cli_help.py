@@ -124,6 +124,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["config", "show", "--set", "cache.sise=1"], "did you mean cache.size?"),
         (["cache", "prune", "--to", "much"], "not a size"),
         (["preload", "/data", "--max-rate", "fast"], "not a size"),
+        (["preload", "/data", "--max-rate", "0"], "leave it out"),
     ],
 )
 def test_misuse_ends_with_2_one_line_and_no_trace(arguments: list[str], needle: str, tmp_path: Any) -> None:

@@ -48,19 +48,21 @@ def _findings() -> Iterator["Finding"]:
     from penstock.errors import PenstockError
     from penstock.home import locate
 
-    yield from machine.check()
     try:
         home = locate()
     except PenstockError as error:
+        yield from machine.check(None)
         yield Finding("home", Level.FAILURE, str(error), "unset PENSTOCK_HOME")
         return
-    running = connection.running_pid() is not None
+    pid = connection.running_pid()
+    yield from machine.check(pid)
     try:
         control = connection.control(start=False)
-        status = control.status() if running else None
+        status = None if pid is None else control.status()
         tiers = status["cache"].get("tiers", []) if status else []
         stage = Path(status["stage"]["directory"]) if status else None
-        yield from disk.check(home, Path.cwd(), [Path(tier["directory"]) for tier in tiers], stage)
+        floors = {Path(tier["directory"]): int(tier["floor_bytes"]) for tier in tiers}
+        yield from disk.check(home, Path.cwd(), floors, stage)
         if status is None:
             yield node.not_running()
             return

@@ -147,9 +147,15 @@ def retry(job_id: JobId, wait: Wait = False, as_json: AsJson = False) -> None:
 def _submit(kind: str, path: str, *, wait: bool, as_json: bool, max_rate: str | None = None) -> None:
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
+    from penstock.errors import InvalidInputError
     from penstock.units import parse_size
 
-    options = {"max_bytes_per_s": None if max_rate is None else parse_size(max_rate)}
+    max_bytes_per_s = None if max_rate is None else parse_size(max_rate)
+    if max_bytes_per_s == 0:
+        raise InvalidInputError(
+            f"read --max-rate {max_rate!r}", "at that rate it never ends", "leave it out for no limit"
+        )
+    options = {"max_bytes_per_s": max_bytes_per_s}
     path = tree_path(path)
     job = connection.control().submit_job(kind, path, options)
     _submitted(job, wait=wait, as_json=as_json)

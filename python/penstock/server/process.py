@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refused(error: PenstockError, options: argparse.Namespace, code: int) -> int:
     # Who started a node in the background reads the error back from its last line.
-    text = f"{error} [{error.code}]" if options.foreground else json.dumps(error.as_dict())
+    text = f"error: {error} [{error.code}]" if options.foreground else json.dumps(error.as_dict())
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log may not exist yet
     return code
 

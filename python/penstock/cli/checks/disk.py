@@ -15,7 +15,7 @@ from penstock.errors import PenstockError
 from penstock.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from penstock.home import Home
 
@@ -31,15 +31,15 @@ NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "g
 
 
 def check(
-    home: Home, directory: Path, in_use: Sequence[Path] = (), stage_in_use: Path | None = None
+    home: Home, directory: Path, in_use: Mapping[Path, int] | None = None, stage_in_use: Path | None = None
 ) -> Iterator[Finding]:
     """Everything about home and disk.
 
     Args:
         home: whose.
         directory: where the search for a project's file begins.
-        in_use: cache directories of the node that runs, which may have been started with other settings than one
-            that would be started here.
+        in_use: cache directories of the node that runs, each with the bytes that it leaves free there; it may have been
+            started with other settings than one that would be started here.
         stage_in_use: the directory of its stage.
     """
     yield rights(home)
@@ -50,10 +50,10 @@ def check(
         settings = config.Settings()
     else:
         yield Finding("configuration", Level.OK, "every layer is valid")
-    tiers = in_use or [tier.directory for tier in settings.tiers(home, 0)]
-    for each in tiers:
-        yield from cache_directory(each, settings.cache.free_space_floor)
-    yield stage(stage_in_use or settings.stage_directory(home), settings.stage.size or 0, tiers[0])
+    tiers: Mapping[Path, int | None] = in_use or {tier.directory: None for tier in settings.tiers(home, 0)}
+    for each, floor_bytes in tiers.items():
+        yield from cache_directory(each, floor_bytes, settings.cache.free_space_floor)
+    yield stage(stage_in_use or settings.stage_directory(home), settings.stage.size or 0, next(iter(tiers)))
 
 
 def rights(home: Home) -> Finding:
@@ -61,12 +61,12 @@ def rights(home: Home) -> Finding:
     try:
         home.prepare()
     except PenstockError as error:
-        return Finding("home", Level.FAILURE, str(error), "export PENSTOCK_HOME=$HOME/penstock")
+        return Finding("home", Level.FAILURE, str(error), "export PENSTOCK_HOME=/a/directory/of/yours")
     return Finding("home", Level.OK, str(home.name))
 
 
-def cache_directory(directory: Path, floor: float) -> Iterator[Finding]:
-    """Kind, space and speed of the disk under one cache directory."""
+def cache_directory(directory: Path, floor_bytes: int | None, floor: float) -> Iterator[Finding]:
+    """Kind, space and speed of the disk under one cache directory, of which a share stays free, or so many bytes."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = os.statvfs(directory)
@@ -81,7 +81,8 @@ def cache_directory(directory: Path, floor: float) -> Iterator[Finding]:
             f"{directory} is on {kind}; a cache needs a local disk",
             "penstock up --set cache.directory=/local/disk",
         )
-    yield space(directory, facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, floor)
+    free, total = facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
+    yield space(directory, free, total, floor if floor_bytes is None else floor_bytes / max(total, 1))
     yield speed(directory)
 
 

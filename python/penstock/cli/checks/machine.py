@@ -30,14 +30,15 @@ OPEN_FILES_WANTED = 16384
 OPEN_FILES_NEEDED = 4096
 
 
-def check() -> Iterator[Finding]:
-    """Everything about the machine."""
+def check(node_pid: int | None) -> Iterator[Finding]:
+    """Everything about the machine; its limits are those of the node that runs, if one does."""
     privileged = may_mount(Path("/proc/self/status").read_text(encoding="ascii"))
     yield kernel(platform.system(), platform.release())
     yield fuse(Path("/dev/fuse"), shutil.which("fusermount3"), privileged=privileged)
     yield passthrough(platform.release(), privileged=privileged)
     yield image(platform.release(), Path("/proc/filesystems").read_text(encoding="ascii"), privileged=privileged)
-    yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    yield open_files(hard if node_pid is None else resource.prlimit(node_pid, resource.RLIMIT_NOFILE)[1])
 
 
 def kernel(system: str, release: str) -> Finding:

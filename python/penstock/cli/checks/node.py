@@ -29,7 +29,8 @@ def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
     for tier in status["cache"].get("tiers", []):
         if not tier.get("healthy", True):
             text = f"{tier['directory']} takes nothing new: {tier.get('reason')}; reads go on uncached"
-            yield Finding("cache", Level.FAILURE, text, f"df -h {tier['directory']}")
+            full = "space" in str(tier.get("reason")).lower()
+            yield Finding("cache", Level.FAILURE, text, f"df -h {tier['directory']}" if full else "sudo dmesg | tail")
     for text in backlog.warnings(status["stage"]):
         yield Finding("stage", Level.WARNING, text, "penstock status")
     corrupt = status["metrics"].get("cache_corrupt_pages", 0)
