@@ -98,31 +98,28 @@ impl Engine {
         let Some(extent) = self.cache.get(&object) else { return Ok(Verified::default()) };
         let mut verified = Verified::default();
         let mut buffer = vec![0; usize::try_from(VERIFY_STEP.min(extent.size())).expect("a step fits memory")];
-        let mut at = 0;
-        while at < extent.size() {
-            let run = extent.present_run(at).intersect(ByteRange::new(at, at + VERIFY_STEP));
-            if run.is_empty() {
-                at = (at / PAGE_SIZE + 1) * PAGE_SIZE;
-                continue;
-            }
+        let present = present_runs(&extent);
+        for run in &present {
             let out = &mut buffer[..usize::try_from(run.len()).expect("a step fits memory")];
-            let checked = tokio::task::block_in_place(|| extent.read_verified(run, out));
-            if extent.is_gone() {
+            let checked = tokio::task::block_in_place(|| extent.read_verified(*run, out));
+            let bad = match checked {
+                Ok(()) => Vec::new(),
+                // A file that is damaged as a whole has left the cache with all of its pages.
+                Err(error) if error.kind() == ErrorKind::Corrupt && extent.is_gone() => present.clone(),
+                Err(error) if error.kind() == ErrorKind::Corrupt => extent.missing(*run),
                 // Evicted meanwhile: nothing of it is cached any more.
+                Err(_) if extent.is_gone() => break,
+                Err(error) => return Err(error.during(format!("verify {path}"))),
+            };
+            verified.pages += run.pages().count() as u64;
+            if !bad.is_empty() {
+                let pages: u64 = bad.iter().map(|range| range.pages().count() as u64).sum();
+                verified.bad_pages += pages;
+                verified.repaired += self.repair(path, &bad).await.map_or(0, |()| pages);
+            }
+            if extent.is_gone() {
                 break;
             }
-            verified.pages += run.pages().count() as u64;
-            match checked {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    let bad: Vec<ByteRange> = extent.missing(run);
-                    let pages: u64 = bad.iter().map(|range| range.pages().count() as u64).sum();
-                    verified.bad_pages += pages;
-                    verified.repaired += self.repair(path, &bad).await.map_or(0, |()| pages);
-                }
-                Err(error) => return Err(error.during(format!("verify {path}"))),
-            }
-            at = run.end;
         }
         Ok(verified)
     }
@@ -261,6 +258,21 @@ impl OpenFile {
         }
         Ok(Prefetched { size, fetched_bytes: before - absent(self).min(before) })
     }
+}
+
+/// What is present of an extent, in steps of a verify.
+fn present_runs(extent: &Extent) -> Vec<ByteRange> {
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while at < extent.size() {
+        let run = extent.present_run(at).intersect(ByteRange::new(at, at + VERIFY_STEP));
+        if run.is_empty() {
+            at = (at / PAGE_SIZE + 1) * PAGE_SIZE;
+        } else {
+            at = run.end;
+            runs.push(run);
+        }
+    }
+    runs
 }
 
 /// Whether a key covers another: the same object, or a directory above it.

@@ -328,3 +328,36 @@ fn a_restarted_engine_serves_what_was_cached_without_fetching_it_again() {
     assert_eq!(metrics.source_bytes.get(), fetched);
     drop(home);
 }
+
+#[test]
+fn a_verify_counts_and_repairs_a_file_that_was_cut_on_the_cache_disk() {
+    let bench = Bench::start("cut", &Setup::default());
+    bench.put("a.bin", 1, 1, 3 * MIB);
+    let file = open(&bench, "a.bin").unwrap();
+    bench.runtime.block_on(read(&file, ByteRange::new(0, 3 * MIB))).unwrap();
+    drop(file);
+    let mut directories = vec![bench.home.path().join("cache")];
+    let mut cut = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let (path, facts) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+            if facts.is_dir() {
+                directories.push(path);
+            } else if facts.len() == 3 * MIB {
+                let mut rights = facts.permissions();
+                std::os::unix::fs::PermissionsExt::set_mode(&mut rights, 0o600);
+                std::fs::set_permissions(&path, rights).unwrap();
+                std::fs::File::options().write(true).open(&path).unwrap().set_len(100_000).unwrap();
+                cut += 1;
+            }
+        }
+    }
+    assert_eq!(cut, 1);
+    let verified = bench.runtime.block_on(bench.engine.verify(&bench.path("a.bin"))).unwrap();
+    assert_eq!((verified.bad_pages, verified.repaired), (48, 48));
+    let before = bench.metrics.source_read_requests.get();
+    let again = open(&bench, "a.bin").unwrap();
+    let bytes = bench.runtime.block_on(read(&again, ByteRange::new(0, 3 * MIB))).unwrap();
+    oracle::check(1, 1, 0, &bytes).unwrap();
+    assert_eq!(bench.metrics.source_read_requests.get(), before);
+}

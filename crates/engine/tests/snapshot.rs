@@ -114,6 +114,22 @@ fn every_address_holds_the_bytes_of_the_file_that_lies_there_and_zeros_between()
 }
 
 #[test]
+fn a_large_file_stays_open_while_it_is_read() {
+    // As large as what may stay open in all, and more.
+    let world = World::start("large", &Setup { cache_bytes: 64 * MIB, ..Setup::default() });
+    world.bench.put("t/1", 1, 1, 20 * MIB);
+    world.bench.put("t/2", 2, 1, 20 * MIB);
+    world.freeze("/data/t").unwrap();
+    let (device, placed) = (world.device(&world.open()), world.placed(1));
+    for step in 0..20 {
+        for (_, _, _, place) in &placed {
+            world.check(&device, &placed, place.offset + step * MIB, MIB as usize);
+        }
+    }
+    assert_eq!(world.bench.metrics.opens.get(), 2);
+}
+
+#[test]
 fn a_snapshot_keeps_its_versions_where_they_are_cached_and_says_stale_where_they_are_gone() {
     let world = World::start("versions", &Setup::default());
     for number in 0..4 {

@@ -6,8 +6,8 @@ use futures_util::future::try_join_all;
 use penstock_catalog::{Snapshot, SnapshotEntry};
 use penstock_image::{Allocator, Image, Place};
 use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, Result, TreePath};
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
@@ -84,7 +84,14 @@ impl Frozen {
             let action = format!("open snapshot {}", snapshot.facts().name);
             Error::new(ErrorKind::Corrupt, action, "what it froze does not lie in its source")
         })?;
-        let files = Cache::with_weighter(FILES_MAX as usize, FILES_MAX, ByBytes { unit });
+        // One shard: of several, none would have room for a large file, which would be opened for each read.
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .estimated_items_capacity(FILES_MAX as usize)
+            .weight_capacity(FILES_MAX)
+            .build()
+            .map_err(|error| Error::new(ErrorKind::Internal, "open a snapshot", error.to_string()))?;
+        let files = Cache::with_options(options, ByBytes { unit }, Default::default(), Default::default());
         Ok(Arc::new(Self {
             engine,
             attached,
