@@ -148,11 +148,21 @@ impl Cache {
     /// The extent of an object version, if there is one; counts as use. No I/O when it is in memory, a look into the
     /// index otherwise.
     pub fn get(&self, id: &ObjectId) -> Option<Arc<Extent>> {
-        let known = self.live().find(id).cloned();
-        let extent = known.filter(|extent| !extent.is_gone()).or_else(|| self.find_stored(id))?;
-        extent.uses.add();
-        self.note_use(&extent);
+        let extent = self.peek(id)?;
+        self.count_use(&extent);
         Some(extent)
+    }
+
+    /// As [`Cache::get`], for who only looks: it counts for nothing when something has to be evicted.
+    pub fn peek(&self, id: &ObjectId) -> Option<Arc<Extent>> {
+        let known = self.live().find(id).cloned();
+        known.filter(|extent| !extent.is_gone()).or_else(|| self.find_stored(id))
+    }
+
+    /// Counts a use of an extent.
+    pub fn count_use(&self, extent: &Extent) {
+        extent.uses.add();
+        self.note_use(extent);
     }
 
     /// The extent of an object version, made if there is none.

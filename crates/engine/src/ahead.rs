@@ -31,12 +31,17 @@ const WINDOW_MAX: usize = 256;
 const FILE_MAX: u64 = 8 * 1024 * 1024;
 /// Reading ahead takes at most this part of the memory budget.
 const BUDGET_SHARE: u64 = 8;
+/// What is fetched ahead in order and not opened yet takes at most this part of the cache, for it would leave before it
+/// is needed.
+const AHEAD_SHARE: u64 = 16;
 /// Files of a directory that are opened in no order before the rest of it is fetched.
 const SWEEP_AFTER: u32 = 32;
 /// Every sweep doubles what the next one takes, up to this.
 const SWEEP_AFTER_MAX: u32 = 4096;
 /// A sweep is ahead of what is opened by at most so many files, and as many again as were opened since it began.
 const SWEEP_LEAD: usize = 256;
+/// A directory is fetched on a guess only where its small files take at most this part of the cache.
+const SWEEP_SHARE: u64 = 2;
 /// How long a sweep that is far enough ahead waits to be caught up with before it ends.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(10);
 const SWEEP_POLL: Duration = Duration::from_millis(50);
@@ -77,6 +82,17 @@ struct Run {
     /// Opens since the rest of the directory began to be fetched, as long as it is.
     swept: Weak<AtomicUsize>,
     touched: u64,
+}
+
+/// Files to fetch ahead.
+#[derive(PartialEq, Eq, Debug)]
+struct Wanted {
+    /// The file before the first of them.
+    after: String,
+    /// How many at most.
+    count: usize,
+    /// Files that were fetched before and not opened yet.
+    upcoming: usize,
 }
 
 impl Ahead {
@@ -137,14 +153,18 @@ impl Ahead {
         self.fetch(engine, attached, directory, wanted);
     }
 
-    /// Fetches what follows `wanted.0`, as many files as `wanted.1`, as far as the budget's share goes.
-    fn fetch(&self, engine: &Arc<Engine>, attached: &Arc<Attached>, directory: &str, wanted: Option<(String, usize)>) {
-        let Some((after, count)) = wanted else { return };
+    /// Fetches what is wanted, as far as the budget's share goes, and no more than stays in the cache until it is opened.
+    fn fetch(&self, engine: &Arc<Engine>, attached: &Arc<Attached>, directory: &str, wanted: Option<Wanted>) {
+        let Some(Wanted { after, count, upcoming }) = wanted else { return };
+        let room = engine.cache_bytes() / AHEAD_SHARE;
         let mut started = Vec::new();
         for NamedItem { name, item } in attached.view.following(&after, count) {
             let Item::File { attributes, .. } = item else { continue };
             if attributes.size > FILE_MAX {
                 continue;
+            }
+            if (upcoming + started.len() + 1) as u64 * attributes.size > room {
+                break;
             }
             let units = u32::try_from(attributes.size.max(FILE_MIN).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
             let Ok(permit) = Arc::clone(&self.share).try_acquire_many_owned(units) else { break };
@@ -155,6 +175,13 @@ impl Ahead {
         let mut runs = self.runs();
         if let Some(run) = runs.by_directory.get_mut(&self.key(attached, directory)) {
             run.upcoming.extend(started);
+        }
+    }
+
+    /// A directory is too large to be fetched on a guess.
+    fn never_sweep(&self, attached: &Arc<Attached>, directory: &str) {
+        if let Some(run) = self.runs().by_directory.get_mut(&self.key(attached, directory)) {
+            run.sweep_after = u32::MAX;
         }
     }
 
@@ -176,16 +203,27 @@ struct Sweep {
 }
 
 impl Sweep {
-    /// Fetches what is not cached, in listing order, behind what somebody waits for. Ends when nobody follows.
+    /// Fetches what is not cached, in listing order, behind what somebody waits for. Ends when nobody follows, and for
+    /// good where the directory takes more than its part of the cache: what was read already would be fetched again,
+    /// and what somebody needs would leave for it.
     async fn run(self, engine: Arc<Engine>, share: Arc<Semaphore>) {
+        let mut room = engine.cache_bytes() / SWEEP_SHARE;
         let (mut after, mut fetched) = (None, 0);
         loop {
             let page = self.attached.view.list(&self.directory, after.as_deref(), SWEEP_NAMES).await;
             let Ok(page) = page else { return };
             for NamedItem { name, item } in page.items {
                 let Item::File { attributes, .. } = item else { continue };
+                if attributes.size > WHOLE_MAX {
+                    continue;
+                }
+                let Some(left) = room.checked_sub(attributes.size) else {
+                    engine.ahead.never_sweep(&self.attached, &self.directory);
+                    return;
+                };
+                room = left;
                 let path = self.attached.path.join(&join(&self.directory, &name));
-                if attributes.size > WHOLE_MAX || engine.is_cached(&path) {
+                if engine.is_cached(&path) {
                     continue;
                 }
                 if !self.is_followed(fetched).await {
@@ -299,14 +337,14 @@ impl Run {
         }
     }
 
-    /// After which file how many more to fetch, once half of the window is used up.
-    fn request(&mut self, directory: &str) -> Option<(String, usize)> {
+    /// What to fetch next, once half of the window is used up.
+    fn request(&mut self, directory: &str) -> Option<Wanted> {
         if self.upcoming.len() > self.window / 2 {
             return None;
         }
         self.window = (self.window * 2).min(WINDOW_MAX);
-        let after = self.upcoming.back().unwrap_or(&self.last);
-        Some((join(directory, after), self.window - self.upcoming.len()))
+        let (after, upcoming) = (self.upcoming.back().unwrap_or(&self.last), self.upcoming.len());
+        Some(Wanted { after: join(directory, after), count: self.window - upcoming, upcoming })
     }
 }
 
@@ -326,15 +364,15 @@ mod tests {
     fn a_run_asks_for_more_only_when_half_of_its_window_is_used() {
         let mut run = Run::begin("0");
         assert!(!run.miss("1", true) && !run.miss("2", true) && run.miss("3", true));
-        let (after, count) = run.request("d").unwrap();
-        assert_eq!((after.as_str(), count), ("d/3", 32));
+        let wanted = run.request("d").unwrap();
+        assert_eq!(wanted, Wanted { after: "d/3".to_string(), count: 32, upcoming: 0 });
         run.upcoming.extend((4..36).map(|n| n.to_string()));
         assert!(run.advance("4"));
         assert_eq!(run.request("d"), None);
         for name in 5..20 {
             assert!(run.advance(&name.to_string()));
         }
-        assert_eq!(run.request("d").unwrap().0, "d/35");
+        assert_eq!(run.request("d").unwrap().after, "d/35");
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Engine {
     /// Drops the cached bytes of the version that `path` has now. Returns the bytes freed, 0 where none were cached.
     pub async fn evict(self: &Arc<Self>, path: &TreePath) -> Result<u64> {
         let object = self.object_at(path).await.map_err(|error| error.during(format!("evict {path}")))?;
-        match self.cache.get(&object) {
+        match self.cache.peek(&object) {
             Some(_) => self.cache.evict(&object),
             None => Ok(0),
         }
@@ -95,7 +95,7 @@ impl Engine {
     /// Checks every cached page of `path` against its checksum and fetches bad ones again.
     pub async fn verify(self: &Arc<Self>, path: &TreePath) -> Result<Verified> {
         let object = self.object_at(path).await.map_err(|error| error.during(format!("verify {path}")))?;
-        let Some(extent) = self.cache.get(&object) else { return Ok(Verified::default()) };
+        let Some(extent) = self.cache.peek(&object) else { return Ok(Verified::default()) };
         let mut verified = Verified::default();
         let mut buffer = vec![0; usize::try_from(VERIFY_STEP.min(extent.size())).expect("a step fits memory")];
         let present = present_runs(&extent);
@@ -128,7 +128,7 @@ impl Engine {
     pub async fn why(self: &Arc<Self>, path: &TreePath) -> Result<Why> {
         let file = self.pin_for_look(path).await.map_err(|error| error.during(format!("explain {path}")))?;
         let (attached, object, size) = file;
-        let extent = self.cache.get(&object);
+        let extent = self.cache.peek(&object);
         let complete = self.is_complete(&object);
         let absent =
             |extent: &Arc<Extent>| -> u64 { extent.missing(ByteRange::new(0, size)).iter().map(ByteRange::len).sum() };

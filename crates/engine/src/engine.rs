@@ -221,6 +221,11 @@ impl Engine {
         Ok(Sample { files: page.objects.len() as u64, size_bytes })
     }
 
+    /// Most bytes that the cache may hold.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.parts.config.cache.tiers.iter().map(|tier| tier.size_bytes).sum()
+    }
+
     /// Every attachment, sorted by path.
     pub fn attachments(&self) -> Vec<AttachmentStatus> {
         self.tree.all().iter().map(|attached| attached.status()).collect()

@@ -123,7 +123,7 @@ impl Engine {
 
     /// Whether every byte of an object version is here: in the cache, or staged.
     pub(crate) fn is_complete(&self, object: &ObjectId) -> bool {
-        is_staged(&object.version) || self.cache.get(object).is_some_and(|extent| extent.is_complete())
+        is_staged(&object.version) || self.cache.peek(object).is_some_and(|extent| extent.is_complete())
     }
 
     /// The object version as a file, where it is completely in the cache or staged.
@@ -131,7 +131,8 @@ impl Engine {
         let holding = if is_staged(&target.object.version) {
             Holding::staged(self.staged_file(target).ok()?)
         } else {
-            let extent = self.cache.get(&target.object).filter(|extent| extent.is_complete())?;
+            let extent = self.cache.peek(&target.object).filter(|extent| extent.is_complete())?;
+            self.cache.count_use(&extent);
             Holding::cached(extent.lend().ok()?)
         };
         let metrics = &self.parts.metrics;
@@ -205,7 +206,7 @@ impl Engine {
         let (key, mut attributes) = self.resolve_file(path, &attached, &inner, again).await?;
         if let Some(version) = options.version.as_ref().filter(|version| **version != attributes.version) {
             let object = object_id(&attached, key.clone(), version);
-            let kept = self.cache.get(&object).filter(|extent| extent.is_complete()).map(|extent| extent.size());
+            let kept = self.cache.peek(&object).filter(|extent| extent.is_complete()).map(|extent| extent.size());
             let kept = kept.or_else(|| self.staged(&attached, &object)?.size());
             let size = kept.ok_or_else(|| stale(path, version))?;
             attributes = ObjectAttributes { size, modified_ms: 0, version: version.clone() };

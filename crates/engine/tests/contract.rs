@@ -361,3 +361,41 @@ fn a_verify_counts_and_repairs_a_file_that_was_cut_on_the_cache_disk() {
     oracle::check(1, 1, 0, &bytes).unwrap();
     assert_eq!(bench.metrics.source_read_requests.get(), before);
 }
+
+#[test]
+fn one_pass_over_more_than_the_cache_holds_leaves_in_it_what_is_read_again_and_again() {
+    const SIZE: u64 = 64 * 1024;
+    for (name, step) in [("scan-in-order", 1), ("scan-in-no-order", 97)] {
+        let bench = Bench::start(name, &Setup { cache_bytes: 8 * MIB, ..Setup::default() });
+        let names = |kind: &str, count: u64| (0..count).map(|number| format!("{kind}/{number:04}")).collect::<Vec<_>>();
+        let (hot, once) = (names("hot", 32), names("once", 401));
+        for (number, each) in hot.iter().chain(&once).enumerate() {
+            bench.put(each, number as u64, 1, SIZE);
+        }
+        let read_many = |names: &[String]| {
+            let paths: Vec<_> = names.iter().map(|name| bench.path(name)).collect();
+            let opened = bench.runtime.block_on(bench.engine.open_many(&paths, Priority::Foreground));
+            let mut out = vec![0; paths.len() * SIZE as usize];
+            let items: Vec<_> = opened.iter().map(|file| file.as_ref().unwrap()).enumerate().collect();
+            let items: Vec<_> = items
+                .into_iter()
+                .map(|(at, file)| BatchItem { file, range: ByteRange::new(0, SIZE), at: at * SIZE as usize })
+                .collect();
+            bench.engine.read_batch(&items, &mut out).into_iter().for_each(|read| read.unwrap());
+        };
+        (0..4).for_each(|_| read_many(&hot));
+        let is_cached = |name: &String| bench.runtime.block_on(bench.engine.why(&bench.path(name))).unwrap().complete;
+        let shuffled: Vec<String> = (0..once.len()).map(|at| once[at * step % once.len()].clone()).collect();
+        shuffled.chunks(20).for_each(read_many);
+        // Nothing is brought ahead any more.
+        let settled = || bench.metrics.source_in_flight.get() == 0 && bench.metrics.memory_used_bytes.get() == 0;
+        while !settled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let left = hot.iter().filter(|name| is_cached(name)).count();
+        assert!(left >= 30, "{name}: {left} of 32 files that are read again and again are left");
+        let fetched = bench.metrics.source_bytes.get();
+        let needed = (hot.len() + once.len()) as u64 * SIZE;
+        assert!(fetched <= needed + 5 * MIB, "{name}: {fetched} bytes came for {needed}");
+    }
+}

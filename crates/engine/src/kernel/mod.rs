@@ -391,7 +391,7 @@ impl Mounted {
             return Ok(vec![("user.penstock.source", attached.describe(&attached.view.key_of(&inner)?))]);
         }
         let (Target { attached, object, attributes, .. }, _) = self.target_of(id)?;
-        let extent = self.engine.cache.get(&object);
+        let extent = self.engine.cache.peek(&object);
         let absent: Option<u64> =
             extent.map(|extent| extent.missing(ByteRange::new(0, attributes.size)).iter().map(ByteRange::len).sum());
         let cached = attributes.size - absent.unwrap_or(attributes.size);
