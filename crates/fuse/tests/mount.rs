@@ -242,9 +242,9 @@ fn while_the_kernel_is_late_to_forget_it_is_told_to_believe_nothing() {
     };
     assert_eq!(twice("00001"), 2, "the directory and the name, once each");
     // A program that waits for a name holds the directory that one is to be forgotten in.
-    let path = bench.path("blocks");
+    let (path, before) = (bench.path("blocks"), bench.tree.lookups.load(Ordering::SeqCst));
     let waiting = std::thread::spawn(move || fs::metadata(path).is_err());
-    await_that("a request to be under way", || bench.mount.oldest_request().is_some());
+    await_that("the name to be looked up", || bench.tree.lookups.load(Ordering::SeqCst) > before);
     bench.expire(vec![Expired::Name(NodeId::ROOT, "a".into())]);
     assert_eq!(twice("00002"), 2, "the name, every time");
     bench.tree.open_gate();
@@ -321,9 +321,14 @@ fn files_that_are_served_have_their_bytes_at_any_offset_and_mapped() {
             check_bytes(&bench.path(name), bench.tree.bytes(name));
         }
     }
-    let reads = bench.tree.file("kept").reads.load(Ordering::SeqCst);
-    assert_eq!(fs::read(bench.path("kept")).unwrap(), bench.tree.bytes("kept"));
-    assert_eq!(bench.tree.file("kept").reads.load(Ordering::SeqCst), reads, "its pages are kept");
+    let reads = || bench.tree.file("kept").reads.load(Ordering::SeqCst);
+    let is_kept = || {
+        let before = reads();
+        assert_eq!(fs::read(bench.path("kept")).unwrap(), bench.tree.bytes("kept"));
+        reads() == before
+    };
+    // A kernel that needs memory may let go of pages, but not each time.
+    await_that("its pages to be kept", is_kept);
 }
 
 #[test]
