@@ -14,7 +14,10 @@ use bytes::Bytes;
 use penstock_engine::{BatchItem, Engine, Entry, OpenOptions, WriteOptions};
 use penstock_source::OPERATION_METADATA;
 use penstock_testkit::{Fault, FaultySource, SourceCall, oracle};
-use penstock_types::{ByteRange, Durability, Error, ErrorKind, Freshness, ObjectKey, ReadRequest, Result, TreePath};
+use penstock_types::{
+    ByteRange, Durability, Error, ErrorKind, Freshness, ObjectKey, Precondition, PutRequest, ReadRequest, Result,
+    TreePath,
+};
 use support::{Bench, MIB, Setup};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -256,6 +259,43 @@ fn contract_5_a_lost_reply_is_settled_by_the_operation_id() {
     }
     assert_eq!(bench.metrics.conflicts.get(), 0);
     assert_eq!(faulty.source.fired().len(), 2);
+}
+
+#[test]
+fn contract_5_changes_that_had_arrived_before_a_crash_are_no_conflict_when_they_are_brought_again() {
+    // The first change is in the source, and the second one over it, and the journal knows of neither.
+    for (name, removes) in [("w5c", false), ("w5r", true)] {
+        let bench = Bench::start(name, &Setup::default());
+        bench.put_bytes("a", Bytes::from_static(b"before"));
+        assert_eq!(read(&bench, "/data/a").unwrap(), b"before");
+        let faulty = Faulty::attach(&bench);
+        let first = match removes {
+            true => "delete",
+            false => "put",
+        };
+        // Both are staged before anything is brought.
+        faulty.fail(move |call| (call.operation == first).then_some(Fault::Fail(ErrorKind::Unavailable)));
+        match removes {
+            true => bench.runtime.block_on(bench.engine.remove(&path("/faulty/a"))).unwrap(),
+            false => drop(write(&bench, "/faulty/a", b"first").unwrap()),
+        }
+        eventually("it was tried", || !faulty.source.fired().is_empty());
+        let second = write(&bench, "/faulty/a", b"second").unwrap();
+        // What an earlier process has done.
+        let operation = second.version.unwrap().as_str().trim_start_matches("staged-").to_owned();
+        let request = PutRequest {
+            key: ObjectKey::from("a"),
+            body: Bytes::from_static(b"second"),
+            precondition: Precondition::None,
+            metadata: vec![(OPERATION_METADATA.to_owned(), operation)],
+        };
+        bench.runtime.block_on(bench.outside.put(request)).unwrap();
+        faulty.heal();
+        persist(&bench, "/faulty").unwrap();
+        assert_eq!(in_source(&bench, "a").unwrap(), b"second");
+        assert_eq!(read(&bench, "/data/a").unwrap(), b"second");
+        assert_eq!(bench.metrics.conflicts.get(), 0);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_source::OPERATION_METADATA;
-use penstock_stage::{Base, Change, Content, Settled};
+use penstock_stage::{Base, Change, Content, OperationId, Settled};
 use penstock_types::{
     ByteRange, CompletedPart, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, PartInfo,
     Precondition, PutRequest, Result, Source, TreePath, UploadId,
@@ -33,6 +33,16 @@ const PARTS_MAX: u64 = 10_000;
 const LOOK: Duration = Duration::from_millis(500);
 /// A change is shown over listings for so long beyond their freshness: one may be read to its end after it is stale.
 const SHOWN_LONGER_US: i64 = 600_000_000;
+
+/// What was found in the way of a change.
+enum Found {
+    /// The change itself.
+    Ours(ObjectAttributes),
+    /// A later change of the same key.
+    Later(ObjectAttributes),
+    /// Nothing, any more.
+    Nothing,
+}
 
 /// What a change has become in the source.
 struct Stored {
@@ -162,24 +172,21 @@ impl Engine {
             Base::Unconditional => None,
             Base::Staged(_) => return Err(out_of_turn(change)),
         };
-        if let Some(version) = &version
-            && !source.capabilities().conditional_delete
-        {
-            match source.stat(key).await {
-                Ok(found) if found.attributes.version != *version => return Err(replaced(attached, key)),
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-                found => drop(found?),
-            }
-            return source.delete(key, None).await;
-        }
-        match source.delete(key, version.as_ref()).await {
-            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
-                match source.stat(key).await {
-                    // A repeat, or somebody else wanted the same.
-                    Err(gone) if gone.kind() == ErrorKind::NotFound => Ok(()),
-                    _ => Err(replaced(attached, key).with_kind(error.kind())),
-                }
-            }
+        let deleted = match &version {
+            Some(version) if !source.capabilities().conditional_delete => match source.stat(key).await {
+                Ok(found) if found.attributes.version == *version => source.delete(key, None).await,
+                Ok(_) => Err(replaced(attached, key)),
+                Err(error) => Err(error),
+            },
+            version => source.delete(key, version.as_ref()).await,
+        };
+        match deleted {
+            Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
+                // A repeat, or somebody else wanted the same.
+                Found::Nothing | Found::Later(_) => Ok(()),
+                Found::Ours(_) => Err(replaced(attached, key)),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             deleted => deleted,
         }
     }
@@ -203,7 +210,15 @@ impl Engine {
             Base::Version(_) => self.send(attached, change, size, Precondition::None).await,
             Base::Staged(_) => return Err(out_of_turn(change)),
         };
-        let stored = settled_by_operation(attached, change, sent).await?;
+        let stored = match sent {
+            Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
+                Found::Ours(attributes) => Stored { attributes, sums: Vec::new() },
+                Found::Later(attributes) => return Ok(Stored { attributes, sums: Vec::new() }),
+                // The next try shows.
+                Found::Nothing => return Err(error.with_kind(ErrorKind::Unavailable)),
+            },
+            sent => sent?,
+        };
         if stored.attributes.size != size {
             let action = format!("upload {}", attached.describe(&change.target().key));
             let reason = "the source says another size than what was sent";
@@ -212,6 +227,34 @@ impl Engine {
                 .fact("is", stored.attributes.size));
         }
         Ok(stored)
+    }
+
+    /// What is in the way of a change whose condition did not hold. An earlier try may have been carried out without our
+    /// knowing, and later changes of the key with it, before the node was killed: operation ids tell.
+    async fn find_out(&self, attached: &Attached, change: &Change, refused: &Error) -> Result<Found> {
+        let key = &change.target().key;
+        let found = match attached.source.stat(key).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) => return Err(error),
+        };
+        let operation = found.metadata.iter().find(|(name, _)| name == OPERATION_METADATA);
+        let operation = operation.and_then(|(_, value)| value.parse::<OperationId>().ok());
+        match operation {
+            Some(operation) if operation == change.operation() => Ok(Found::Ours(found.attributes)),
+            Some(operation) if self.is_later(change, operation) => Ok(Found::Later(found.attributes)),
+            // The store was busy with the key, and what was to be replaced is still there.
+            _ if change.base() == Base::Version(found.attributes.version) => {
+                Err(refused.clone().with_kind(ErrorKind::Unavailable))
+            }
+            _ => Err(replaced(attached, key)),
+        }
+    }
+
+    /// Whether an operation is a change of the same key that was committed here after this one, and waits as well.
+    fn is_later(&self, change: &Change, operation: OperationId) -> bool {
+        let target = change.target();
+        operation > change.operation() && self.stage.find(&target.scope, &target.key, &operation.version()).is_some()
     }
 
     async fn send(
@@ -328,32 +371,6 @@ impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
-}
-
-/// A write whose condition did not hold may have been carried out by an earlier try of ours: the operation id on the
-/// object tells.
-async fn settled_by_operation(attached: &Attached, change: &Change, sent: Result<Stored>) -> Result<Stored> {
-    let refused = match sent {
-        Err(error) if error.kind() == ErrorKind::Conflict => error,
-        sent => return sent,
-    };
-    let key = &change.target().key;
-    match attached.source.stat(key).await {
-        Ok(found) if is_ours(&found.metadata, change) => Ok(Stored { attributes: found.attributes, sums: Vec::new() }),
-        // The store was busy with the key, and what was to be replaced is still there.
-        Ok(found) if change.base() == Base::Version(found.attributes.version.clone()) => {
-            Err(refused.with_kind(ErrorKind::Unavailable))
-        }
-        Ok(_) => Err(replaced(attached, key)),
-        // Nothing is in the way any more: the next try shows.
-        Err(error) if error.kind() == ErrorKind::NotFound => Err(refused.with_kind(ErrorKind::Unavailable)),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_ours(found: &[(String, String)], change: &Change) -> bool {
-    let operation = change.operation().to_string();
-    found.iter().any(|(name, value)| name == OPERATION_METADATA && *value == operation)
 }
 
 fn metadata(change: &Change) -> Vec<(String, String)> {

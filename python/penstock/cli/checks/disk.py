@@ -26,6 +26,7 @@ TEST_BYTES = 64 << 20
 
 SLOW_BYTES_PER_S = 100 << 20
 LOW_SPACE_BYTES = 1 << 30
+LEAST_SPACE_BYTES = 1 << 20
 
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"}
 
@@ -90,11 +91,12 @@ def space(directory: Path, free: int, total: int, floor: float) -> Finding:
     """Whether there is room above the floor that the cache leaves free."""
     usable = free - int(total * floor)
     text = f"{format_size(free)} free of {format_size(total)} in {directory}"
-    if usable <= 0:
+    if usable < LEAST_SPACE_BYTES:
+        where = "below" if usable <= 0 else "hardly above"
         return Finding(
             "cache space",
             Level.FAILURE,
-            f"{text}, below the floor of {floor:.0%}: nothing new is cached",
+            f"{text}, {where} the floor of {floor:.0%}: nothing new is cached",
             "free space, or: penstock up --set cache.directory=/larger/disk",
         )
     if usable < LOW_SPACE_BYTES:
