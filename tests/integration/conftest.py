@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import penstock
 from penstock.client.control import Control
 from penstock.errors import PenstockError
 from penstock.home import Home, locate
@@ -183,6 +184,31 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
     made.close()
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Runs ``work`` in a forked child and fails when it failed there."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException as error:  # whatever it is, the parent is told
+            sys.__stderr__.write(f"in the child: {type(error).__name__}: {error}\n")
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def make_writable_lake(machine: Machine) -> Any:
+    """The machine with an empty directory attached at ``/runs``, to be written, and a client of its node."""
+    lake: Any = machine
+    lake.root = machine.files("source", {})
+    lake.root.mkdir(exist_ok=True)
+    lake.client = penstock.connect(machine.home.name)
+    lake.client.attach(f"file://{lake.root}", "/runs", writable=True)
+    return lake
 
 
 def why_no_mounts() -> str | None:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import penstock
+from integration.conftest import in_child
 from penstock.errors import PenstockError, StaleVersionError, UnavailableError
 
 MIB = 1024 * 1024
@@ -30,21 +31,6 @@ def lake(machine: Any) -> Iterator[Any]:
     machine.client.attach("s3://bucket", "/data", endpoint=remote.endpoint, credentials="anonymous", freshness="1h")
     yield machine
     machine.client.close()
-
-
-def in_child(work: Callable[[], None]) -> None:
-    """Runs ``work`` in a forked child and fails when it failed there."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException as error:  # whatever it is, the parent is told
-            sys.__stderr__.write(f"in the child: {type(error).__name__}: {error}\n")
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def read_all(client: Any, file: Any, offset: int) -> bool:

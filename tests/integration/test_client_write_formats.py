@@ -16,7 +16,7 @@ import fsspec
 import numpy
 import pytest
 
-import penstock
+from integration.conftest import Machine, make_writable_lake
 from penstock.integrations.fsspec import PenstockFileSystem
 
 MIB = 1024 * 1024
@@ -25,16 +25,11 @@ NUMBERS = numpy.arange(400_000, dtype="<f8").reshape(400, 1000)
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from integration.conftest import Machine
-
     machine = Machine(tmp_path_factory.mktemp("lake"))
     try:
-        machine.root = machine.files("source", {})
-        machine.root.mkdir(exist_ok=True)
-        machine.client = penstock.connect(machine.home.name)
-        machine.client.attach(f"file://{machine.root}", "/runs", writable=True)
-        yield machine
-        machine.client.close()
+        made = make_writable_lake(machine)
+        yield made
+        made.client.close()
     finally:
         machine.close()
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import penstock
+from integration.conftest import in_child, make_writable_lake
 from penstock.errors import DiskError, NoSpaceError, NotFoundError, PenstockError, UnavailableError
 
 MIB = 1024 * 1024
@@ -22,12 +23,9 @@ LARGE = b"".join(b"%07d\n" % number for number in range(500_000))
 
 @pytest.fixture
 def lake(machine: Any) -> Iterator[Any]:
-    machine.root = machine.files("source", {})
-    machine.root.mkdir(exist_ok=True)
-    machine.client = penstock.connect(machine.home.name)
-    machine.client.attach(f"file://{machine.root}", "/runs", writable=True)
-    yield machine
-    machine.client.close()
+    made = make_writable_lake(machine)
+    yield made
+    made.client.close()
 
 
 def content_of(lake: Any, path: str) -> bytes:
@@ -39,21 +37,15 @@ def used_bytes(lake: Any) -> int:
     return int(lake.control().status()["stage"]["used_bytes"])
 
 
-def in_child(work: Callable[[], None]) -> None:
-    """Runs ``work`` in a forked child and fails when it failed there."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                work()
-            status = 0
-        except BaseException as error:  # whatever it is, the parent is told
-            sys.__stderr__.write(f"in the child: {type(error).__name__}: {error}\n")
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+def in_strict_child(work: Callable[[], None]) -> None:
+    """Runs ``work`` in a forked child, where a warning is a failure too."""
+
+    def strictly() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            work()
+
+    in_child(strictly)
 
 
 @pytest.mark.parametrize("size", [1000, 2 * MIB])
@@ -81,7 +73,7 @@ def test_in_a_forked_child_a_file_is_closed_and_its_parent_writes_on(lake: Any, 
         with lake.client.open("/runs/c", "wb") as own:
             own.write(b"the child's own")
 
-    in_child(child)
+    in_strict_child(child)
     for file in files:
         assert not file.closed
         file.write(data("q"))
@@ -111,7 +103,7 @@ def test_a_fork_while_another_thread_writes_leaves_both_right(lake: Any) -> None
         lake.until(lambda: written)
         for _ in range(10):
             before = written
-            in_child(lambda: pytest.fail("open in the child") if not file.closed else gc.collect() and None)
+            in_strict_child(lambda: pytest.fail("open in the child") if not file.closed else gc.collect() and None)
             lake.until(lambda before=before: written > before)
     finally:
         stop.set()
@@ -225,7 +217,7 @@ def test_a_disk_that_fails_is_an_error_of_the_write_and_the_file_is_never_commit
             file.close()
         assert content_of(lake, "/runs/a") == b"the one before"
 
-    in_child(child)
+    in_strict_child(child)
     assert content_of(lake, "/runs/a") == b"the one before"
 
 
@@ -294,25 +286,27 @@ def test_an_interrupted_close_says_that_it_is_not_known_what_became_of_it(lake: 
         finally:
             os.kill(lake.pid(), signal.SIGCONT)
 
-    in_child(child)
+    in_strict_child(child)
 
 
-def write_while_it_is_there(client: Any) -> None:
-    """So that it is known what a later write replaces."""
-    with client.open("/runs/a", "wb", durability="source") as file:
-        file.write(b"the one before")
-
-
-def test_a_source_that_is_away_does_not_keep_a_close_at_local_and_persist_names_what_is_left(machine: Any) -> None:
+def with_something_staged(machine: Any) -> penstock.Client:
+    """A client of a node whose source is away, and has not got what replaces ``/runs/a``."""
     remote = machine.remote({})
     client = penstock.connect(machine.home.name)
     client.attach(
         "s3://bucket", "/runs", endpoint=remote.endpoint, credentials="anonymous", writable=True, freshness="1h"
     )
-    write_while_it_is_there(client)
+    # So that it is known what the later write replaces.
+    with client.open("/runs/a", "wb", durability="source") as file:
+        file.write(b"the one before")
     remote.stop()
     with client.open("/runs/a", "wb", durability="local") as file:
         file.write(b"staged")
+    return client
+
+
+def test_a_source_that_is_away_does_not_keep_a_close_at_local_and_persist_names_what_is_left(machine: Any) -> None:
+    client = with_something_staged(machine)
     with client.open("/runs/a") as file:
         assert file.read() == b"staged"
     with pytest.raises(TimeoutError, match=r"persist /runs: .*bucket/a") as caught:
@@ -323,15 +317,7 @@ def test_a_source_that_is_away_does_not_keep_a_close_at_local_and_persist_names_
 
 
 def test_a_client_that_is_gone_waits_for_no_upload(machine: Any) -> None:
-    remote = machine.remote({})
-    client = penstock.connect(machine.home.name)
-    client.attach(
-        "s3://bucket", "/runs", endpoint=remote.endpoint, credentials="anonymous", writable=True, freshness="1h"
-    )
-    write_while_it_is_there(client)
-    remote.stop()
-    with client.open("/runs/a", "wb", durability="local") as file:
-        file.write(b"staged")
+    client = with_something_staged(machine)
     script = (
         "import penstock, sys; c = penstock.connect(sys.argv[1], start=False); print(1, flush=True); c.persist('/')"
     )

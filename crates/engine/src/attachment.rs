@@ -71,9 +71,7 @@ impl Health {
             *failure = failed.map(|error| (error.to_string(), self.clock.wall_ms()));
         }
     }
-}
 
-impl Health {
     /// How long ago the source failed, where nothing has succeeded since.
     pub fn failed_ago(&self) -> Option<Duration> {
         let failure = self.failure.lock().expect("no panic while health is noted");

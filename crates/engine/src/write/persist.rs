@@ -29,14 +29,14 @@ impl Engine {
         }
         let waiting = self.changes_below(path, Stage::pending_below)?;
         self.stage.hurry();
-        for (position, (attached, change)) in waiting.iter().enumerate() {
+        for (position, (_, change)) in waiting.iter().enumerate() {
             let done = match end {
                 Some(end) => tokio::time::timeout_at(end, change.done()).await,
                 None => Ok(change.done().await),
             };
             match done {
                 Ok(done) => done.map_err(|error| error.during(format!("persist {path}")))?,
-                Err(_) => return Err(late(path, &waiting[position..], attached)),
+                Err(_) => return Err(late(path, &waiting[position..])),
             }
         }
         Ok(())
@@ -122,8 +122,8 @@ fn in_conflict(path: &TreePath) -> Error {
     Error::new(ErrorKind::Conflict, format!("persist {path}"), "something written there is in conflict")
 }
 
-/// What is not in the source at the end of the time.
-fn late(path: &TreePath, left: &[(Arc<Attached>, Arc<Change>)], first: &Attached) -> Error {
+/// What is not in the source at the end of the time: `left`, at least one.
+fn late(path: &TreePath, left: &[(Arc<Attached>, Arc<Change>)]) -> Error {
     let name = |(attached, change): &(Arc<Attached>, Arc<Change>)| attached.describe(&change.target().key);
     let mut names: Vec<String> = left.iter().take(NAMED_MAX).map(name).collect();
     if left.len() > NAMED_MAX {
@@ -135,5 +135,5 @@ fn late(path: &TreePath, left: &[(Arc<Attached>, Arc<Change>)], first: &Attached
     Error::new(ErrorKind::Timeout, format!("persist {path}"), reason)
         .advise("it is staged on this node and goes on being uploaded; look at the source: penstock doctor")
         .fact("left", left.len())
-        .fact("source", first.describe(&ObjectKey::default()))
+        .fact("source", left[0].0.describe(&ObjectKey::default()))
 }
