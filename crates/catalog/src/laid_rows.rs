@@ -143,14 +143,16 @@ impl Laying<'_> {
     /// Whether an object that the listing does not have lies beside a directory; `None` while that may still come.
     /// `listed`: whether a row begins with its key.
     fn shape_of_new(&self, key: &[u8], attributes: &ObjectAttributes, listed: bool) -> Result<Option<bool>> {
-        if !self.shapes || (attributes.size == 0 && key.ends_with(b"/")) {
+        if !self.shapes {
             return Ok(Some(false));
         }
         let directory = directory_of(key);
         if puts_below(self.overlay, &directory, self.sight.sent) || (listed && self.holds_any(&directory)?) {
             return Ok(Some(true));
         }
-        Ok(self.shows_all_of(key).then_some(false))
+        // A marker is shown under no name of its own: nothing waits for that.
+        let marker = attributes.size == 0 && key.ends_with(b"/");
+        Ok((marker || self.shows_all_of(key)).then_some(false))
     }
 
     /// Whether a listed object lies beside a directory, now that changes may have made or emptied that.
