@@ -25,7 +25,7 @@ as-maturin = PYO3_PYTHON=$(VENV)/bin/python PYTHON_SYS_EXECUTABLE=$(VENV)/bin/py
 COMMA := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help setup demo test check bench soak wheel docs clean
+.PHONY: help setup demo test check bench measured soak wheel docs clean
 .PHONY: core-dev core-release test-rust test-python advisories lock format servers programs torch
 
 help: ## list the targets
@@ -74,6 +74,9 @@ format: $(VENV)/.requirements ## rewrite what the formatters would
 bench: core-release ## the bars, both sides from one run, or WHAT=mount alone; results go to benchmarks/results
 	$(call say,benchmarks)
 	@status=0; python -m benchmarks.run $(WHAT) $(ARGS) || status=$$?; python docs/_extensions/measured.py; exit $$status
+
+measured: $(VENV)/.requirements ## put what was measured last into README.md
+	@python docs/_extensions/measured.py --write
 
 soak: core-release servers ## what takes long: a million checked reads, long fuzzing
 	$(call say,a million checked reads and hundreds of kills)

@@ -1,10 +1,14 @@
-"""The table of what was measured, from `benchmarks/results`; as a program, puts it into README.md."""
+"""The table of what was measured, from `benchmarks/results`.
+
+As a program it prints the table; with ``--write`` it puts it into README.md instead.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +86,20 @@ def describe(machine: dict[str, Any]) -> str:
     return f"{machine['cores']} cores of {machine['processor']}, {memory_gib:.0f} GiB, Linux {machine['kernel']}"
 
 
-def main() -> None:
-    """Rewrites the section of README.md."""
-    path = ROOT / "README.md"
-    text, count = SECTION.subn(lambda _: table(), path.read_text())
-    assert count == 1, "README.md has no section for what was measured"
-    path.write_text(text)
+def write(readme: Path) -> None:
+    """Replaces the section of a README."""
+    text, count = SECTION.subn(lambda _: table(), readme.read_text())
+    assert count == 1, f"{readme} has no section for what was measured"
+    readme.write_text(text)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table, or writes it where everybody reads it: only who is told to changes a file of the checkout."""
+    if arguments == ["--write"]:
+        write(ROOT / "README.md")
+    else:
+        sys.stdout.write(table())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

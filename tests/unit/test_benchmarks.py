@@ -244,6 +244,22 @@ def test_a_comparison_outlives_a_later_run_without_peers(tmp_path: Path, monkeyp
     assert [bar["value"] for bar in measured.newest_bars(having="peers")] == [2.0]
 
 
+def test_who_measures_sees_the_table_and_only_who_asks_for_it_has_it_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    before = "above\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nbelow\n"
+    readme.write_text(before)
+    monkeypatch.setattr(measured, "ROOT", tmp_path)
+    monkeypatch.setattr(measured, "RESULTS", tmp_path / "results")
+    measured.main([])
+    assert (capsys.readouterr().out, readme.read_text()) == (measured.NOTHING, before)
+    measured.main(["--write"])
+    assert readme.read_text() == before.replace("old\n", measured.NOTHING)
+    bench = (Path(__file__).parents[2] / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
+    assert "measured.py;" in bench
+
+
 def test_an_unknown_workload_is_a_misuse_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run.main(["warm-sequentail"])
