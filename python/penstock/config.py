@@ -112,7 +112,8 @@ class CacheSettings(_Section):
     free_space_floor: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the file system that the cache leaves free, 0 to 1."""
     scrub_interval_days: Annotated[float, Field(ge=0)] = 30.0
-    """Every cached page is checked against its checksum once in so many days; 0 switches that off."""
+    """Every cached page is checked against its checksum once in so many days; 0 switches that off. A round takes five
+    minutes at least, and a second for each 64 MiB that are cached, however small the number."""
     allow_network_filesystem: bool = False
     """Take a cache directory on NFS and the like all the same."""
 

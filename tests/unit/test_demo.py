@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from rich.console import Console
 
+from penstock.demo import __main__ as program
 from penstock.demo import report
 from penstock.demo.measurements import Measurement
 from penstock.demo.plain_gets import PART_BYTES, PlainStore
@@ -122,3 +123,14 @@ def test_the_table_fits_a_terminal_of_80_columns_without_breaking_a_row() -> Non
         ["Penstock:", "first", "epoch", "1.00", "s", "512", "59", "20×", "0.5×"],
     ]
     assert "penstock[pandas]" in text.getvalue()
+
+
+@pytest.mark.parametrize(("arguments", "code", "told"), [(["--help"], 0, "--json"), (["--jsno"], 2, "usage: ")])
+def test_the_program_of_the_demo_says_how_it_is_used_and_plays_nothing(
+    arguments: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(arguments)
+    printed = capsys.readouterr()
+    assert ended.value.code == code
+    assert told in (printed.out if code == 0 else printed.err)
