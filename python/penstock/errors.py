@@ -6,6 +6,8 @@
     ├── AlreadyExistsError     FileExistsError      something has that name already
     ├── IsDirectoryError       IsADirectoryError    a file was asked for
     ├── NotDirectoryError      NotADirectoryError   a directory was asked for
+    ├── NotEmptyError          OSError              a directory is to go, and something is in it
+    ├── CrossDeviceError       OSError              it cannot be moved there in one step: copy it
     ├── PermissionDeniedError  PermissionError      credentials missing, wrong, expired, not entitled
     ├── ReadOnlyError          OSError              the tree, attachment or file is read-only
     ├── StaleVersionError      OSError              the pinned version is gone: open again
@@ -38,12 +40,14 @@ __all__ = [
     "CancelledError",
     "ConflictError",
     "CorruptError",
+    "CrossDeviceError",
     "DiskError",
     "InternalError",
     "InvalidInputError",
     "IsDirectoryError",
     "NoSpaceError",
     "NotDirectoryError",
+    "NotEmptyError",
     "NotFoundError",
     "PenstockError",
     "PermissionDeniedError",
@@ -150,6 +154,20 @@ class NotDirectoryError(PenstockError, NotADirectoryError):
 
     code = "not-a-directory"
     errno = errno_codes.ENOTDIR
+
+
+class NotEmptyError(PenstockError):
+    """A directory is to go, and something is in it."""
+
+    code = "not-empty"
+    errno = errno_codes.ENOTEMPTY
+
+
+class CrossDeviceError(PenstockError):
+    """It cannot be moved there in one step: copy it, then remove it."""
+
+    code = "cross-device"
+    errno = errno_codes.EXDEV
 
 
 class PermissionDeniedError(PenstockError, PermissionError):
@@ -265,6 +283,8 @@ ERROR_TYPES: dict[str, type[PenstockError]] = {
         AlreadyExistsError,
         IsDirectoryError,
         NotDirectoryError,
+        NotEmptyError,
+        CrossDeviceError,
         PermissionDeniedError,
         ReadOnlyError,
         StaleVersionError,

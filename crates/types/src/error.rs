@@ -42,6 +42,10 @@ kinds! {
     IsADirectory = "is-a-directory", 21;
     /// A directory was asked for and a file is there.
     NotADirectory = "not-a-directory", 20;
+    /// A directory is to go, and something is in it.
+    NotEmpty = "not-empty", 39;
+    /// It cannot be moved there in one step: copy it, then remove it.
+    CrossDevice = "cross-device", 18;
     /// The credentials are missing, wrong, expired or not entitled.
     PermissionDenied = "permission-denied", 13;
     /// The tree, attachment or file is read-only.

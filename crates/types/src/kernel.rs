@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::{ByteRange, Result};
+use crate::{ByteRange, Error, ErrorKind, Result};
 
 /// The kernel's name of one (path, version, way of I/O); it never changes any of them. It is the `st_ino`, too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -81,6 +81,34 @@ pub struct OpenedNode {
     pub lent: Option<Arc<OwnedFd>>,
     /// Whether the kernel may keep pages of it: not where the next open of the node may lend.
     pub keep_pages: bool,
+    /// Where it was opened for writing: the same file, to be written. Never lent.
+    pub writer: Option<Arc<dyn NodeWriter>>,
+}
+
+/// A file that was made and opened in one step.
+pub struct CreatedNode {
+    /// What the name means; `found` is there, and one lookup is counted.
+    pub looked: Looked,
+    /// Open for writing.
+    pub opened: OpenedNode,
+}
+
+/// What a rename does where its new name is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replace {
+    /// Takes the place of a file or of an empty directory.
+    Yes,
+    /// Fails with `AlreadyExists`.
+    No,
+}
+
+/// What `setattr` asks for; what is `None` stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AttributeChange {
+    /// Cut or grown with zeros to so many bytes.
+    pub size: Option<u64>,
+    /// Modification time, milliseconds since the Unix epoch.
+    pub modified_ms: Option<i64>,
 }
 
 /// What `statfs` shows.
@@ -110,6 +138,32 @@ pub trait NodeFile: Send + Sync + fmt::Debug {
 
     /// Whether the cache wants its bytes back: who keeps the file only for the next open should let go.
     fn is_evicted(&self) -> bool;
+}
+
+/// One handle of a file that is open for writing. All of its handles write the same bytes, and whoever opens the node
+/// reads them. Whoever lets go of it says so first: [`NodeWriter::close`].
+pub trait NodeWriter: Send + Sync + fmt::Debug {
+    /// Writes all of `data` at `offset`. Waits only where the stage is full or the file was committed before.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Disk`; what a commit said that failed before.
+    fn write(&self, offset: u64, data: &[u8]) -> Answer<()>;
+
+    /// Calls `fallocate` on the file with the kernel's own `mode`.
+    ///
+    /// # Errors
+    /// As [`NodeWriter::write`]; `Unsupported` for a mode that the disk does not know.
+    fn allocate(&self, mode: i32, offset: u64, length: u64) -> Answer<()>;
+
+    /// Makes what was written durable as declared, and visible to all who open the name afterwards; nothing where
+    /// nothing was written since. Comes at every close of every descriptor, and with `fsync`.
+    ///
+    /// # Errors
+    /// What keeps it from being so, also when it is asked again.
+    fn flush(&self) -> Answer<()>;
+
+    /// The handle is gone: what was written since the last flush is flushed, where nobody hears of a failure.
+    fn close(&self);
 }
 
 /// What a kernel was told and is not so any more.
@@ -153,6 +207,70 @@ pub trait KernelTree: Send + Sync {
     /// name up again gives another node. `IsADirectory`; what the source says.
     fn open(&self, node: NodeId) -> Answer<OpenedNode>;
 
+    /// Whether anything may be written below the mount.
+    fn is_writable(&self) -> bool {
+        false
+    }
+
+    /// Opens a node for writing, empty where `truncate` says so.
+    ///
+    /// # Errors
+    /// `StaleVersion` where the node is a version that others read: looking the name up again gives the node to write.
+    /// `ReadOnly`, `IsADirectory`, `NoSpace`; what the source says.
+    fn open_for_writing(&self, _node: NodeId, _truncate: bool) -> Answer<OpenedNode> {
+        Answer::Now(Err(read_only("open for writing")))
+    }
+
+    /// Makes a file, or opens the one that has the name unless `exclusive`; empty where it is new or `truncate` says so.
+    ///
+    /// # Errors
+    /// `AlreadyExists` with `exclusive`; as [`KernelTree::open_for_writing`].
+    fn create(&self, _parent: NodeId, _name: &str, _exclusive: bool, _truncate: bool) -> Answer<CreatedNode> {
+        Answer::Now(Err(read_only("create a file")))
+    }
+
+    /// Makes a directory, which stays while it is empty.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `ReadOnly`; what the source says.
+    fn make_directory(&self, _parent: NodeId, _name: &str) -> Answer<Looked> {
+        Answer::Now(Err(read_only("make a directory")))
+    }
+
+    /// Removes a file; who has it open goes on reading and writing.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsADirectory`, `ReadOnly`; what the source says.
+    fn remove(&self, _parent: NodeId, _name: &str) -> Answer<()> {
+        Answer::Now(Err(read_only("remove a file")))
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotEmpty`, `NotFound`, `NotADirectory`, `ReadOnly`; what the source says.
+    fn remove_directory(&self, _parent: NodeId, _name: &str) -> Answer<()> {
+        Answer::Now(Err(read_only("remove a directory")))
+    }
+
+    /// Gives a file or directory another name, in one step for whoever looks.
+    ///
+    /// # Errors
+    /// `CrossDevice` where more would have to be fetched than a rename may wait for; `NotEmpty`, `AlreadyExists`,
+    /// `IsADirectory`, `NotADirectory`, `NotFound`, `ReadOnly`; what the source says.
+    fn rename(&self, _from: (NodeId, &str), _to: (NodeId, &str), _replace: Replace) -> Answer<()> {
+        Answer::Now(Err(read_only("rename")))
+    }
+
+    /// Changes size and time of a node; what is shown of it afterwards. Of a file that is not open for writing, the
+    /// change is durable when this returns.
+    ///
+    /// # Errors
+    /// As [`KernelTree::open_for_writing`], but for `StaleVersion`.
+    fn set_attributes(&self, _node: NodeId, _change: AttributeChange) -> Answer<Looked> {
+        Answer::Now(Err(read_only("change attributes")))
+    }
+
     /// Begins to read a directory: whether the kernel may go on using the names it keeps from the last time.
     ///
     /// # Errors
@@ -186,4 +304,8 @@ pub trait KernelTree: Send + Sync {
     /// bounded size; asks the source nothing. Blocks for some milliseconds: to be called about once a second, where
     /// that does no harm.
     fn review(&self) {}
+}
+
+fn read_only(action: &str) -> Error {
+    Error::new(ErrorKind::ReadOnly, action, "nothing may be written below this mount")
 }

@@ -25,8 +25,8 @@ pub use disk::{Disk, FileFacts, OpenMode, Space};
 pub use error::{Error, ErrorKind, Result};
 pub use ids::{AttachmentId, ObjectId, ObjectKey, SourceId, Version};
 pub use kernel::{
-    Answer, Expired, KernelExpiry, KernelTree, ListedNode, Looked, NodeAttributes, NodeFile, NodeId, NodePage,
-    OpenedNode, TreeSpace,
+    Answer, AttributeChange, CreatedNode, Expired, KernelExpiry, KernelTree, ListedNode, Looked, NodeAttributes,
+    NodeFile, NodeId, NodePage, NodeWriter, OpenedNode, Replace, TreeSpace,
 };
 pub use metrics::Metrics;
 pub use origin::Origin;

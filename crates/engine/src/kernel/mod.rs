@@ -475,7 +475,7 @@ fn opened(way: Way, file: OpenFile) -> Result<OpenedNode> {
         }
         _ => None,
     };
-    Ok(OpenedNode { file: MountedFile::new(file, way == Way::Kept), lent, keep_pages: way != Way::Lent })
+    Ok(OpenedNode { file: MountedFile::new(file, way == Way::Kept), lent, keep_pages: way != Way::Lent, writer: None })
 }
 
 fn file_attributes(node: NodeId, file: &FileNode) -> NodeAttributes {

@@ -21,7 +21,7 @@ impl Part {
     /// It as an open file, whose pages the kernel keeps: nothing of them ever changes.
     pub(super) fn open(frozen: &Arc<Frozen>, place: Option<Place>, size: u64) -> OpenedNode {
         let file = Arc::new(Self { frozen: Arc::clone(frozen), place, size });
-        OpenedNode { file, lent: None, keep_pages: true }
+        OpenedNode { file, lent: None, keep_pages: true, writer: None }
     }
 
     /// Where a range of it is in its data device.

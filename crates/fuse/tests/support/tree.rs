@@ -200,7 +200,7 @@ impl KernelTree for MemoryTree {
             return Answer::Now(Err(gone("open a file")));
         }
         let lent = (way == Way::Lent).then(|| Arc::clone(&file.lent));
-        Answer::Now(Ok(OpenedNode { file, lent, keep_pages: way == Way::Kept }))
+        Answer::Now(Ok(OpenedNode { file, lent, keep_pages: way == Way::Kept, writer: None }))
     }
 
     fn open_directory(&self, _: NodeId) -> Answer<bool> {
