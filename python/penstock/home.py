@@ -6,6 +6,7 @@ purpose (standard library, ``platformdirs`` only when asked): clients in trainin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -22,6 +23,9 @@ SOCKET_PATH_MAX_BYTES = 107
 """Longest path that a Unix socket can have on Linux (108 with the closing NUL)."""
 
 _PRIVATE = 0o700
+
+_STAND_INS = Path("/tmp")  # noqa: S108 - `prepare` makes a directory 0700 there and refuses one of somebody else
+"""Where a run directory is whose place in the home has too long a path."""
 
 
 class Home:
@@ -94,6 +98,11 @@ class Home:
         return self.run / "node.lock"
 
     @property
+    def start_lock_file(self) -> Path:
+        """Held by who starts the node, until it answers."""
+        return self.run / "start.lock"
+
+    @property
     def log_file(self) -> Path:
         """JSON lines of the node."""
         return self.logs / "node.jsonl"
@@ -101,17 +110,29 @@ class Home:
     def __repr__(self) -> str:
         return f"Home({str(self.name)!r})"
 
+    def run_stands_in(self) -> bool:
+        """Whether ``run`` is not in the home, because the path of a socket would be too long there."""
+        return not self.run.is_relative_to(self.name)
+
     def prepare(self) -> None:
         """Makes every directory, private to this user, and checks that it can be written.
+
+        The default cache may be out of reach: a node without it reads on, uncached, and may have another one.
 
         Raises:
             PermissionDeniedError: a directory cannot be made or written, or belongs to somebody else.
             InvalidInputError: a file stands where a directory is needed.
         """
         documents = (self.attachments, self.jobs, self.mounts, self.snapshots)
-        owned = (self.state, self.images, self.stage, self.cache, self.logs, self.run)
-        for directory in (self.name, *documents, *owned):
+        for directory in (self.name, *documents, self.state, self.images, self.stage, self.logs):
             _make_private(directory)
+        with contextlib.suppress(PermissionDeniedError):
+            _make_private(self.cache)
+        self.prepare_run()
+
+    def prepare_run(self) -> None:
+        """Makes the run directory alone; raises as :meth:`prepare`."""
+        _make_private(self.run)
         check_private(self.run)
 
 
@@ -157,8 +178,7 @@ def _short_run(run: Path) -> Path:
     import hashlib
 
     digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
-    # Safe in a shared directory: `prepare` makes it 0700 and `check_private` refuses one of somebody else.
-    return Path("/tmp") / f"penstock-{os.getuid()}-{digest}"  # noqa: S108
+    return _STAND_INS / f"penstock-{os.getuid()}-{digest}"
 
 
 def _make_private(directory: Path) -> None:

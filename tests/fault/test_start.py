@@ -129,6 +129,25 @@ def test_a_home_that_became_read_only_is_refused_and_works_again_when_it_is_writ
     assert machine.json("status")["pid"] == machine.pid()
 
 
+def test_a_cache_that_became_read_only_stops_no_start_and_status_says_so(machine: Any) -> None:
+    """Both ways: the default cache, in the home, and one elsewhere that has to do while the default is out of reach."""
+    if os.getuid() != 0:
+        pytest.skip("needs a mount that root gives away")
+    machine.home.prepare()
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, str(machine.home.cache), sys.executable, "-m", "penstock.cli"]
+    done = subprocess.run([*command, "up"], capture_output=True, text=True, env=machine.environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"{machine.home.cache} takes nothing" in done.stderr
+    assert "NOT CACHING: " in machine("status").stdout
+    machine("down")
+    elsewhere = f"cache.directory={machine.directory / 'elsewhere'}"
+    arguments = [*command, "up", "--set", elsewhere]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=machine.environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "NOT CACHING" not in machine("status").stdout
+
+
 def test_a_socket_path_that_would_be_too_long_is_told_or_avoided(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     long = machine.directory / ("h" * 120) / "home"
     machine.environment["PENSTOCK_HOME"] = str(long)
@@ -139,8 +158,9 @@ def test_a_socket_path_that_would_be_too_long_is_told_or_avoided(machine: Any, m
     assert len(os.fsencode(machine.home.control_socket)) <= 107
     assert Path(machine.home.run).stat().st_mode & 0o077 == 0
     assert json.loads(machine.home.node_file.read_text())["pid"] == status["pid"]
+    assert status["control_socket"] == str(machine.home.control_socket)
+    assert f"(sockets in {machine.home.run})" in machine("status").stdout
     machine("down")
-    assert not machine.home.control_socket.exists()
-    for left in machine.home.run.iterdir():
-        left.unlink()
-    machine.home.run.rmdir()
+    assert not machine.home.run.exists()
+    assert machine("down").stdout == "no node runs\n"
+    assert not machine.home.run.exists()

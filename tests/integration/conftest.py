@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,9 @@ class Machine:
             for each in reversed(self.mounted()):
                 mounter.unmount(each.point, lazy=True)
         assert self.mounted() == []
+        if self.home.run_stands_in():
+            # A node that was killed leaves it, outside of the directory of the test.
+            shutil.rmtree(self.home.run, ignore_errors=True)
 
     def _note(self) -> None:
         try:

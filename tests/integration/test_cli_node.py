@@ -37,6 +37,16 @@ def test_settings_for_a_node_that_runs_are_refused(machine: Any) -> None:
     assert "did you mean cache.size?" in machine("up", "--set", "cache.sze=1GiB", check=2).stderr
 
 
+def test_status_says_that_a_floor_keeps_everything_out_of_the_cache(machine: Any) -> None:
+    assert "takes nothing, reads go uncached: " in machine("up", "--set", "cache.free_space_floor=0.9999").stderr
+    said = machine("status").stdout
+    assert "NOT CACHING: " in said
+    assert "cache.free_space_floor" in said
+    machine("down")
+    machine("up", "--set", "cache.free_space_floor=0")
+    assert "NOT CACHING" not in machine("status").stdout
+
+
 def test_a_relative_home_is_the_same_for_the_node_and_for_those_who_start_it(machine: Any) -> None:
     name = os.path.relpath(machine.home.name, machine.directory)
     started = machine("up", PENSTOCK_HOME=name).stdout
@@ -170,7 +180,7 @@ def test_a_home_with_a_very_long_path_works(machine: Any) -> None:
     machine("up")
     assert machine.json("status")["home"] == str(long)
     machine("down")
-    machine.home.run.rmdir() if not any(machine.home.run.iterdir()) else None
+    assert not machine.home.run.exists()
 
 
 def test_a_start_survives_the_process_that_asked_for_it(machine: Any) -> None:

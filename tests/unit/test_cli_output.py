@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.cli import backlog, configuration, jobs, output, progress
+from penstock.cli import backlog, configuration, jobs, node, output, progress
 from penstock.cli.paths import tree_path
 from penstock.errors import InvalidInputError, NotFoundError
 
@@ -130,3 +130,22 @@ def test_a_backlog_is_told_by_files_bytes_and_age() -> None:
     assert backlog.summary(old) == "2 files, 3.0 MiB not in the source yet, the oldest for 1 h"
     assert backlog.left_behind({"files": 0}) is None
     assert str(backlog.left_behind(STAGE)).startswith("not in their source yet: 2 files, 3.0 MiB; they are kept")
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "floor", "reason"),
+    [
+        (50, 0, 10, None),
+        # What is cached makes room: at its floor a cache goes on.
+        (10, 40, 10, None),
+        (9, 0, 10, "9.0 GiB free, cache.free_space_floor leaves 10.0 GiB to others"),
+        # No floor: a full disk is told by the write that fails.
+        (0, 0, 0, None),
+    ],
+)
+def test_a_tier_below_its_floor_that_can_make_no_room_caches_nothing(
+    free: int, used: int, floor: int, reason: str | None
+) -> None:
+    tier = {"healthy": True, "free_bytes": free << 30, "used_bytes": used << 30, "floor_bytes": floor << 30}
+    assert node.not_caching(tier) == reason
+    assert node.not_caching({**tier, "healthy": False, "reason": "it burns"}) == "it burns"

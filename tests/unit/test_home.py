@@ -8,6 +8,7 @@ import pytest
 
 from penstock import home as homes
 from penstock.errors import InvalidInputError, PermissionDeniedError
+from penstock.server.process import default_cache_bytes
 
 
 def test_penstock_home_puts_everything_below_one_directory(tmp_path: Path) -> None:
@@ -62,6 +63,15 @@ def test_prepare_makes_private_directories(tmp_path: Path) -> None:
     home.prepare()
     for directory in (home.name, home.run, home.state, home.stage, home.cache):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_a_default_cache_that_cannot_be_made_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "h"
+    home = homes.Home(root / "config.toml", root, Path("/proc/penstock-cache"), root / "logs", root / "run")
+    home.prepare()
+    assert home.run.is_dir()
+    assert default_cache_bytes(home) > 0
+    assert not (home.state / "default-cache-size").exists()
 
 
 def test_a_run_directory_that_others_can_enter_is_closed(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """One node a home: who gets the lock, what is cleared, how long a start waits for a node that is leaving."""
 
+import fcntl
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -69,6 +71,53 @@ def test_what_a_dead_node_left_is_cleared(home: Home) -> None:
     assert json.loads(home.node_file.read_text()) == {"pid": os.getpid(), "version": "1"}
     lock.release()
     assert not home.node_file.exists()
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Home]:
+    """A home whose path is too long for sockets in it."""
+    made = locate(tmp_path / ("f" * 120), {})
+    made.prepare()
+    yield made
+    shutil.rmtree(made.run, ignore_errors=True)
+
+
+def test_a_run_directory_that_stands_in_goes_with_its_node(far: Home) -> None:
+    lock = NodeLock(far)
+    lock.acquire()
+    far.start_lock_file.touch()
+    lock.release()
+    assert not far.run.exists()
+    lock.acquire()
+    assert far.lock_file.exists()
+    lock.release()
+    assert not far.run.exists()
+
+
+def test_a_run_directory_stays_while_a_start_is_under_way_or_others_have_something_in_it(far: Home) -> None:
+    lock = NodeLock(far)
+    lock.acquire()
+    with far.start_lock_file.open("ab") as start:
+        fcntl.flock(start, fcntl.LOCK_EX)
+        lock.release()
+        assert {each.name for each in far.run.iterdir()} == {"node.lock", "start.lock"}
+    (far.run / "theirs").touch()
+    lock.acquire()
+    lock.release()
+    assert [each.name for each in far.run.iterdir()] == ["theirs"]
+
+
+def test_who_waited_for_a_lock_that_is_removed_takes_the_next_one(far: Home) -> None:
+    first, second = NodeLock(far), NodeLock(far)
+    first.acquire()
+    release = threading.Timer(0.2, first.release)
+    release.start()
+    second.acquire(handover_s=20)
+    release.join()
+    assert far.lock_file.read_text() == f"{os.getpid()}\n"
+    with listening(far), pytest.raises(AlreadyRunningError):
+        NodeLock(far).acquire()
+    second.release()
 
 
 def test_nobody_answers_where_a_socket_was_left(home: Home) -> None:

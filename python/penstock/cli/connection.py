@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def wait_until_stopped(timeout_s: float) -> None:
 
     home = locate()
     deadline = time.monotonic() + timeout_s
-    with home.lock_file.open("a") as stream:
+    with contextlib.suppress(FileNotFoundError), home.lock_file.open("rb") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,9 @@ from penstock.cli.options import AsJson
 
 STOP_TIMEOUT_S = 60.0
 
+LEAST_BYTES = 64 << 10
+"""A page: where not even one fits above the floor, nothing is cached."""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
@@ -51,8 +54,8 @@ def up(
     known = connection.control(start=False).status()
     output.say(f"node started (pid {known['pid']}, home {known['home']})")
     for tier in known["cache"].get("tiers", []):
-        if not tier.get("healthy", True):
-            output.warn(f"note: {tier['directory']} takes nothing, reads go uncached: {tier['reason']}")
+        if reason := not_caching(tier):
+            output.warn(f"note: {tier['directory']} takes nothing, reads go uncached: {reason}")
 
 
 def _refuse_settings(settings: list[str]) -> None:
@@ -123,7 +126,7 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
     used, budget = format_size(memory["used_bytes"]), format_size(memory["budget_bytes"])
     rows = [
         ("node", f"pid {known['pid']}, version {known['version']}, up {format_duration(known['uptime_s'])}"),
-        ("home", known["home"]),
+        ("home", _home(known)),
         ("reads", f"{cached} from cache, {fetched} from sources, hit ratio {ratio}"),
         ("requests", f"{known['in_flight']} under way at sources, {known['clients']} clients connected"),
         ("memory", f"{format_size(memory['resident_bytes'])} resident, {used} of {budget} budget in use"),
@@ -143,13 +146,33 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _home(known: dict[str, Any]) -> str:
+    from pathlib import Path
+
+    run = Path(known["control_socket"]).parent
+    return known["home"] if run.is_relative_to(known["home"]) else f"{known['home']} (sockets in {run})"
+
+
 def _tier(tier: dict[str, Any]) -> str:
     from penstock.units import format_size
 
     text = f"{format_size(tier['used_bytes'])} of {format_size(tier['size_bytes'])} in {tier['directory']}"
-    if not tier.get("healthy", True):
-        text += output.styled(f"  NOT CACHING: {tier.get('reason')}", "red")
+    if reason := not_caching(tier):
+        text += output.styled(f"  NOT CACHING: {reason}", "red")
     return text
+
+
+def not_caching(tier: dict[str, Any]) -> str | None:
+    """Why nothing new gets into a tier, where that is so."""
+    from penstock.units import format_size
+
+    if not tier.get("healthy", True):
+        return str(tier.get("reason"))
+    free, floor = tier["free_bytes"], tier["floor_bytes"]
+    # What is cached there makes room before the floor stops anything.
+    if floor and free + tier["used_bytes"] < floor + LEAST_BYTES:
+        return f"{format_size(free)} free, cache.free_space_floor leaves {format_size(floor)} to others"
+    return None
 
 
 def _mounts(mounts: list[dict[str, Any]]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from penstock.client.control import Control
 from penstock.errors import InternalError, PenstockError, TimedOutError, UnavailableError, error_from
@@ -56,19 +56,25 @@ def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None
             _spawn(home, settings, explicit, deadline)
 
 
-@contextmanager
-def _one_at_a_time(home: Home, deadline: float) -> Iterator[None]:
-    """Lets one process start the node while the others wait: a hundred workers cost one start, not a hundred."""
-    with (home.run / "start.lock").open("ab") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise _silent(home) from None
-                time.sleep(_STEP_S)
-        yield
+def _one_at_a_time(home: Home, deadline: float) -> BinaryIO:
+    """Lets one process start the node while the others wait: a hundred workers cost one start, not a hundred.
+
+    Who has the file it returns is the one, until it is closed.
+    """
+    while True:
+        lock = None
+        # A node that leaves may take the run directory with it.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            home.prepare_run()
+            lock = home.start_lock_file.open("ab")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink:
+                return lock
+        if lock is not None:
+            lock.close()
+        if time.monotonic() >= deadline:
+            raise _silent(home)
+        time.sleep(_STEP_S)
 
 
 def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: float) -> None:

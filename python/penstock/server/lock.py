@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -41,15 +42,9 @@ class NodeLock:
             AlreadyRunningError: a node runs on this home; the message has its pid.
             DiskError: the lock file cannot be made.
         """
-        path = self._home.lock_file
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DiskError(f"lock {path}", str(error.strerror), "fix the rights of the run directory") from None
         deadline = time.monotonic() + handover_s
-        while not self._taken(descriptor):
+        while (descriptor := self._taken()) is None:
             if answers(self._home) or time.monotonic() >= deadline:
-                os.close(descriptor)
                 raise self._refusal()
             time.sleep(_STEP_S)
         os.truncate(descriptor, 0)
@@ -65,27 +60,55 @@ class NodeLock:
         """Takes sockets and facts away and lets go of the lock."""
         if self._descriptor is not None:
             self._clear()
+            if self._home.run_stands_in():
+                self._remove_run()
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _taken(self, descriptor: int) -> bool:
+    def _taken(self) -> int | None:
+        """The descriptor of the lock file once it is locked; ``None`` while somebody else has it."""
+        path = self._home.lock_file
+        try:
+            # A node that left may have taken the directory with it.
+            self._home.prepare_run()
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DiskError(f"lock {path}", str(error.strerror), "fix the rights of the run directory") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        return True
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink == 0:
+            # Removed by who had it: the next who starts makes another one.
+            os.close(descriptor)
+            return None
+        return descriptor
 
     def _clear(self) -> None:
         for path in (self._home.data_socket, self._home.control_socket, self._home.node_file):
             path.unlink(missing_ok=True)
 
+    def _remove_run(self) -> None:
+        """Removes the run directory, unless a start is under way or something of others is in it."""
+        start_lock = self._home.start_lock_file
+        with contextlib.suppress(OSError), start_lock.open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            start_lock.unlink()
+            self._home.lock_file.unlink()
+            self._home.run.rmdir()
+
     def _refusal(self) -> AlreadyRunningError:
-        holder = self._home.lock_file.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+        holder = ""
+        with contextlib.suppress(FileNotFoundError):
+            holder = self._home.lock_file.read_text(encoding="ascii", errors="replace").strip()
         return AlreadyRunningError(
             f"start a node on {self._home.name}",
             "another node runs on this home",
             "use it, stop it with `penstock down`, or set PENSTOCK_HOME to another directory",
-            pid=holder,
+            pid=holder or "unknown",
         )
 
 

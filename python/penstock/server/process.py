@@ -257,7 +257,11 @@ def default_cache_bytes(home: Home) -> int:
     kept = home.state / "default-cache-size"
     with contextlib.suppress(OSError, ValueError):
         return int(kept.read_text(encoding="ascii"))
-    facts = os.statvfs(home.cache)
+    try:
+        facts = os.statvfs(home.cache)
+    except OSError:
+        # Nothing is cached there: a size all the same, of which other defaults are parts, but not for ever.
+        return config.DEFAULT_CACHE_BYTES
     free = facts.f_bavail * facts.f_frsize
     size = min(config.DEFAULT_CACHE_BYTES, int(free * config.DEFAULT_CACHE_SHARE))
     write_atomically(kept, str(size))

@@ -173,6 +173,8 @@ class NodeService:
             "started": self._started,
             "uptime_s": time.time() - self._started,
             "home": str(self.home.name),
+            "control_socket": str(self.home.control_socket),
+            "data_socket": str(self.home.data_socket),
             "foreground": self.foreground,
             "idle_timeout_s": None if self.foreground else self.settings.node.idle_timeout or None,
             "metrics_port": self.core.metrics_port(),
