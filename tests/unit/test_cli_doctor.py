@@ -1,5 +1,6 @@
 """What doctor finds, from facts that are passed in."""
 
+import errno
 import re
 import resource
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.cli.checks import Finding, Level, disk, machine, node, sources, worst
-from penstock.errors import PermissionDeniedError
+from penstock.errors import NotFoundError, PenstockError, PermissionDeniedError, UnavailableError
 from penstock.home import locate
 
 GIB = 1 << 30
@@ -90,6 +91,24 @@ def test_the_stage_needs_room_and_says_where_what_it_holds_is_copied(tmp_path: P
     assert "copied into the cache" in disk.stage(tmp_path / "stage", 1, Path("/proc")).text or found.level != "ok"
     assert disk.stage(tmp_path / "stage", 1 << 60, tmp_path).level is Level.WARNING
     assert disk.stage(Path("/proc/none"), 1, tmp_path).level is Level.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("number", "command"), [(errno.ENOSPC, "df -h"), (errno.EIO, "sudo dmesg"), (errno.EROFS, "findmnt")]
+)
+def test_a_disk_that_takes_nothing_is_looked_at_by_why(
+    number: int, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(number, "why")
+
+    monkeypatch.setattr(disk.tempfile, "TemporaryFile", fail)
+    found = disk.speed(tmp_path)
+    assert (found.level, str(found.next).startswith(command), str(tmp_path) in str(found.next)) == (
+        "failure",
+        True,
+        True,
+    )
 
 
 def test_a_slow_disk_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +272,22 @@ def test_a_source_that_refuses_is_a_failure_with_its_words_and_is_not_measured()
     assert found[0].level is Level.FAILURE
     assert "the key is unknown" in found[0].text
     assert not any("throughput" in each.text or "/s over" in each.text for each in found)
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (PermissionDeniedError("stat", "the key is unknown"), "penstock down && penstock up"),
+        (UnavailableError("stat", "no answer"), "penstock doctor"),
+        (NotFoundError("stat", "no such bucket"), "penstock detach /data"),
+    ],
+)
+def test_what_helps_with_a_source_depends_on_what_it_says(error: PenstockError, command: str) -> None:
+    assert str(findings(error)[0].next).startswith(command)
+
+
+def test_a_clock_that_is_far_off_is_told_in_days() -> None:
+    assert "1055 d 17 h ahead" in sources.clock("source /data", 91_214_358.0).text
 
 
 def test_a_slow_answer_is_a_warning() -> None:

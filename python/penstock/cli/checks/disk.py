@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -27,6 +28,17 @@ TEST_BYTES = 64 << 20
 SLOW_BYTES_PER_S = 100 << 20
 LOW_SPACE_BYTES = 1 << 30
 LEAST_SPACE_BYTES = 1 << 20
+
+_LOOK = {
+    errno.ENOSPC: "df -h {}",
+    errno.EDQUOT: "df -h {}   # and: quota",
+    errno.EROFS: "findmnt --target {}",
+    errno.EACCES: "ls -ld {}",
+    errno.EPERM: "ls -ld {}",
+}
+"""Where to look when a disk takes nothing, by why."""
+
+_FAILING = "sudo dmesg | tail   # and: smartctl -a on the disk under {}"
 
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"}
 
@@ -146,7 +158,8 @@ def speed(directory: Path) -> Finding:
             os.fsync(file.fileno())
             rate = TEST_BYTES / (time.perf_counter() - begun)
     except OSError as error:
-        return Finding("cache speed", Level.FAILURE, f"writing to {directory}: {error.strerror}", f"df -h {directory}")
+        text = f"writing to {directory}: {error.strerror}"
+        return Finding("cache speed", Level.FAILURE, text, _LOOK.get(error.errno or 0, _FAILING).format(directory))
     text = f"{format_rate(rate)} written with fsync in {directory}"
     if rate < SLOW_BYTES_PER_S:
         return Finding("cache speed", Level.WARNING, text, "penstock up --set cache.directory=/faster/disk")

@@ -35,7 +35,7 @@ def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
         yield Finding("stage", Level.WARNING, text, "penstock status")
     corrupt = status["metrics"].get("cache_corrupt_pages", 0)
     if corrupt:
-        text = f"{corrupt} pages did not match their checksum and were dropped: the disk may be failing"
+        text = f"{corrupt} pages were damaged or could not be read, and were dropped: the disk may be failing"
         yield Finding("cache", Level.WARNING, text, "penstock verify /")
 
 

@@ -7,8 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from penstock.cli.checks.finding import Finding, Level
-from penstock.errors import PenstockError
-from penstock.units import format_rate, format_size
+from penstock.errors import (
+    PenstockError,
+    PermissionDeniedError,
+    RateLimitedError,
+    TimedOutError,
+    UnavailableError,
+)
+from penstock.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +50,7 @@ def check(client: Client, attachments: list[dict[str, Any]], probe: Probe) -> It
         try:
             known = probe(attachment["path"])
         except PenstockError as error:
-            yield Finding(subject, Level.FAILURE, str(error), f"penstock detach {attachment['path']}, then attach anew")
+            yield Finding(subject, Level.FAILURE, str(error), repair(attachment, error))
             continue
         yield latency(subject, known)
         yield identity(known)
@@ -55,6 +61,15 @@ def check(client: Client, attachments: list[dict[str, Any]], probe: Probe) -> It
             yield Finding(subject, Level.WARNING, text, "penstock attachments --json")
         others = [each["path"] for each in attachments if each is not attachment]
         yield throughput(client, attachment["path"], others)
+
+
+def repair(attachment: dict[str, Any], error: PenstockError) -> str:
+    """What helps with a source that did not answer as it should."""
+    if isinstance(error, PermissionDeniedError):
+        return "penstock down && penstock up   # once credentials or rights are repaired: an attachment has none itself"
+    if isinstance(error, (UnavailableError, TimedOutError, RateLimitedError)):
+        return "penstock doctor   # once it answers again; nothing else is needed then"
+    return f"penstock detach {attachment['path']}, then attach anew"
 
 
 def latency(subject: str, attachment: dict[str, Any]) -> Finding:
@@ -77,7 +92,9 @@ def identity(attachment: dict[str, Any]) -> Finding:
 
 def clock(subject: str, skew_s: float) -> Finding:
     """How far the clocks are apart; positive where this machine's is ahead."""
-    text = f"this machine's clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the source's"
+    text = (
+        f"this machine's clock is {format_duration(abs(skew_s))} {'ahead of' if skew_s > 0 else 'behind'} the source's"
+    )
     if abs(skew_s) >= REFUSED_SKEW_S:
         return Finding(subject, Level.FAILURE, f"{text}; signatures are refused", "timedatectl set-ntp true")
     if abs(skew_s) >= NOTABLE_SKEW_S:
