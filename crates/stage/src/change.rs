@@ -168,7 +168,8 @@ pub struct Change {
     durability: Durability,
     modified_ms: i64,
     committed_ms: i64,
-    file: Option<StagedFile>,
+    /// Shared with the change that it is staged again as.
+    file: Option<Arc<StagedFile>>,
     progress: Mutex<Progress>,
     ending: Ending,
 }
@@ -182,7 +183,7 @@ pub(crate) struct ChangeParts {
     pub(crate) modified_ms: i64,
     pub(crate) committed_ms: i64,
     /// `None` for a removal.
-    pub(crate) file: Option<StagedFile>,
+    pub(crate) file: Option<Arc<StagedFile>>,
 }
 
 /// Tells those who wait how a change ended. A change that takes the place of an earlier one goes on with its channel,
@@ -202,8 +203,21 @@ pub(crate) enum Phase {
     Held,
     /// It is in conflict.
     Conflict,
+    /// It is in conflict, and what settles that is on the way to the disk.
+    Resolving,
     /// Settled, replaced or given up.
     Over,
+}
+
+impl Phase {
+    pub(crate) fn is_conflict(self) -> bool {
+        matches!(self, Self::Conflict | Self::Resolving)
+    }
+
+    /// Whether a record on the way to the disk says that it is over.
+    pub(crate) fn is_ending(self) -> bool {
+        matches!(self, Self::Held | Self::Resolving)
+    }
 }
 
 /// What changes of a change.
@@ -319,19 +333,19 @@ impl Change {
     /// `InvalidInput` for a removal; `StaleVersion` when it was forgotten; `Disk`; `Corrupt` when its bytes are lost.
     pub fn open(&self) -> Result<Arc<OwnedFd>> {
         let removal = || Error::new(ErrorKind::InvalidInput, self.action("read"), "it is a removal");
-        let file = self.file.as_ref().ok_or_else(removal)?;
+        let file = self.file().ok_or_else(removal)?;
         file.open().map_err(|error| error.during(self.action("read")))
     }
 
     /// Path of its file, for another name of it (a hard link); `None` for a removal, and where [`Change::open`] has
     /// not restored it yet.
     pub fn path(&self) -> Option<PathBuf> {
-        self.file.as_ref()?.path()
+        self.file()?.path()
     }
 
     /// Whether the bytes of its file are synced. Those of a small one are in the journal first, and synced later.
     pub fn is_synced(&self) -> bool {
-        self.file.as_ref().is_none_or(StagedFile::is_synced)
+        self.file().is_none_or(StagedFile::is_synced)
     }
 
     /// Waits until the source has it. Where a later change of the key took its place before it was brought, until the
@@ -362,7 +376,11 @@ impl Change {
     }
 
     pub(crate) fn file(&self) -> Option<&StagedFile> {
-        self.file.as_ref()
+        self.file.as_deref()
+    }
+
+    pub(crate) fn shared_file(&self) -> Option<Arc<StagedFile>> {
+        self.file.clone()
     }
 
     /// Bytes of the stage that it takes.

@@ -83,7 +83,9 @@ impl Stage {
             files().for_each(|file| file.note_synced());
             {
                 let mut table = self.table();
-                table.restate(oldest, &self.journal);
+                if !table.restate(oldest, &self.journal) {
+                    return Ok(());
+                }
                 self.journal.keep(&Record::First { segment: next });
             }
             self.journal.sync()?;

@@ -6,6 +6,8 @@
 //! create ─▶ Draft ─ commit ─▶ file, directory and journal synced ─▶ overlay ─ next ─▶ (upload) ─ settle ─▶ forgotten
 //!                                                                                  ├ failed ─▶ waits, given out again
 //!                                                                                  └ conflict ─▶ kept, out of the overlay
+//!                                                                                       restage ─▶ a change once more
+//!                                                                                       discard ─▶ forgotten
 //! ```
 
 mod budget;
@@ -19,6 +21,7 @@ mod open;
 mod overlay;
 mod pins;
 mod record;
+mod resolve;
 mod schedule;
 mod shared_sync;
 mod stage;

@@ -118,6 +118,7 @@ fn apply(table: &mut Table, files: &Arc<Files>, statement: &Statement, named: &m
         }
         Record::Settled(record) => table.apply_settled((**record).clone(), home, 0),
         Record::Conflict { operation, error } => table.apply_conflict(*operation, error.clone()),
+        Record::Discarded { operation } => table.apply_discarded(*operation),
         Record::Upload { operation, upload } => {
             with(table, *operation, |progress| progress.upload = Some((upload.clone(), Vec::new())));
         }
@@ -156,7 +157,7 @@ fn restored(files: &Arc<Files>, record: &ChangeRecord, statement: &Statement, ho
         durability: record.durability,
         modified_ms: record.modified_ms,
         committed_ms: record.committed_ms,
-        file,
+        file: file.map(Arc::new),
     };
     Change::new(parts, progress, ending)
 }

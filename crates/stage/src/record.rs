@@ -4,7 +4,7 @@
 use penstock_types::{Durability, Error, PartInfo, UploadId};
 use serde::{Deserialize, Serialize};
 
-use crate::change::{Base, Change, Content, OperationId, Phase, Settled, Target};
+use crate::change::{Base, Change, Content, OperationId, Settled, Target};
 use crate::files::FileName;
 
 /// One statement of the journal.
@@ -26,6 +26,8 @@ pub enum Record {
     First { segment: u64 },
     /// The journal was ended in order: everything before was durable.
     Closed,
+    /// A change in conflict was given up.
+    Discarded { operation: OperationId },
 }
 
 /// A change, with what became of it so far.
@@ -62,7 +64,7 @@ impl ChangeRecord {
     /// All that is known of a change.
     pub fn of(change: &Change, has_data: bool) -> Record {
         let progress = change.progress();
-        let conflict = if progress.phase == Phase::Conflict { progress.failure.clone() } else { None };
+        let conflict = if progress.phase.is_conflict() { progress.failure.clone() } else { None };
         Record::Change(Box::new(Self {
             operation: change.operation(),
             target: change.target().clone(),

@@ -392,7 +392,7 @@ fn new_change(
         durability: written.durability,
         modified_ms: written.modified_ms,
         committed_ms: now_ms,
-        file,
+        file: file.map(Arc::new),
     };
     let ending = admission.ending();
     let mut progress = Progress::new(admission.base, Phase::Admitted, Slot::clone(home));

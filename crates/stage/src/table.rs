@@ -49,6 +49,8 @@ struct Leaving {
     said: u64,
     /// When nothing of it has to be found any more; set once that record is durable.
     until: Option<Duration>,
+    /// Its file, and the bytes that it is charged for, are those of the change that it was staged again as.
+    inherited: bool,
 }
 
 /// What a new change replaces.
@@ -124,7 +126,7 @@ impl Table {
             return Ok(shown.record.settled.base());
         }
         match self.changes.get(&staged) {
-            Some(change) if change.phase() == Phase::Conflict => Ok(change.base()),
+            Some(change) if change.phase().is_conflict() => Ok(change.base()),
             _ => Err(Error::new(ErrorKind::StaleVersion, "write", "what it replaces is not known any more")
                 .advise("open it again")),
         }
@@ -133,7 +135,7 @@ impl Table {
     /// Takes a change in whose record is on the way to the disk.
     pub fn admit(&mut self, change: &Arc<Change>) {
         let replaced = change.progress().replaces.clone();
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = replaced.filter(|replaced| replaced.phase() != Phase::Resolving) {
             replaced.progress().phase = Phase::Held;
             self.schedule.remove(replaced.operation());
         }
@@ -148,7 +150,8 @@ impl Table {
         if let Some(replaced) = replaced {
             self.key_mut(change.target()).take(replaced.operation());
             self.count(&replaced, -1);
-            self.leave(&replaced, 0);
+            let inherited = replaced.phase() == Phase::Resolving;
+            self.leave(&replaced, 0, inherited);
         }
         change.progress().phase = Phase::Waiting;
         if let Some(file) = change.file() {
@@ -164,7 +167,7 @@ impl Table {
         let replaced = std::mem::take(&mut change.progress().replaces);
         self.key_mut(change.target()).take(change.operation());
         self.changes.remove(&change.operation());
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = replaced.filter(|replaced| replaced.phase() == Phase::Held) {
             replaced.progress().phase = Phase::Waiting;
         }
         self.key_changed(change.target());
@@ -211,7 +214,7 @@ impl Table {
         if let Some(change) = &settled {
             self.count(change, -1);
             self.schedule.remove(operation);
-            self.leave(change, said);
+            self.leave(change, said, false);
         }
         if let Some(expires) = record.expires {
             let key = Bytes::copy_from_slice(target.key.as_bytes());
@@ -254,6 +257,24 @@ impl Table {
         change.end(Err(error));
     }
 
+    /// A change in conflict is given up.
+    pub fn apply_discarded(&mut self, operation: OperationId) {
+        let Some(change) = self.changes.get(&operation).filter(|change| change.phase().is_conflict()).cloned() else {
+            return;
+        };
+        self.count(&change, -1);
+        self.leave(&change, 0, false);
+    }
+
+    /// What a change replaces that is staged again over `base`.
+    pub fn base_over(&self, target: &Target, base: &Base) -> Result<Base> {
+        let key = self.key(target);
+        match key.and_then(Key::newest) {
+            Some(newest) => Ok(Base::Staged(newest.operation())),
+            None => self.resolve(base, key),
+        }
+    }
+
     pub fn fail(&mut self, change: &Change, error: Error, now: Duration) {
         let mut progress = change.progress();
         if progress.phase != Phase::Brought {
@@ -282,7 +303,7 @@ impl Table {
     pub fn conflicts_below(&self, scope: &str, prefix: &[u8]) -> Vec<Arc<Change>> {
         let below = |change: &&Arc<Change>| {
             let target = change.target();
-            &*target.scope == scope && target.key.as_bytes().starts_with(prefix) && change.phase() == Phase::Conflict
+            &*target.scope == scope && target.key.as_bytes().starts_with(prefix) && change.phase().is_conflict()
         };
         self.changes.values().filter(below).cloned().collect()
     }
@@ -303,13 +324,13 @@ impl Table {
         for leaving in &mut self.leaving {
             if leaving.until.is_none() && leaving.said <= durable {
                 leaving.until = Some(now + grace);
-                left.freed += leaving.change.charge();
+                left.freed += if leaving.inherited { 0 } else { leaving.change.charge() };
             }
         }
         while self.leaving.front().and_then(|leaving| leaving.until).is_some_and(|until| until <= now) {
-            let Some(Leaving { change, .. }) = self.leaving.pop_front() else { break };
+            let Some(Leaving { change, inherited, .. }) = self.leaving.pop_front() else { break };
             self.changes.remove(&change.operation());
-            if let Some(file) = change.file() {
+            if let Some(file) = change.file().filter(|_| !inherited) {
                 file.give_up();
             }
             left.changes.push(change);
@@ -343,8 +364,14 @@ impl Table {
     }
 
     /// Says again, at the end of the journal, all that a file of it is needed for. The files of changes are synced.
-    pub fn restate(&mut self, segment: u64, journal: &Journal) {
-        for change in self.at_home_in(segment) {
+    /// Not, and `false`, while the record that ends one of them is on its way: said again behind that, it would come
+    /// back with the next start.
+    pub fn restate(&mut self, segment: u64, journal: &Journal) -> bool {
+        let at_home = self.at_home_in(segment);
+        if at_home.iter().any(|change| change.phase().is_ending()) {
+            return false;
+        }
+        for change in at_home {
             let (_, home) = journal.keep(&ChangeRecord::of(&change, false));
             change.progress().home = home;
         }
@@ -353,6 +380,7 @@ impl Table {
                 (_, shown.home) = journal.keep(&Record::Settled(Box::new(shown.record.clone())));
             }
         }
+        true
     }
 
     /// About how many bytes of the journal are needed.
@@ -379,7 +407,7 @@ impl Table {
                     let Some((code, reason)) = said.filter(|_| status.failures.len() < NAMED_MAX) else { continue };
                     status.failures.push(Failing { attachment, key, tries: progress.failures, code, reason });
                 }
-                Phase::Conflict => {
+                Phase::Conflict | Phase::Resolving => {
                     status.conflicts += 1;
                     status.conflict_bytes += change.charge();
                     let Some((code, reason)) = said.filter(|_| status.conflicted.len() < NAMED_MAX) else { continue };
@@ -424,9 +452,9 @@ impl Table {
         self.changes.values()
     }
 
-    fn leave(&mut self, change: &Arc<Change>, said: u64) {
+    fn leave(&mut self, change: &Arc<Change>, said: u64, inherited: bool) {
         change.progress().phase = Phase::Over;
-        self.leaving.push_back(Leaving { change: Arc::clone(change), said, until: None });
+        self.leaving.push_back(Leaving { change: Arc::clone(change), said, until: None, inherited });
     }
 
     /// Brings the schedule and the overlay up to date with a key.
@@ -451,7 +479,7 @@ impl Table {
     /// Counts a change in or out, as what it is now.
     fn count(&self, change: &Change, by: i64) {
         match change.phase() {
-            Phase::Conflict => drop(self.metrics.stage_conflicts.inc_by(by)),
+            Phase::Conflict | Phase::Resolving => drop(self.metrics.stage_conflicts.inc_by(by)),
             _ => {
                 self.metrics.stage_files.inc_by(by);
                 self.metrics.stage_bytes.inc_by(by * change.charge().cast_signed());

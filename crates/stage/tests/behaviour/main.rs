@@ -10,5 +10,6 @@ mod faults;
 mod journal;
 mod overlay;
 mod power;
+mod resolving;
 mod restart;
 mod support;

@@ -122,7 +122,7 @@ fn state_of(stage: &Stage, key: &str, story: &Story) -> State {
 }
 
 /// A bench on a file system in memory, where there is one: nothing is really synced.
-fn bench() -> (Bench, Arc<PowerLossDisk>) {
+pub fn bench() -> (Bench, Arc<PowerLossDisk>) {
     let mut bench = Bench::default();
     if let Ok(directory) = tempfile::tempdir_in("/dev/shm") {
         bench.directory = directory;
