@@ -1,6 +1,6 @@
-//! The operations of FUSE, each translated into what a [`KernelTree`](penstock_types::KernelTree) is asked. The tree is
-//! read-only: whatever would change it is answered EROFS, whatever the kernel can do alone ENOSYS, after which it no
-//! longer asks.
+//! The operations of FUSE, each translated into what a [`KernelTree`](penstock_types::KernelTree) is asked. Whatever would
+//! change a tree that is read-only is answered EROFS, whatever the kernel can do alone ENOSYS, after which it no longer
+//! asks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,21 +9,21 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use penstock_types::{Looked, NodeId};
+use penstock_types::NodeId;
 
 use crate::files::{self, Asked};
 use crate::handshake;
 use crate::listing::{self, Listing};
+use crate::names::{self, NAME_BYTES_MAX};
 use crate::service::Service;
+use crate::writing::{self, Wanted};
 
 /// Unit of `statfs`.
 const STATFS_BLOCK_BYTES: u32 = 4096;
-/// Longest name that `statfs` promises.
-const NAME_BYTES_MAX: u32 = 255;
 /// Extended attributes of other kinds (capabilities, access lists) are asked for all the time, and nothing has any.
 const ATTRIBUTE_PREFIX: &str = "user.";
 
@@ -37,20 +37,7 @@ impl Filesystem for Door {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.0.work("lookup", || {
-            self.0.surroundings.metrics.kernel_lookups.inc();
-            if name.len() > NAME_BYTES_MAX as usize {
-                // The kernel's own limit is higher.
-                return reply.error(Errno::ENAMETOOLONG);
-            }
-            // Names of the tree are UTF-8.
-            let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
-            let answer = self.0.tree().lookup(NodeId(parent.0), name);
-            self.0.answer("lookup", answer, |service, looked| match looked {
-                Ok(looked) => entry(service, &looked, reply),
-                Err(errno) => reply.error(errno),
-            });
-        });
+        self.0.work("lookup", || names::look(&self.0, NodeId(parent.0), name, reply));
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -60,13 +47,7 @@ impl Filesystem for Door {
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.0.work("getattr", || {
             let answer = self.0.tree().attributes(NodeId(node.0));
-            self.0.answer("getattr", answer, |service, looked| match looked {
-                Ok(looked) => match looked.found {
-                    Some(found) => reply.attr(&service.attributes_valid(&looked), &service.shown(&found)),
-                    None => reply.error(Errno::ESTALE),
-                },
-                Err(errno) => reply.error(errno),
-            });
+            writing::answer_attributes(&self.0, "getattr", answer, reply);
         });
     }
 
@@ -167,17 +148,17 @@ impl Filesystem for Door {
         reply.error(Errno::EINVAL);
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // Nothing is written, and the kernel need not ask at every close.
-        reply.error(Errno::ENOSYS);
+    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.0.work("flush", || writing::flush(&self.0, handle.0, reply));
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn fsync(&self, _: &Request, node: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.0.work("fsync", || writing::sync(&self.0, NodeId(node.0), handle.0, reply));
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        // What is acknowledged is durable, or there is nothing to be.
+        if self.0.tree().is_writable() { reply.ok() } else { reply.error(Errno::ENOSYS) }
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: fuser::AccessFlags, reply: ReplyEmpty) {
@@ -207,13 +188,13 @@ impl Filesystem for Door {
     fn setattr(
         &self,
         _: &Request,
-        _: INodeNo,
+        node: INodeNo,
         _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
         _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
         _: Option<SystemTime>,
         _: Option<FileHandle>,
         _: Option<SystemTime>,
@@ -222,58 +203,70 @@ impl Filesystem for Door {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(Errno::EROFS);
+        let wanted = Wanted { uid, gid, size, modified };
+        self.0.work("setattr", || writing::set_attributes(&self.0, NodeId(node.0), &wanted, reply));
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
+        self.0.work("mknod", || names::make_file(&self.0, NodeId(parent.0), name, mode, reply));
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        self.0.work("mkdir", || names::make_directory(&self.0, NodeId(parent.0), name, reply));
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.work("unlink", || names::remove(&self.0, NodeId(parent.0), name, reply));
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.work("rmdir", || names::remove_directory(&self.0, NodeId(parent.0), name, reply));
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (from, to) = ((NodeId(parent.0), name), (NodeId(new_parent.0), new_name));
+        self.0.work("rename", || names::rename(&self.0, from, to, flags, reply));
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(Errno::EROFS);
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        self.0.work("create", || writing::create(&self.0, NodeId(parent.0), name, flags, reply));
     }
 
     fn write(
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: &[u8],
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
         _: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EROFS);
+        self.0.work("write", || writing::write(&self.0, handle.0, offset, data, reply));
     }
 
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.0.work("fallocate", || writing::allocate(&self.0, handle.0, (offset, length), mode, reply));
     }
 
     fn copy_file_range(
@@ -289,28 +282,24 @@ impl Filesystem for Door {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EROFS);
+        // The kernel copies by itself, by reads and writes.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(self.0.never());
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(self.0.never());
     }
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+        reply.error(self.0.never());
     }
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
-    }
-}
-
-/// Answers a lookup. That nothing has the name is an answer, too, and the kernel keeps it as long as it is valid.
-fn entry(service: &Service, looked: &Looked, reply: ReplyEntry) {
-    let name_valid = service.name_valid(looked);
-    match &looked.found {
-        Some(found) => {
-            let attributes_valid = service.attributes_valid(looked);
-            reply.entry_with_ttls(&attributes_valid, &name_valid, &service.shown(found), Generation(0));
-        }
-        None if name_valid.is_zero() => reply.error(Errno::ENOENT),
-        None => reply.entry(&name_valid, &service.absent(), Generation(0)),
+        reply.error(self.0.never());
     }
 }
 

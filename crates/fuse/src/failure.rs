@@ -63,8 +63,11 @@ fn is_ordinary(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::NotFound
+            | ErrorKind::AlreadyExists
             | ErrorKind::NotADirectory
             | ErrorKind::IsADirectory
+            | ErrorKind::NotEmpty
+            | ErrorKind::CrossDevice
             | ErrorKind::InvalidInput
             | ErrorKind::ReadOnly
             | ErrorKind::StaleVersion

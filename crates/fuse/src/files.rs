@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
 use penstock_types::{Answer, ByteRange, Error, ErrorKind, Looked, NodeFile, NodeId, OpenedNode};
+use rustix::fs::OFlags;
 
 use crate::lent::Opening;
 use crate::service::Service;
+use crate::writing::{self, Writing};
 
 thread_local! {
     // Grows to the largest read that the kernel was granted, which is 1 MiB, and stays.
@@ -56,7 +58,9 @@ impl LateReads {
 
 /// What a handle of the kernel stands for.
 pub struct OpenFile {
-    node: NodeId,
+    pub node: NodeId,
+    /// Where it is open for writing.
+    pub writing: Option<Writing>,
     file: Arc<dyn NodeFile>,
     is_lent: bool,
     /// Whether it was found that its version is gone.
@@ -65,14 +69,20 @@ pub struct OpenFile {
 
 impl OpenFile {
     fn new(node: NodeId, file: Arc<dyn NodeFile>, is_lent: bool) -> Self {
-        Self { node, file, is_lent, is_stale: AtomicBool::new(false) }
+        Self { node, writing: None, file, is_lent, is_stale: AtomicBool::new(false) }
+    }
+
+    /// Open for writing.
+    pub fn written(node: NodeId, file: Arc<dyn NodeFile>, writing: Writing) -> Self {
+        Self { writing: Some(writing), ..Self::new(node, file, false) }
     }
 }
 
-/// Opens a file for reading.
+/// Opens a file: for reading here, for writing where it is to be written or emptied.
 pub fn open(service: &Arc<Service>, node: NodeId, flags: OpenFlags, reply: ReplyOpen) {
-    if flags.acc_mode() != OpenAccMode::O_RDONLY {
-        return reply.error(Errno::EROFS);
+    let truncate = OFlags::from_bits_retain(flags.0.cast_unsigned()).contains(OFlags::TRUNC);
+    if truncate || flags.acc_mode() != OpenAccMode::O_RDONLY {
+        return writing::open(service, node, truncate, reply);
     }
     if service.options.no_open {
         // The kernel never asks again, and asks for pages by their node.

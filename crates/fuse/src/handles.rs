@@ -33,6 +33,15 @@ impl<T> Handles<T> {
         self.shard(handle).get(&handle).cloned()
     }
 
+    /// Something that was kept and is as wanted. Looks at all of it.
+    pub fn find(&self, wanted: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        let found = |shard: &Mutex<HashMap<u64, Arc<T>>>| {
+            let kept = shard.lock().expect("no panic while handles are kept");
+            kept.values().find(|value| wanted(value)).cloned()
+        };
+        self.shards.iter().find_map(found)
+    }
+
     /// Forgets a number.
     pub fn remove(&self, handle: u64) -> Option<Arc<T>> {
         self.shard(handle).remove(&handle)
@@ -61,5 +70,7 @@ mod tests {
         assert_eq!(handles.remove(first).as_deref(), Some(&"a"));
         assert_ne!(handles.insert("b"), first);
         assert_eq!((handles.count(), handles.get(first)), (1, None));
+        assert_eq!(handles.find(|value| *value == "b").as_deref(), Some(&"b"));
+        assert_eq!(handles.find(|value| *value == "a"), None);
     }
 }

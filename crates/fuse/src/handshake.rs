@@ -9,14 +9,15 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 
 /// Reads and readahead that the kernel may have under way at once; its own default of 12 is made for one slow disk.
 const BACKGROUND_REQUESTS_MAX: u16 = 512;
-/// Nobody writes here, but by this the kernel also learns how much it may ask for in one read: 1 MiB is its limit.
+/// The kernel writes so much in one request, and learns by it how much it may ask for in one read: 1 MiB is its limit.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 /// Lent files lie on a file system that is no overlay, so that an overlay can still be laid over the mount.
 const STACK_DEPTH: u32 = 1;
 /// `FUSE_DEV_IOC_BACKING_CLOSE`, from `linux/fuse.h`.
 const BACKING_CLOSE: rustix::ioctl::Opcode = opcode::write::<u32>(229, 2);
 
-/// Asks for what makes a read-only mount quick, as far as the kernel offers it; whether it offers to read lent files.
+/// Asks for what makes a mount quick, as far as the kernel offers it; whether it offers to read lent files. Never for
+/// writing from the kernel's pages later: what `write` said would not be here when the file is closed.
 pub fn configure(config: &mut KernelConfig) -> bool {
     for wanted in [
         InitFlags::FUSE_ASYNC_READ,
@@ -25,6 +26,8 @@ pub fn configure(config: &mut KernelConfig) -> bool {
         InitFlags::FUSE_DO_READDIRPLUS,
         InitFlags::FUSE_READDIRPLUS_AUTO,
         InitFlags::FUSE_MAX_PAGES,
+        // An open that empties the file is one request, which cannot be half done.
+        InitFlags::FUSE_ATOMIC_O_TRUNC,
         // Without it, a file whose pages are not kept cannot be mapped shared, as readers of weights do.
         InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     ] {

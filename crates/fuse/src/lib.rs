@@ -21,9 +21,11 @@ mod handshake;
 mod lent;
 mod listing;
 mod mount;
+mod names;
 mod service;
 mod under_way;
 mod unopened;
+mod writing;
 
 pub use lent::IdleMax;
 pub use mount::{Mount, MountFacts};

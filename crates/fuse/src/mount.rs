@@ -49,7 +49,7 @@ impl Mount {
     /// the kernel has sent its first message, which is on its way once it is mounted.
     ///
     /// # Errors
-    /// `InvalidInput` when `device` is something else; `Unsupported` when the handshake fails: it was not mounted, or
+    /// `InvalidInput` when `device` is something else, or a tree is writable where nothing is opened; `Unsupported` when the handshake fails: it was not mounted, or
     /// the kernel is too old; `ResourceLimit` without threads or descriptors.
     pub fn serve(
         device: OwnedFd,
@@ -84,7 +84,13 @@ impl Mount {
             why: lent.err().unwrap_or_else(|| "the kernel reads cached files by itself".into()),
             connection: connection::number(session.as_fd(), &target),
         };
-        service.begin(tree(&facts), facts.lending);
+        let tree = tree(&facts);
+        if service.options.no_open && tree.is_writable() {
+            let wrong =
+                Error::new(ErrorKind::InvalidInput, action(), "a tree that is written needs to be asked at opens");
+            return Err(wrong.advise("report it"));
+        }
+        service.begin(tree, facts.lending);
         service.expiry.begin(session.notifier()).map_err(scarce)?;
         service.tree().watch(watcher(&service.expiry));
         let life = Arc::new(Life { device: Mutex::new(Some(spare)), ended: Condvar::new() });

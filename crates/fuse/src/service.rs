@@ -179,6 +179,11 @@ impl Service {
         errno(error.kind())
     }
 
+    /// What to say to what no tree does: links, and extended attributes that are set.
+    pub fn never(&self) -> Errno {
+        if self.tree().is_writable() { Errno::EOPNOTSUPP } else { Errno::EROFS }
+    }
+
     /// Takes the name of a node back from the kernel.
     pub fn expire(&self, node: NodeId) {
         if let Some((directory, name)) = self.tree().name_of(node) {
@@ -191,7 +196,8 @@ impl Service {
         if self.expiry.works() { valid(looked.name_valid) } else { Duration::ZERO }
     }
 
-    /// How long the kernel may believe in attributes. Those of a file never change, those of a directory do.
+    /// How long the kernel may believe in attributes. Those of a file change only by what the
+    /// kernel itself writes, those of a directory by whatever changes its names.
     pub fn attributes_valid(&self, looked: &Looked) -> Duration {
         let changes = looked.found.is_none_or(|found| found.is_directory);
         if changes && !self.expiry.works() { Duration::ZERO } else { valid(looked.attributes_valid) }

@@ -97,6 +97,10 @@ metrics! {
         kernel_lent_opens;
         /// Reads of file content that mounts answered
         kernel_reads;
+        /// Writes of file content that mounts were asked for
+        kernel_writes;
+        /// Bytes of file content that mounts took
+        kernel_written_bytes;
         /// Names, and lists of names, that mounts took back from the kernel because they had changed
         kernel_expirations;
         /// Changes (files and removals) that were acknowledged by the stage

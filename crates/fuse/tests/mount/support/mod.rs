@@ -1,6 +1,7 @@
 //! A kernel mount for tests: mounted by this process, served by threads of it, always taken down again.
 
 mod tree;
+mod writable;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -11,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use penstock_fuse::{IdleMax, Mount, MountOptions, Surroundings};
 use penstock_types::{Expired, KernelTree, Metrics, SystemClock};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 pub use tree::{MANY, MANY_NAMES, MemoryTree, Way};
+pub use writable::WritableTree;
 
 /// Whatever hangs in the kernel is let go after this.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub const REQUEST_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A tree and its mount.
-pub struct Bench {
-    pub tree: Arc<MemoryTree>,
+pub struct Bench<T = MemoryTree> {
+    pub tree: Arc<T>,
     pub mount: Arc<Mount>,
     pub metrics: Metrics,
     directory: TempDir,
@@ -44,21 +46,15 @@ pub struct Conditions<'a> {
     pub no_open: bool,
 }
 
-impl Bench {
+impl<T: KernelTree + 'static> Bench<T> {
     /// Mounts `tree`. `None` where this user may not mount; says so.
-    pub fn new(tree: MemoryTree) -> Option<Self> {
+    pub fn new(tree: T) -> Option<Self> {
         Self::under(Conditions { probe: &tempfile::tempfile().unwrap(), privileged: true, no_open: false }, tree)
     }
 
     /// As `new`, under other conditions.
-    pub fn under(conditions: Conditions, tree: MemoryTree) -> Option<Self> {
-        let device = device()?;
-        let directory = tempfile::tempdir().unwrap();
-        let data =
-            format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", device.as_raw_fd());
-        let data = std::ffi::CString::new(data).unwrap();
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("penstock", directory.path(), "fuse.penstock", flags, data.as_c_str()).unwrap();
+    pub fn under(conditions: Conditions, tree: T) -> Option<Self> {
+        let (device, directory) = mounted()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let metrics = Metrics::default();
         let surroundings = Surroundings {
@@ -71,6 +67,7 @@ impl Bench {
         set_administrator(conditions.privileged);
         let probe = Some(conditions.probe.as_fd());
         let options = MountOptions { no_open: conditions.no_open, ..options(directory.path()) };
+        let options = if tree.is_writable() { writable(options) } else { options };
         let mount = Mount::serve(device, probe, options, surroundings, |_| shown);
         set_administrator(true);
         let mount = Arc::new(mount.unwrap());
@@ -83,20 +80,22 @@ impl Bench {
         self.directory.path().join(name)
     }
 
+    /// Takes the mount out of the tree, whether files are open or not.
+    pub fn unmount(&self) {
+        unmount(&self.directory);
+    }
+}
+
+impl Bench {
     /// Has something taken back from the kernel, and waits until it was or is late.
     pub fn expire(&self, expired: Vec<Expired>) {
         self.runtime.block_on(self.tree.expire(expired));
     }
-
-    /// Takes the mount out of the tree, whether files are open or not.
-    pub fn unmount(&self) {
-        unmount(self.directory.path(), UnmountFlags::DETACH).unwrap();
-    }
 }
 
-impl Drop for Bench {
+impl<T> Drop for Bench<T> {
     fn drop(&mut self) {
-        let _ = unmount(self.directory.path(), UnmountFlags::DETACH);
+        let _ = rustix::mount::unmount(self.directory.path(), UnmountFlags::DETACH);
         let stopped = self.mount.stop(PATIENCE);
         drop(self.done.take());
         if !std::thread::panicking() {
@@ -117,6 +116,22 @@ pub fn device() -> Option<OwnedFd> {
     }
 }
 
+/// A mount that waits to be served. `None` where this user may not mount; says so.
+pub fn mounted() -> Option<(OwnedFd, TempDir)> {
+    let device = device()?;
+    let directory = tempfile::tempdir().unwrap();
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", device.as_raw_fd());
+    let data = std::ffi::CString::new(data).unwrap();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("penstock", directory.path(), "fuse.penstock", flags, data.as_c_str()).unwrap();
+    Some((device, directory))
+}
+
+/// Takes a mount out of the tree, whether files are open or not.
+pub fn unmount(directory: &TempDir) {
+    rustix::mount::unmount(directory.path(), UnmountFlags::DETACH).unwrap();
+}
+
 /// How the tests mount.
 pub fn options(target: &Path) -> MountOptions {
     MountOptions {
@@ -131,6 +146,11 @@ pub fn options(target: &Path) -> MountOptions {
         request_timeout: REQUEST_TIMEOUT,
         idle_max: IdleMax { ids: 64, bytes: 64 << 20 },
     }
+}
+
+/// How they mount what is written.
+fn writable(options: MountOptions) -> MountOptions {
+    MountOptions { file_mode: 0o644, directory_mode: 0o755, ..options }
 }
 
 /// Whether this thread, and those that it begins, may do what only administrators may.

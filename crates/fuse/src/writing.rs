@@ -1,0 +1,234 @@
+//! Files that are open for writing. The kernel keeps their pages and writes through them; what it writes is the tree's
+//! to keep, and closing asks the tree to make it durable.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use fuser::{
+    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite,
+    TimeOrNow,
+};
+use penstock_types::{
+    Answer, AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode,
+};
+use rustix::fs::OFlags;
+
+use crate::files::OpenFile;
+use crate::lent::Opening;
+use crate::names::{self, answer_done};
+use crate::service::Service;
+
+/// How a file that is written is opened. Every close has to be heard of, so that it can fail.
+const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
+
+/// A writer of the tree that was given to us; is told, once, when the last one who uses it lets go. That is so when the
+/// kernel closes the handle, and when the connection ends without it.
+#[derive(Debug)]
+pub struct Writing(Arc<dyn NodeWriter>);
+
+impl Writing {
+    /// The writer that came with an open for writing.
+    pub fn of(service: &Service, opened: &OpenedNode) -> Result<Self, Errno> {
+        match &opened.writer {
+            Some(writer) => Ok(Self(Arc::clone(writer))),
+            None => Err(service.fail("open", &defect("the tree gave no writer"))),
+        }
+    }
+
+    /// Who writes.
+    pub fn writer(&self) -> &Arc<dyn NodeWriter> {
+        &self.0
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Opens a file for writing, empty where `truncate` says so.
+pub fn open(service: &Arc<Service>, node: NodeId, truncate: bool, reply: ReplyOpen) {
+    if !service.tree().is_writable() {
+        return reply.error(Errno::EROFS);
+    }
+    service.surroundings.metrics.kernel_opens.inc();
+    let answer = service.tree().open_for_writing(node, truncate);
+    service.answer("open", answer, move |service, opened| {
+        match opened.and_then(|opened| keep(service, node, &opened)) {
+            Ok(handle) => reply.opened(handle, OPENED),
+            Err(errno) => reply.error(errno),
+        }
+    });
+}
+
+/// Makes a file, or opens the one that has the name, for writing.
+pub fn create(service: &Arc<Service>, parent: NodeId, name: &OsStr, flags: i32, reply: ReplyCreate) {
+    let name = match names::changed(service, name) {
+        Ok(name) => name,
+        Err(errno) => return reply.error(errno),
+    };
+    service.surroundings.metrics.kernel_opens.inc();
+    let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+    let answer = service.tree().create(parent, name, flags.contains(OFlags::EXCL), flags.contains(OFlags::TRUNC));
+    service.answer("create", answer, |service, created| match created {
+        Ok(created) => created_as(service, &created, reply),
+        Err(errno) => reply.error(errno),
+    });
+}
+
+fn created_as(service: &Service, created: &CreatedNode, reply: ReplyCreate) {
+    let Some(found) = &created.looked.found else {
+        return reply.error(service.fail("create", &defect("the tree made nothing")));
+    };
+    match keep(service, found.node, &created.opened) {
+        Ok(handle) => {
+            // There is one time for both in this form.
+            let valid = service.name_valid(&created.looked).min(service.attributes_valid(&created.looked));
+            reply.created(&valid, &service.shown(found), Generation(0), handle, OPENED);
+        }
+        Err(errno) => {
+            service.tree().forget(found.node, 1);
+            reply.error(errno);
+        }
+    }
+}
+
+/// Keeps a file that was opened for writing until the kernel closes it.
+fn keep(service: &Service, node: NodeId, opened: &OpenedNode) -> Result<FileHandle, Errno> {
+    let writing = Writing::of(service, opened)?;
+    let mut let_go = Vec::new();
+    let nothing_to_lend = None::<fn() -> std::io::Result<(BackingId, u64)>>;
+    let opening = service.lent().open(node, &opened.file, nothing_to_lend, &mut let_go);
+    if let Opening::Lent(_) = opening {
+        // The kernel reads it by itself and would not see what is written: the name has to mean another node.
+        service.lent().close(node, true, &mut let_go);
+        return Err(Errno::ESTALE);
+    }
+    drop(let_go);
+    Ok(FileHandle(service.files.insert(OpenFile::written(node, Arc::clone(&opened.file), writing))))
+}
+
+/// Writes all of `data`.
+pub fn write(service: &Arc<Service>, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
+    service.surroundings.metrics.kernel_writes.inc();
+    let Some(writer) = writer(service, handle) else { return reply.error(Errno::EBADF) };
+    let length = u32::try_from(data.len()).expect("a request of the kernel is smaller");
+    service.answer("write", writer.write(offset, data), move |service, written| match written {
+        Ok(()) => {
+            service.surroundings.metrics.kernel_written_bytes.inc_by(length.into());
+            reply.written(length);
+        }
+        Err(errno) => reply.error(errno),
+    });
+}
+
+/// Calls `fallocate`.
+pub fn allocate(service: &Arc<Service>, handle: u64, (offset, length): (u64, u64), mode: i32, reply: ReplyEmpty) {
+    match writer(service, handle) {
+        Some(writer) => answer_done(service, "fallocate", writer.allocate(mode, offset, length), reply),
+        None => reply.error(Errno::EBADF),
+    }
+}
+
+/// Makes durable what was written, at a close of one of a handle's descriptors.
+pub fn flush(service: &Arc<Service>, handle: u64, reply: ReplyEmpty) {
+    if !service.tree().is_writable() {
+        // Nothing is written, and the kernel need not ask at every close.
+        return reply.error(Errno::ENOSYS);
+    }
+    match writer(service, handle) {
+        Some(writer) => answer_done(service, "flush", writer.flush(), reply),
+        None => reply.ok(),
+    }
+}
+
+/// Makes durable what was written to a file, be it by another handle than the one that asks.
+pub fn sync(service: &Arc<Service>, node: NodeId, handle: u64, reply: ReplyEmpty) {
+    if !service.tree().is_writable() {
+        return reply.error(Errno::ENOSYS);
+    }
+    let writer = writer(service, handle).or_else(|| {
+        let open = service.files.find(|open| open.node == node && open.writing.is_some())?;
+        open.writing.as_ref().map(|writing| Arc::clone(writing.writer()))
+    });
+    match writer {
+        Some(writer) => answer_done(service, "fsync", writer.flush(), reply),
+        None => reply.ok(),
+    }
+}
+
+fn writer(service: &Service, handle: u64) -> Option<Arc<dyn NodeWriter>> {
+    service.files.get(handle)?.writing.as_ref().map(|writing| Arc::clone(writing.writer()))
+}
+
+/// What a `setattr` wants changed, of what could be.
+pub struct Wanted {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub modified: Option<TimeOrNow>,
+}
+
+/// Changes size and modification time. Mode and other times are the mount's: who sets them is shown what stays.
+pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, reply: ReplyAttr) {
+    if !service.tree().is_writable() {
+        return reply.error(Errno::EROFS);
+    }
+    let options = &service.options;
+    if wanted.uid.is_some_and(|uid| uid != options.uid) || wanted.gid.is_some_and(|gid| gid != options.gid) {
+        return reply.error(Errno::EPERM);
+    }
+    let modified_ms = wanted.modified.map(|time| milliseconds(service.surroundings.clock.as_ref(), time));
+    let change = AttributeChange { size: wanted.size, modified_ms };
+    let answer = if change == AttributeChange::default() {
+        service.tree().attributes(node)
+    } else {
+        service.tree().set_attributes(node, change)
+    };
+    answer_attributes(service, "setattr", answer, reply);
+}
+
+/// Passes on what is to be shown of a node.
+pub fn answer_attributes(service: &Arc<Service>, operation: &'static str, answer: Answer<Looked>, reply: ReplyAttr) {
+    service.answer(operation, answer, |service, looked| match looked {
+        Ok(looked) => match looked.found {
+            Some(found) => reply.attr(&service.attributes_valid(&looked), &service.shown(&found)),
+            None => reply.error(Errno::ESTALE),
+        },
+        Err(errno) => reply.error(errno),
+    });
+}
+
+/// Since the Unix epoch.
+fn milliseconds(clock: &dyn Clock, time: TimeOrNow) -> i64 {
+    let TimeOrNow::SpecificTime(time) = time else { return clock.wall_ms() };
+    let whole = |age: std::time::Duration| i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(age) => whole(age),
+        Err(before) => -whole(before.duration()),
+    }
+}
+
+fn defect(reason: &str) -> Error {
+    Error::new(ErrorKind::Internal, "open a file for writing", reason).advise("report it")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use penstock_testkit::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn a_time_may_lie_before_the_epoch_or_be_now() {
+        let clock = ManualClock::default();
+        let at = |time: SystemTime| milliseconds(&clock, TimeOrNow::SpecificTime(time));
+        assert_eq!(at(UNIX_EPOCH + Duration::from_micros(1_500_900)), 1500);
+        assert_eq!(at(UNIX_EPOCH - Duration::from_millis(1500)), -1500);
+        assert_eq!(milliseconds(&clock, TimeOrNow::Now), clock.wall_ms());
+    }
+}
