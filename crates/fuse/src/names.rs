@@ -107,7 +107,7 @@ pub fn rename(
 
 /// A name that is to be changed, where anything may be and the tree can have it.
 pub fn changed<'a>(service: &Service, name: &'a OsStr) -> Result<&'a str, Errno> {
-    if service.tree().is_writable() { checked(name) } else { Err(Errno::EROFS) }
+    if service.is_writable() { checked(name) } else { Err(Errno::EROFS) }
 }
 
 /// Names of the tree are UTF-8 of bounded length.

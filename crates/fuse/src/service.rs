@@ -71,6 +71,8 @@ pub struct Service {
     tree: OnceLock<Arc<dyn KernelTree>>,
     /// Whether the kernel reads lent files, as far as is known.
     lending: AtomicBool,
+    /// Whether something could be written when it was mounted. What the kernel is told once depends on it.
+    writable: AtomicBool,
     pub options: MountOptions,
     pub surroundings: Surroundings,
     pub files: Handles<OpenFile>,
@@ -89,6 +91,7 @@ impl Service {
         Arc::new(Self {
             tree: OnceLock::new(),
             lending: AtomicBool::new(false),
+            writable: AtomicBool::new(false),
             files: Handles::default(),
             directories: Handles::default(),
             unopened: Unopened::new(options.idle_max.bytes),
@@ -110,6 +113,7 @@ impl Service {
     /// Keeps what came out of the handshake. To be called once, before a request is read.
     pub fn begin(&self, tree: Arc<dyn KernelTree>, lending: bool) {
         self.offer(lending);
+        self.writable.store(tree.is_writable(), Ordering::Relaxed);
         let begun = self.tree.set(tree);
         debug_assert!(begun.is_ok(), "a mount has one tree");
     }
@@ -117,6 +121,11 @@ impl Service {
     /// Whether the kernel reads lent files by itself.
     pub fn lends(&self) -> bool {
         self.lending.load(Ordering::Relaxed)
+    }
+
+    /// Whether the kernel may ask for changes; the tree may still refuse them.
+    pub fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
     }
 
     /// The tree that is mounted.
@@ -181,7 +190,7 @@ impl Service {
 
     /// What to say to what no tree does: links, and extended attributes that are set.
     pub fn never(&self) -> Errno {
-        if self.tree().is_writable() { Errno::EOPNOTSUPP } else { Errno::EROFS }
+        if self.is_writable() { Errno::EOPNOTSUPP } else { Errno::EROFS }
     }
 
     /// Takes the name of a node back from the kernel.

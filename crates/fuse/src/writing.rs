@@ -50,7 +50,7 @@ impl Drop for Writing {
 
 /// Opens a file for writing, empty where `truncate` says so.
 pub fn open(service: &Arc<Service>, node: NodeId, truncate: bool, reply: ReplyOpen) {
-    if !service.tree().is_writable() {
+    if !service.is_writable() {
         return reply.error(Errno::EROFS);
     }
     service.surroundings.metrics.kernel_opens.inc();
@@ -134,7 +134,7 @@ pub fn allocate(service: &Arc<Service>, handle: u64, (offset, length): (u64, u64
 
 /// Makes durable what was written, at a close of one of a handle's descriptors.
 pub fn flush(service: &Arc<Service>, handle: u64, reply: ReplyEmpty) {
-    if !service.tree().is_writable() {
+    if !service.is_writable() {
         // Nothing is written, and the kernel need not ask at every close.
         return reply.error(Errno::ENOSYS);
     }
@@ -146,7 +146,7 @@ pub fn flush(service: &Arc<Service>, handle: u64, reply: ReplyEmpty) {
 
 /// Makes durable what was written to a file, be it by another handle than the one that asks.
 pub fn sync(service: &Arc<Service>, node: NodeId, handle: u64, reply: ReplyEmpty) {
-    if !service.tree().is_writable() {
+    if !service.is_writable() {
         return reply.error(Errno::ENOSYS);
     }
     let writer = writer(service, handle).or_else(|| {
@@ -173,7 +173,7 @@ pub struct Wanted {
 
 /// Changes size and modification time. Mode and other times are the mount's: who sets them is shown what stays.
 pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, reply: ReplyAttr) {
-    if !service.tree().is_writable() {
+    if !service.is_writable() {
         return reply.error(Errno::EROFS);
     }
     let options = &service.options;
