@@ -19,10 +19,11 @@ use crate::announce::Watchers;
 use crate::attachment::{Attached, AttachmentStatus, Health, SourceOrigin};
 use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
+use crate::live::LiveFiles;
 use crate::transfer::Carrier;
 use crate::tree::Tree;
 use crate::walks::Walks;
-use crate::write::{Lookups, keep_uploading};
+use crate::write::{Gone, Lookups, keep_uploading};
 
 /// Files that a sample looks at, at most, and how long it waits for them: nothing depends on it but speed.
 const SAMPLE_FILES: usize = 1000;
@@ -39,6 +40,8 @@ pub struct Engine {
     pub(crate) walks: Walks,
     pub(crate) stage: Arc<Stage>,
     pub(crate) lookups: Lookups,
+    pub(crate) live: LiveFiles,
+    pub(crate) gone: Gone,
     pub(crate) watchers: Watchers,
     pub(crate) pins: Mutex<PinRule>,
 }
@@ -118,8 +121,22 @@ impl Engine {
         })?;
         let (tree, walks, pins) = (Tree::default(), Walks::default(), Mutex::new(pins));
         let (lookups, watchers, runtime) = (Lookups::default(), Watchers::default(), parts.runtime.clone());
-        let engine =
-            Arc::new(Self { tree, cache, catalog, carrier, ahead, walks, stage, lookups, watchers, pins, parts });
+        let (live, gone) = (LiveFiles::default(), Gone::default());
+        let engine = Arc::new(Self {
+            tree,
+            cache,
+            catalog,
+            carrier,
+            ahead,
+            walks,
+            stage,
+            lookups,
+            live,
+            gone,
+            watchers,
+            pins,
+            parts,
+        });
         runtime.spawn(keep_uploading(Arc::downgrade(&engine)));
         Ok(engine)
     }
@@ -250,7 +267,7 @@ impl Engine {
     /// What is at `path`, where that is known and fresh; never a request.
     pub fn stat_cached(&self, path: &TreePath) -> Option<Result<Entry>> {
         let (attached, inner) = self.tree.find(path)?;
-        let known = attached.view.stat_cached(&inner)?;
+        let known = self.unless_gone(path, attached.view.stat_cached(&inner)?);
         Some(known.map(|item| Entry::of(path.name(), item)).map_err(|error| error.during(format!("stat {path}"))))
     }
 
@@ -260,7 +277,7 @@ impl Engine {
             Some((_, inner)) if inner.is_empty() => Ok(Item::Directory),
             Some((attached, inner)) => {
                 let found = self.timely(&attached, path, attached.view.stat(&inner)).await;
-                match found {
+                match self.unless_gone(path, found) {
                     Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => {
                         Ok(Item::Directory)
                     }
@@ -295,7 +312,9 @@ impl Engine {
             listed => listed.map_err(|error| error.during(format!("list {path}")))?,
         };
         let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
-        let entries = synthetic.into_iter().chain(own.map(|item| Entry::of(item.name, item.item))).collect();
+        let own = own.map(|item| Entry::of(item.name, item.item));
+        let own = own.filter(|entry| !self.is_gone(path, entry));
+        let entries = synthetic.into_iter().chain(own).collect();
         Ok(EntryPage { entries, next: page.next })
     }
 
@@ -351,6 +370,7 @@ impl Engine {
 
     /// Flushes what is only in memory. Open files go on; nothing new is remembered afterwards.
     pub fn close(&self) {
+        self.live.clear();
         self.stage.close();
         self.cache.close();
         self.catalog.close();

@@ -18,6 +18,7 @@ mod care;
 mod engine;
 mod entry;
 mod kernel;
+mod live;
 mod open;
 mod pattern;
 mod scratch;

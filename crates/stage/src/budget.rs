@@ -58,6 +58,16 @@ impl Budget {
         Ok(())
     }
 
+    /// As [`Budget::take`], where nothing has to be waited for; whether it took them.
+    pub fn try_take(&self, bytes: u64) -> bool {
+        let mut state = self.state();
+        let fits = !state.closed && state.used.saturating_add(bytes) <= self.size;
+        if fits {
+            self.charge(&mut state, bytes);
+        }
+        fits
+    }
+
     /// Charges bytes that are there already, whether there is room or not.
     pub fn force(&self, bytes: u64) {
         self.charge(&mut self.state(), bytes);

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use penstock_types::Result;
 
 use crate::budget::Budget;
@@ -28,9 +30,17 @@ struct Charge {
 
 impl Draft {
     pub(crate) fn create(files: &Arc<Files>, budget: &Arc<Budget>, pin: Option<Pin>) -> Result<Self> {
-        let (file, descriptor) = files.create()?;
+        Ok(Self::of(files.create()?, budget, pin))
+    }
+
+    /// Another name of a file that nobody writes to any more: to be committed as it is.
+    pub(crate) fn link(files: &Arc<Files>, budget: &Arc<Budget>, pin: Option<Pin>, from: &Path) -> Result<Self> {
+        Ok(Self::of(files.link(from)?, budget, pin))
+    }
+
+    fn of((file, descriptor): (StagedFile, OwnedFd), budget: &Arc<Budget>, pin: Option<Pin>) -> Self {
         let charge = Charge { budget: Arc::clone(budget), bytes: Mutex::default() };
-        Ok(Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin })
+        Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin }
     }
 
     /// The file, for reading and writing.
@@ -50,6 +60,21 @@ impl Draft {
             *bytes = to;
         }
         Ok(())
+    }
+
+    /// As [`Draft::grow`], where nothing has to be waited for; whether there is room.
+    pub fn try_grow(&self, to: u64) -> bool {
+        let mut bytes = self.charge.bytes();
+        let fits = to <= *bytes || self.charge.budget.try_take(to - *bytes);
+        if fits {
+            *bytes = to.max(*bytes);
+        }
+        fits
+    }
+
+    /// All of it, where it is small enough to go into the journal.
+    pub(crate) fn small(&self, max: usize) -> Result<Option<Bytes>> {
+        self.file.read_small(self.descriptor.as_fd(), max)
     }
 
     /// Syncs file and name; the file and its size, which stays charged.

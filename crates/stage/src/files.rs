@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use bytes::Bytes;
 use penstock_types::{Disk, Error, ErrorKind, Metrics, OpenMode, Result};
 use serde::{Deserialize, Serialize};
 
@@ -69,10 +70,22 @@ impl Files {
 
     /// A new, empty file; it is removed when it is dropped, unless it is kept.
     pub fn create(self: &Arc<Self>) -> Result<(StagedFile, OwnedFd)> {
+        self.make(|path| self.disk.open(path, OpenMode::Create(0o600)))
+    }
+
+    /// As [`Files::create`], another name of a file, read only.
+    pub fn link(self: &Arc<Self>, from: &Path) -> Result<(StagedFile, OwnedFd)> {
+        self.make(|path| {
+            self.disk.link(from, path)?;
+            self.disk.open(path, OpenMode::Read)
+        })
+    }
+
+    fn make(self: &Arc<Self>, make: impl Fn(&Path) -> io::Result<OwnedFd>) -> Result<(StagedFile, OwnedFd)> {
         loop {
             let name = FileName { epoch: self.epoch, number: self.last_number.fetch_add(1, Ordering::Relaxed) + 1 };
             let path = self.path_of(name);
-            match self.disk.open(&path, OpenMode::Create(0o600)) {
+            match make(&path) {
                 Ok(descriptor) => {
                     return Ok((StagedFile::new(self, name, self.names.note(), Proof::Synced), descriptor));
                 }
@@ -190,6 +203,22 @@ impl StagedFile {
         let facts = self.files.disk.facts(descriptor).map_err(failed)?;
         self.files.sync_names(self.named)?;
         Ok(facts.size)
+    }
+
+    /// All of what was written through `descriptor`; `None` when that is more than `max` bytes.
+    pub fn read_small(&self, descriptor: BorrowedFd<'_>, max: usize) -> Result<Option<Bytes>> {
+        let (disk, path) = (&*self.files.disk, self.full_path());
+        let read = || {
+            let size = usize::try_from(disk.facts(descriptor)?.size).unwrap_or(usize::MAX);
+            if size > max {
+                return Ok(None);
+            }
+            let mut data = vec![0; size];
+            let read = read_some(disk, descriptor, 0, &mut data)?;
+            data.truncate(read);
+            Ok(Some(Bytes::from(data)))
+        };
+        read().map_err(|error| self.files.failed("read", &path, &error))
     }
 
     /// Writes all of `data` into the file. It is not synced; whoever keeps it so, says where the journal has it.

@@ -30,5 +30,6 @@ mod table;
 
 pub use change::{Base, Change, Content, OperationId, Settled, Target, Written, operation_of};
 pub use draft::Draft;
+pub use pins::Pin;
 pub use stage::{Bounds, Stage, StageParts};
 pub use status::{Conflicted, Failing, Recovered, StageStatus};

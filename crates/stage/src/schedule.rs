@@ -39,6 +39,11 @@ impl Schedule {
         self.later.insert((now + wait.max(asked.unwrap_or_default()), operation));
     }
 
+    /// It may be given out from `due` on.
+    pub fn add_later(&mut self, operation: OperationId, due: Duration) {
+        self.later.insert((due, operation));
+    }
+
     /// It is not given out any more.
     pub fn remove(&mut self, operation: OperationId) {
         if !self.ready.remove(&operation) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,8 +21,8 @@ use crate::change::{
 use crate::draft::Draft;
 use crate::files::{Files, StagedFile};
 use crate::house::House;
-use crate::journal::{Journal, Slot};
-use crate::pins::Pins;
+use crate::journal::{Journal, Slot, Ticket};
+use crate::pins::{Pin, Pins};
 use crate::record::{ChangeRecord, Record};
 use crate::status::{Recovered, StageStatus};
 use crate::table::{Admission, Table};
@@ -131,6 +132,23 @@ impl Stage {
         draft.map_err(|error| error.during(action()))
     }
 
+    /// As [`Stage::create`], another name of a file that nobody writes to any more, to be committed as it is. Copies
+    /// nothing, and waits for no room.
+    ///
+    /// # Errors
+    /// `Disk`, also where the file lies on another one; `Cancelled` when the stage is closed.
+    pub fn link(&self, target: &Target, from: &Path) -> Result<Draft> {
+        let action = || format!("write {}", target.key);
+        self.check_open().map_err(|error| error.during(action()))?;
+        let draft = Draft::link(&self.files, &self.budget, Some(self.pins.pin(target)), from);
+        draft.map_err(|error| error.during(action()))
+    }
+
+    /// Keeps what is known of a key from being forgotten, as long as what is returned is there.
+    pub fn remember(&self, target: &Target) -> Pin {
+        self.pins.pin(target)
+    }
+
     /// Makes a draft the newest content of its key: syncs the file, its directory and the journal; it is visible when
     /// this returns. Whatever fails, the draft is gone and nothing was changed; after a failure of the disk the change
     /// may come back with the next start. Blocks.
@@ -141,7 +159,7 @@ impl Stage {
     pub fn commit(&self, draft: Draft, written: Written) -> Result<Arc<Change>> {
         let action = format!("write {}", written.target.key);
         self.check_open().map_err(|error| error.during(action.clone()))?;
-        let committed = draft.finish().and_then(|(file, size)| self.put(written, file, size, None));
+        let committed = New::synced(draft).and_then(|new| self.put(written, new));
         committed.map_err(|error| error.during(action))
     }
 
@@ -158,11 +176,11 @@ impl Stage {
             let size = data.len() as u64;
             draft.grow(size)?;
             draft.fill(&data)?;
-            if data.len() > INLINE_BYTES_MAX {
-                let (file, size) = draft.finish()?;
-                return self.put(written, file, size, None);
-            }
-            self.put(written, draft.finish_unsynced(size), size, Some(data))
+            let new = match data.len() > INLINE_BYTES_MAX {
+                true => New::synced(draft)?,
+                false => New { file: draft.finish_unsynced(size), size, data: Some(data) },
+            };
+            self.put(written, new)
         };
         committed().map_err(|error| error.during(action))
     }
@@ -174,47 +192,97 @@ impl Stage {
     /// is closed.
     pub fn remove(&self, target: Target, base: Base, durability: Durability) -> Result<Arc<Change>> {
         let action = format!("remove {}", target.key);
-        let now = self.parts.clock.wall_ms();
-        let written = Written { target, base, exclusive: false, durability, modified_ms: now, metadata: Vec::new() };
-        let committed = self.check_open().and_then(|()| self.take_in(written, None));
+        let written = self.removal(target, base, durability);
+        let committed = self.check_open().and_then(|()| self.take_in_one(written, None));
         committed.map_err(|error| error.during(action))
     }
 
-    fn put(&self, written: Written, file: StagedFile, size: u64, data: Option<Bytes>) -> Result<Arc<Change>> {
-        let committed = self.take_in(written, Some(New { file, size, data }));
-        committed.inspect_err(|_| self.budget.release(size))
+    /// As [`Stage::commit`] of every draft, and [`Stage::remove`] of the other keys, seen all at once; small drafts go
+    /// into the journal. The removals come last there: what a crash cuts off is removals. Blocks.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn commit_all(
+        &self,
+        drafts: Vec<(Draft, Written)>,
+        removals: Vec<(Target, Base, Durability)>,
+    ) -> Result<Vec<Arc<Change>>> {
+        self.check_open()?;
+        let mut new = Vec::with_capacity(drafts.len() + removals.len());
+        let mut charged = 0;
+        let made = drafts.into_iter().try_for_each(|(draft, written)| {
+            let made = New::of(draft)?;
+            charged += made.size;
+            new.push((written, Some(made)));
+            Ok(())
+        });
+        new.extend(
+            removals.into_iter().map(|(target, base, durability)| (self.removal(target, base, durability), None)),
+        );
+        made.and_then(|()| self.take_in(new)).inspect_err(|_| self.budget.release(charged))
     }
 
-    /// Takes a change in: admits it, makes its record durable, shows it.
-    fn take_in(&self, written: Written, new: Option<New>) -> Result<Arc<Change>> {
-        let (change, ticket) = {
+    fn removal(&self, target: Target, base: Base, durability: Durability) -> Written {
+        let modified_ms = self.parts.clock.wall_ms();
+        Written { target, base, exclusive: false, durability, modified_ms, metadata: Vec::new() }
+    }
+
+    fn put(&self, written: Written, new: New) -> Result<Arc<Change>> {
+        let size = new.size;
+        self.take_in_one(written, Some(new)).inspect_err(|_| self.budget.release(size))
+    }
+
+    fn take_in_one(&self, written: Written, new: Option<New>) -> Result<Arc<Change>> {
+        let taken = self.take_in(vec![(written, new)])?.pop();
+        taken.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))
+    }
+
+    /// Takes changes in: admits them, makes their records durable, shows them.
+    fn take_in(&self, new: Vec<(Written, Option<New>)>) -> Result<Vec<Arc<Change>>> {
+        let mut taken: Vec<(Arc<Change>, Ticket)> = Vec::with_capacity(new.len());
+        let pushed = {
             let mut table = self.table();
-            let admission = table.admission(&written)?;
-            let now_ms = self.parts.clock.wall_ms();
-            let mut made = None;
-            let ticket = self.journal.push(|operation, home| {
-                let has_data = new.as_ref().is_some_and(|new| new.data.is_some());
-                let data = new.as_ref().and_then(|new| new.data.clone()).unwrap_or_default();
-                let change = made.insert(new_change(written, new, operation, admission, home, now_ms));
-                (ChangeRecord::of(change, has_data), data)
-            })?;
-            let change = made.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))?;
-            table.admit(&change);
-            (change, ticket)
+            new.iter().try_for_each(|(written, _)| table.admission(written).map(drop))?;
+            new.into_iter().try_for_each(|(written, new)| {
+                let admission = table.admission(&written)?;
+                let (change, ticket) = self.push(written, new, admission)?;
+                table.admit(&change);
+                taken.push((change, ticket));
+                Ok(())
+            })
         };
-        let durable = self.journal.wait(&ticket);
+        let waited: Vec<Result<()>> = taken.iter().map(|(_, ticket)| self.journal.wait(ticket)).collect();
+        let lost = waited.iter().find_map(|waited| waited.as_ref().err().cloned());
         let mut table = self.table();
-        if let Err(error) = durable {
-            table.withdraw(&change);
-            self.journal.forget_lost(&ticket);
+        if let Some(error) = lost.or(pushed.err()) {
+            for ((change, ticket), waited) in taken.iter().zip(waited) {
+                table.withdraw(change);
+                if waited.is_err() {
+                    self.journal.forget_lost(ticket);
+                }
+            }
             return Err(error);
         }
-        table.reveal(&change);
+        taken.iter().for_each(|(change, _)| table.reveal(change));
         drop(table);
-        self.parts.metrics.stage_commits.inc();
+        self.parts.metrics.stage_commits.inc_by(taken.len() as u64);
         self.wake.notify_waiters();
         self.shorten_journal_if_long();
-        Ok(change)
+        Ok(taken.into_iter().map(|(change, _)| change).collect())
+    }
+
+    /// Puts the record of a new change in line.
+    fn push(&self, written: Written, new: Option<New>, admission: Admission) -> Result<(Arc<Change>, Ticket)> {
+        let now_ms = self.parts.clock.wall_ms();
+        let mut made = None;
+        let ticket = self.journal.push(|operation, home| {
+            let has_data = new.as_ref().is_some_and(|new| new.data.is_some());
+            let data = new.as_ref().and_then(|new| new.data.clone()).unwrap_or_default();
+            let change = made.insert(new_change(written, new, operation, admission, home, now_ms));
+            (ChangeRecord::of(change, has_data), data)
+        })?;
+        let change = made.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))?;
+        Ok((change, ticket))
     }
 
     /// The change behind a staged version of a key; also just after it was settled or replaced.
@@ -227,10 +295,16 @@ impl Stage {
     /// A change that is ready to be brought: the oldest of its key, not waiting after a failure, not given out. It is
     /// given out with that, until `settle`, `failed` or `conflict`.
     pub fn next(&self) -> Option<Arc<Change>> {
+        self.next_unless(|_| false)
+    }
+
+    /// As [`Stage::next`], passing over what is `held`: that is looked at again within a second. `held` is called with
+    /// locks held, and must not call the stage.
+    pub fn next_unless(&self, held: impl Fn(&Change) -> bool) -> Option<Arc<Change>> {
         if self.closed.load(Ordering::Acquire) {
             return None;
         }
-        self.table().next(self.parts.clock.monotonic())
+        self.table().next(self.parts.clock.monotonic(), held)
     }
 
     /// Told whenever something may have become ready (`notify_waiters`); that a wait after a failure is over is not.
@@ -367,6 +441,24 @@ struct New {
     size: u64,
     /// Its content, where the journal has it as well.
     data: Option<Bytes>,
+}
+
+impl New {
+    /// The content of a draft: in the journal where it is small enough, otherwise synced.
+    fn of(draft: Draft) -> Result<Self> {
+        match draft.small(INLINE_BYTES_MAX)? {
+            Some(data) => {
+                let size = data.len() as u64;
+                Ok(Self { file: draft.finish_unsynced(size), size, data: Some(data) })
+            }
+            None => Self::synced(draft),
+        }
+    }
+
+    fn synced(draft: Draft) -> Result<Self> {
+        let (file, size) = draft.finish()?;
+        Ok(Self { file, size, data: None })
+    }
 }
 
 fn new_change(

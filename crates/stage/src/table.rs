@@ -20,6 +20,9 @@ use crate::status::{Conflicted, Failing, NAMED_MAX, StageStatus};
 /// How much longer, µs, what would be forgotten is kept while its key is being written.
 const PINNED_FOR_US: i64 = 60_000_000;
 
+/// What is held back is looked at again after so long.
+const HELD_FOR: Duration = Duration::from_millis(100);
+
 /// Every change of the stage.
 pub struct Table {
     scopes: HashMap<Arc<str>, Scope>,
@@ -183,11 +186,15 @@ impl Table {
         self.changes.get(&operation).cloned()
     }
 
-    /// Gives out the oldest change that may be.
-    pub fn next(&mut self, now: Duration) -> Option<Arc<Change>> {
+    /// Gives out the oldest change that may be; what is `held` is looked at again a while later.
+    pub fn next(&mut self, now: Duration, held: impl Fn(&Change) -> bool) -> Option<Arc<Change>> {
         loop {
             let operation = self.schedule.take(now)?;
             let Some(change) = self.changes.get(&operation) else { continue };
+            if held(change) {
+                self.schedule.add_later(operation, now + HELD_FOR);
+                continue;
+            }
             let mut progress = change.progress();
             if progress.phase == Phase::Waiting {
                 (progress.phase, progress.given_out) = (Phase::Brought, true);

@@ -1,8 +1,8 @@
 //! What is taken back from a kernel once a path means something else: the name itself, or the first of its directories
 //! that the kernel does not know; what lists it; and the directories that are gone with it.
 
-use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, Weak};
 
 use futures_util::future::BoxFuture;
 use penstock_types::{Expired, KernelExpiry, TreePath};
@@ -34,7 +34,19 @@ impl Mounted {
     pub(crate) fn announce(&self, path: &TreePath) -> Option<BoxFuture<'static, ()>> {
         path.below(&self.base)?;
         self.changes.fetch_add(1, Ordering::SeqCst);
-        self.expire(self.outdated(path))
+        let outdated = self.outdated(path);
+        // The kernel knows what it changes by itself, and may hold what taking back would wait for.
+        if self.own_changes().contains(path) { None } else { self.expire(outdated) }
+    }
+
+    /// The kernel has changed what a path means by itself.
+    pub(super) fn note_change(&self, path: &TreePath) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        drop(self.outdated(path));
+    }
+
+    pub(super) fn own_changes(&self) -> MutexGuard<'_, Vec<TreePath>> {
+        self.own.lock().expect("no panic while changes are noted")
     }
 
     fn outdated(&self, path: &TreePath) -> Vec<Expired> {

@@ -3,6 +3,7 @@
 //! A node is one (path, version, way of I/O) and never changes. Where an open needs another version or way, it says
 //! `StaleVersion`: the kernel then looks the name up again and opens the node that it gets.
 
+mod changes;
 mod expiry;
 mod file;
 mod nodes;
@@ -17,8 +18,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use penstock_types::{
-    Answer, ByteRange, Error, ErrorKind, KernelExpiry, KernelTree, ListedNode, Looked, NodeAttributes, NodeId,
-    NodePage, ObjectAttributes, OpenedNode, Result, TreePath, TreeSpace,
+    Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, KernelExpiry, KernelTree, ListedNode, Looked,
+    NodeAttributes, NodeId, NodePage, ObjectAttributes, OpenedNode, Replace, Result, TreePath, TreeSpace,
 };
 
 use crate::engine::{Engine, nothing_attached};
@@ -26,6 +27,7 @@ use crate::entry::{Entry, EntryKind, EntryPage};
 use crate::kernel::nodes::{FileNode, Node, Nodes, Way};
 use crate::kernel::review::Review;
 use crate::kernel::told::{Names, NamesDigest};
+use crate::live::LiveFile;
 use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
 
 /// Names of one page of a directory.
@@ -47,6 +49,8 @@ pub(crate) struct Mounted {
     expiry: Mutex<Option<Weak<dyn KernelExpiry>>>,
     /// Changes that were announced: who looked something up before one and tells it after it, tells what was.
     changes: AtomicU64,
+    /// What its kernel is changing by itself.
+    own: Mutex<Vec<TreePath>>,
     review: Mutex<Review>,
 }
 
@@ -64,8 +68,8 @@ impl Engine {
     pub fn kernel_tree(self: &Arc<Self>, base: &TreePath, lending: bool) -> Arc<dyn KernelTree> {
         let (nodes, mounted_ms) = (Nodes::new(base.as_str()), self.parts.clock.wall_ms());
         let (engine, base) = (Arc::clone(self), base.clone());
-        let (expiry, changes, review) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
-        let mounted = Arc::new(Mounted { engine, lending, base, nodes, mounted_ms, expiry, changes, review });
+        let (expiry, changes, own, review) = (Mutex::default(), AtomicU64::new(0), Mutex::default(), Mutex::default());
+        let mounted = Arc::new(Mounted { engine, lending, base, nodes, mounted_ms, expiry, changes, own, review });
         self.watchers.add(&mounted);
         Arc::new(MountedTree(mounted))
     }
@@ -85,7 +89,7 @@ impl Engine {
             return Some(if self.tree.is_directory(path) { Ok(skeleton()) } else { Err(nothing_attached(path)) });
         };
         let (found, valid) = attached.view.stat_valid(&inner)?;
-        Some(match found {
+        Some(match self.unless_gone(path, found) {
             Ok(item) => Ok(Known { entry: Some(Entry::of(path.name(), item)), valid }),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             Err(_) if self.tree.is_directory(path) => Ok(skeleton()),
@@ -130,6 +134,9 @@ impl Mounted {
             }
             Err(error) => return Answer::Now(Err(error)),
         };
+        if let Some(live) = self.engine.live.at(&path) {
+            return self.lookup_live(directory, path, live);
+        }
         let changes = self.changes();
         if let Some(known) = self.engine.known(&path) {
             return Answer::Now(known.and_then(|known| self.tell(&directory, &path, known, changes)));
@@ -142,6 +149,23 @@ impl Mounted {
             }
             .boxed(),
         )
+    }
+
+    fn lookup_live(self: &Arc<Self>, directory: Arc<str>, path: TreePath, live: Arc<LiveFile>) -> Answer<Looked> {
+        if live.facts_now().is_some() {
+            return Answer::Now(self.tell_live(&directory, &path, &live));
+        }
+        // It is being committed.
+        let me = Arc::clone(self);
+        let looked = async move {
+            me.engine
+                .blocking({
+                    let me = Arc::clone(&me);
+                    move || me.tell_live(&directory, &path, &live)
+                })
+                .await
+        };
+        Answer::Later(looked.boxed())
     }
 
     /// Hands a name, as it was known after so many changes, to the kernel: its node is held from now on.
@@ -242,7 +266,16 @@ impl Mounted {
         names.are_believed(newest_ms, valid).then(|| self.nodes.shown_time(node)).flatten()
     }
 
-    fn attributes(&self, id: NodeId) -> Result<Looked> {
+    fn attributes(self: &Arc<Self>, id: NodeId) -> Answer<Looked> {
+        match self.nodes.get(id).as_ref().and_then(|node| self.live_of(node)) {
+            Some(Ok(live)) => self.live_attributes(id, live),
+            Some(Err(error)) => Answer::Now(Err(error)),
+            None => Answer::Now(self.still_attributes(id)),
+        }
+    }
+
+    /// What is shown of a node that is not open for writing.
+    fn still_attributes(&self, id: NodeId) -> Result<Looked> {
         let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
         if let Some(file) = node.file {
             let found = Some(file_attributes(id, &file));
@@ -263,7 +296,12 @@ impl Mounted {
     }
 
     fn name_of(&self, id: NodeId) -> Option<(NodeId, Arc<str>)> {
-        let Node { directory, file } = self.nodes.get(id)?;
+        let node = self.nodes.get(id)?;
+        if let Some(live) = self.live_of(&node) {
+            let path = live.ok()?.path()?;
+            return Some((self.directory_node(&path.parent()?), path.name().into()));
+        }
+        let Node { directory, file } = node;
         let path = tree_path(&directory).ok()?;
         if let Some(file) = file {
             return Some((self.directory_node(&path), Arc::clone(&file.name)));
@@ -295,6 +333,9 @@ impl Mounted {
     }
 
     fn open(self: &Arc<Self>, id: NodeId) -> Answer<OpenedNode> {
+        if let Some(live) = self.nodes.get(id).as_ref().and_then(|node| self.live_of(node)) {
+            return Answer::Now(live.map(|live| self.opened_live(live)));
+        }
         let (target, way) = match self.target_of(id) {
             Ok(target) => target,
             Err(error) => return Answer::Now(Err(error)),
@@ -373,14 +414,33 @@ impl Mounted {
         let changes = self.changes();
         let directory = self.directory(id)?;
         let path = tree_path(&directory)?;
-        let page = self.page(&path, after.as_deref()).await?;
+        let mut live = self.engine.live.names_in(&path);
+        let page = match self.page(&path, after.as_deref()).await {
+            // Nothing but what is open is in it.
+            Err(error) if error.kind() == ErrorKind::NotFound && !live.is_empty() => EntryPage::default(),
+            page => page?,
+        };
         self.note_page(&directory, after.as_deref(), &page, changes)?;
         let valid = if self.changes() == changes { self.listing_valid(&path) } else { Duration::ZERO };
-        let entries = page.entries.iter().map(|entry| {
-            let (looked, node) = self.looked(&directory, &path.join(&entry.name), entry, valid)?;
-            Ok(ListedNode { name: entry.name.as_str().into(), looked, token: Arc::new(node) })
-        });
-        Ok(NodePage { entries: entries.collect::<Result<_>>()?, next: page.next })
+        let mut entries = Vec::with_capacity(page.entries.len());
+        for entry in &page.entries {
+            let path = path.join(&entry.name);
+            let (looked, node) = match live.iter().position(|(open, _)| *open == path) {
+                Some(at) => self.looked_live(&directory, &path, &live.swap_remove(at).1)?,
+                None => self.looked(&directory, &path, entry, valid)?,
+            };
+            entries.push(ListedNode { name: entry.name.as_str().into(), looked, token: Arc::new(node) });
+        }
+        if page.next.is_none() {
+            // What was made and not closed yet comes last.
+            for (path, file) in live {
+                if self.engine.stat_cached(&path).is_none_or(|known| known.is_err()) {
+                    let (looked, node) = self.looked_live(&directory, &path, &file)?;
+                    entries.push(ListedNode { name: path.name().into(), looked, token: Arc::new(node) });
+                }
+            }
+        }
+        Ok(NodePage { entries, next: page.next })
     }
 
     async fn extended_attributes(self: Arc<Self>, id: NodeId) -> Result<Vec<(&'static str, String)>> {
@@ -420,7 +480,7 @@ impl KernelTree for MountedTree {
     }
 
     fn attributes(&self, node: NodeId) -> Answer<Looked> {
-        Answer::Now(self.0.attributes(node))
+        self.0.attributes(node)
     }
 
     fn forget(&self, node: NodeId, lookups: u64) {
@@ -429,6 +489,38 @@ impl KernelTree for MountedTree {
 
     fn open(&self, node: NodeId) -> Answer<OpenedNode> {
         self.0.open(node)
+    }
+
+    fn is_writable(&self) -> bool {
+        self.0.is_writable()
+    }
+
+    fn open_for_writing(&self, node: NodeId, truncate: bool) -> Answer<OpenedNode> {
+        self.0.ask_open(node, truncate)
+    }
+
+    fn create(&self, parent: NodeId, name: &str, exclusive: bool, truncate: bool) -> Answer<CreatedNode> {
+        self.0.ask_create(parent, name, exclusive, truncate)
+    }
+
+    fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Looked> {
+        self.0.ask_make_directory(parent, name)
+    }
+
+    fn remove(&self, parent: NodeId, name: &str) -> Answer<()> {
+        self.0.ask_remove(parent, name)
+    }
+
+    fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
+        self.0.ask_remove_directory(parent, name)
+    }
+
+    fn rename(&self, from: (NodeId, &str), to: (NodeId, &str), replace: Replace) -> Answer<()> {
+        self.0.ask_rename(from, to, replace)
+    }
+
+    fn set_attributes(&self, node: NodeId, change: AttributeChange) -> Answer<Looked> {
+        self.0.ask_set_attributes(node, change)
     }
 
     fn open_directory(&self, node: NodeId) -> Answer<bool> {

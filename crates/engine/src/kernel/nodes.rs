@@ -21,6 +21,8 @@ pub enum Way {
     Served,
     /// It asks for them and keeps the pages, always: this kernel cannot read extent files.
     Kept,
+    /// It is open for writing: the kernel asks for everything, and all handles see the same bytes.
+    Live,
 }
 
 /// What an id stands for. Never changes as long as the kernel holds it.
@@ -153,6 +155,28 @@ impl Nodes {
         }
     }
 
+    /// A directory has another path from now on: so has everything that is held below it.
+    pub fn move_directory(&self, from: &str, to: &str) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().expect("no panic while nodes are looked up");
+            for (id, held) in shard.iter_mut() {
+                let Some(below) = held.node.directory.strip_prefix(from) else { continue };
+                if !below.is_empty() && !below.starts_with('/') {
+                    continue;
+                }
+                let moved = Node { directory: format!("{to}{below}").into(), file: held.node.file.clone() };
+                if let (Some(before), Some(after)) = (held.node.parent(), moved.parent()) {
+                    self.told.release(before, *id);
+                    self.told.hold(after, *id);
+                }
+                if held.node.file.is_none() {
+                    self.told.close(&held.node.directory);
+                }
+                held.node = moved;
+            }
+        }
+    }
+
     /// The id of a directory: its path alone, for other mounts may hang on it.
     pub fn directory_id(&self, path: &str) -> NodeId {
         let is_it = |node: &Node| node.file.is_none() && &*node.directory == path;
@@ -165,6 +189,13 @@ impl Nodes {
         let parts = [attachment.as_str().as_bytes(), key.as_bytes(), file.version.as_str().as_bytes(), way];
         let is_it = |node: &Node| node.file.as_deref() == Some(file) && &*node.directory == directory;
         self.free_id(hash(&parts), is_it)
+    }
+
+    /// The id of a live file, wherever it is.
+    pub fn live_id(&self, version: &Version) -> NodeId {
+        let is_it =
+            |node: &Node| node.file.as_ref().is_some_and(|file| file.way == Way::Live && file.version == *version);
+        self.free_id(hash(&[b"live", version.as_str().as_bytes()]), is_it)
     }
 
     /// The first id from `hash` on that is free or `is_it`: two names never share one.

@@ -10,7 +10,7 @@ use penstock_catalog::{Item, NamedItem};
 use penstock_types::{Expired, TreePath, Version};
 
 use crate::entry::{Entry, EntryKind};
-use crate::kernel::nodes::Node;
+use crate::kernel::nodes::{Node, Way};
 use crate::kernel::told::NamesDigest;
 use crate::kernel::{Mounted, tree_path};
 
@@ -141,6 +141,8 @@ impl Mounted {
     fn round(&self, directory: Arc<str>, path: TreePath, listed_ms: i64) -> Round {
         let told = self.nodes.told().comparable(&directory, self.now_ms());
         let held = told.held.into_iter().filter_map(|id| self.nodes.get_told(id));
+        // What is open for writing is never believed for any time.
+        let held = held.filter(|(node, _)| node.file.as_ref().is_none_or(|file| file.way != Way::Live));
         let mut latest: HashMap<Arc<str>, (u64, Meaning)> = HashMap::new();
         for (node, at) in held {
             let known = latest.entry(node.name()).or_insert((at, Meaning::Nothing));

@@ -5,7 +5,9 @@
 //! ```
 
 mod lookups;
+mod names;
 mod persist;
+mod rename;
 mod upload;
 
 use std::os::fd::OwnedFd;
@@ -23,6 +25,7 @@ use crate::open::{Target as Found, is_a_directory, stale};
 use crate::transfer::StagedFile;
 
 pub(crate) use lookups::Lookups;
+pub(crate) use names::Gone;
 pub(crate) use upload::keep_uploading;
 
 /// Longest key that a store takes, bytes.
@@ -46,14 +49,14 @@ pub struct Writing {
 }
 
 /// Where something is written, and what was there when the writing began.
-struct Place {
-    path: TreePath,
-    target: Target,
-    durability: Durability,
+pub(crate) struct Place {
+    pub(crate) path: TreePath,
+    pub(crate) target: Target,
+    pub(crate) durability: Durability,
     exclusive: bool,
-    base: Base,
+    pub(crate) base: Base,
     /// What was staged or lately staged of the key then.
-    laid: Option<Laid>,
+    pub(crate) laid: Option<Laid>,
 }
 
 impl Engine {
@@ -119,7 +122,7 @@ impl Engine {
 
     /// Where `path` is written to, and what is there now: for `certain`, or as far as that is known while the source is
     /// away.
-    async fn place(&self, path: &TreePath, options: WriteOptions, certain: bool) -> Result<Place> {
+    pub(crate) async fn place(&self, path: &TreePath, options: WriteOptions, certain: bool) -> Result<Place> {
         let (attached, inner) = self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
             true => is_a_directory(path),
             false => nothing_attached(path),
@@ -129,6 +132,7 @@ impl Engine {
             return Err(is_a_directory(path));
         }
         let key = check_key(path, &attached, attached.view.key_of(&inner))?;
+        self.revive(path);
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
         let certain = certain || options.exclusive;
         let found = self.look_before_writing(path, (&attached, &inner), certain).await?;
@@ -144,7 +148,7 @@ impl Engine {
     }
 
     /// What a commit replaces: what was there when the writing began, unless this node has changed it since.
-    fn base_now(&self, place: &Place) -> Base {
+    pub(crate) fn base_now(&self, place: &Place) -> Base {
         let laid = self.stage.overlay(&place.target.scope).at(place.target.key.as_bytes());
         match laid {
             Some(laid) if Some(&laid) != place.laid.as_ref() => match &laid.attributes {
@@ -155,7 +159,7 @@ impl Engine {
         }
     }
 
-    fn written(&self, place: &Place) -> Result<Written> {
+    pub(crate) fn written(&self, place: &Place) -> Result<Written> {
         let base = self.base_now(place);
         if place.exclusive && base != Base::Absent {
             return Err(taken(&place.path));
@@ -168,6 +172,13 @@ impl Engine {
             modified_ms: self.parts.clock.wall_ms(),
             metadata: Vec::new(),
         })
+    }
+
+    /// A place goes on with what was just committed there: the next change replaces that.
+    pub(crate) fn note_own(&self, place: &mut Place, change: &Change) {
+        place.base = Base::Staged(change.operation());
+        place.laid = self.stage.overlay(&place.target.scope).at(place.target.key.as_bytes());
+        place.exclusive = false;
     }
 
     /// The entry of what was committed, once what its durability promises is so.
@@ -234,7 +245,7 @@ pub(crate) fn is_staged(version: &Version) -> bool {
     penstock_stage::operation_of(version).is_some()
 }
 
-fn base_of(version: &Version) -> Base {
+pub(crate) fn base_of(version: &Version) -> Base {
     match penstock_stage::operation_of(version) {
         Some(operation) => Base::Staged(operation),
         None => Base::Version(version.clone()),
@@ -254,7 +265,7 @@ fn check_key(path: &TreePath, attached: &Attached, key: Result<ObjectKey>) -> Re
     Ok(key)
 }
 
-fn taken(path: &TreePath) -> Error {
+pub(crate) fn taken(path: &TreePath) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("write {path}"), "something has that name")
         .advise("write with mode wb to replace it")
 }

@@ -28,6 +28,9 @@ impl Engine {
             return Err(conflict.during(format!("persist {path}")));
         }
         let waiting = self.changes_below(path, Stage::pending_below)?;
+        let prefixes = self.prefixes_below(path)?;
+        let _wanted: Vec<_> =
+            prefixes.iter().map(|(attached, prefix)| self.live.want(&attached.scope, prefix)).collect();
         self.stage.hurry();
         for (position, (_, change)) in waiting.iter().enumerate() {
             let done = match end {
@@ -93,7 +96,7 @@ impl Engine {
     /// # Errors
     /// At `source`: `Conflict`; `Timeout` when tries have failed for as long as the foreground deadline. The change is
     /// staged then, and goes on being brought.
-    pub(super) async fn promised(&self, change: &Arc<Change>) -> Result<()> {
+    pub(crate) async fn promised(&self, change: &Arc<Change>) -> Result<()> {
         if change.durability() == Durability::Local {
             return Ok(());
         }

@@ -58,7 +58,9 @@ pub(crate) async fn keep_uploading(engine: Weak<Engine>) {
         let Some(stage) = engine.upgrade().map(|engine| Arc::clone(&engine.stage)) else { return };
         let woken = stage.wake().notified();
         while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            let (Some(change), Some(engine)) = (stage.next(), engine.upgrade()) else { break };
+            let Some(engine) = engine.upgrade() else { break };
+            let now = engine.parts.clock.monotonic();
+            let Some(change) = stage.next_unless(|change| engine.live.holds(change, now)) else { break };
             tokio::spawn(async move {
                 engine.bring(&change).await;
                 drop(slot);
@@ -243,6 +245,8 @@ impl Engine {
         match operation {
             Some(operation) if operation == change.operation() => Ok(Found::Ours(found.attributes)),
             Some(operation) if self.is_later(change, operation) => Ok(Found::Later(found.attributes)),
+            // One empty directory is as good as another.
+            _ if is_marker(change) && found.attributes.size == 0 => Ok(Found::Ours(found.attributes)),
             // The store was busy with the key, and what was to be replaced is still there.
             _ if change.base() == Base::Version(found.attributes.version) => {
                 Err(refused.clone().with_kind(ErrorKind::Unavailable))
@@ -393,6 +397,11 @@ fn replaced(attached: &Attached, key: &ObjectKey) -> Error {
     let action = format!("upload {}", attached.describe(key));
     Error::new(ErrorKind::Conflict, action, "the source has a version that was not there when this was written")
         .advise("both are kept; look at it with penstock status")
+}
+
+/// Whether a change makes a directory that stays while it is empty.
+fn is_marker(change: &Change) -> bool {
+    change.size() == Some(0) && change.target().key.as_bytes().ends_with(b"/")
 }
 
 #[cfg(test)]

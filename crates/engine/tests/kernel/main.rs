@@ -7,6 +7,7 @@ mod mount;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
+mod writing;
 
 use std::os::fd::AsFd;
 use std::time::Duration;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use penstock_engine::{Engine, EngineParts, RealDisk};
 use penstock_source::SourceParts;
 use penstock_testkit::{ManualClock, oracle};
 use penstock_types::{
-    AttachmentSpec, CacheConfig, DeadlineConfig, Durability, Freshness, Metrics, NodeConfig, ObjectKey, Precondition,
-    PutRequest, Source, SourceConfig, SourceSpec, StageConfig, TierConfig, TreePath, WriteSpec,
+    AttachmentSpec, ByteRange, CacheConfig, DeadlineConfig, Durability, Freshness, ListRequest, Metrics, NodeConfig,
+    ObjectKey, Precondition, Priority, PutRequest, ReadRequest, Source, SourceConfig, SourceSpec, StageConfig,
+    TierConfig, TreePath, WriteSpec,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -33,11 +35,13 @@ pub struct Setup {
     pub memory_bytes: u64,
     pub freshness: Freshness,
     pub deadline_s: f64,
+    pub read_only: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { cache_bytes: 1 << 30, memory_bytes: 64 * MIB, freshness: Freshness::Seconds(60.0), deadline_s: 10.0 }
+        let freshness = Freshness::Seconds(60.0);
+        Self { cache_bytes: 1 << 30, memory_bytes: 64 * MIB, freshness, deadline_s: 10.0, read_only: false }
     }
 }
 
@@ -68,7 +72,8 @@ impl Bench {
         let outside = outside(&spec, &config, &clock);
         let metrics = Metrics::default();
         let engine = engine(&config, &metrics, &clock, &runtime);
-        let attachment = attachment("/data", spec, setup.freshness);
+        let mut attachment = attachment("/data", spec, setup.freshness);
+        attachment.write.take_if(|_| setup.read_only);
         runtime.block_on(engine.attach(attachment, true)).unwrap();
         Self { engine, outside, metrics, clock, runtime, home, config }
     }
@@ -104,6 +109,31 @@ impl Bench {
         let request =
             PutRequest { key: ObjectKey::from(key), body, precondition: Precondition::None, metadata: Vec::new() };
         self.runtime.block_on(self.outside.put(request)).unwrap();
+    }
+
+    /// Every key of the source, asked past the engine.
+    pub fn keys(&self) -> Vec<String> {
+        let request = ListRequest {
+            prefix: ObjectKey::default(),
+            delimited: false,
+            start_after: None,
+            continuation: None,
+            limit: 1000,
+            priority: Priority::Foreground,
+        };
+        let page = self.runtime.block_on(self.outside.list(request)).unwrap();
+        page.objects.iter().map(|object| object.key.to_string()).collect()
+    }
+
+    /// The content of an object, asked past the engine.
+    pub fn object(&self, key: &str) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let key = ObjectKey::from(key);
+            let range = ByteRange::new(0, self.outside.stat(&key).await.unwrap().attributes.size);
+            let request = ReadRequest { key, range, version: None, priority: Priority::Foreground };
+            let chunks = self.outside.read(request).await.unwrap().chunks;
+            chunks.map(|chunk| chunk.unwrap().to_vec()).concat().await
+        })
     }
 
     pub fn path(&self, name: &str) -> TreePath {

@@ -1,0 +1,373 @@
+//! What a kernel asks to be changed. Whatever it changed by itself is not taken back from it: it knows already, and may
+//! hold what taking back would wait for.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use penstock_types::{
+    Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, Looked, NodeAttributes, NodeFile, NodeId,
+    NodeWriter, OpenedNode, Replace, Result, TreePath,
+};
+
+use crate::kernel::nodes::{FileNode, Node, Way};
+use crate::kernel::{Mounted, forgotten, tree_path};
+use crate::live::{self, LiveFile, Opening};
+
+/// A live file as one mount sees it; as a writer, one handle of it.
+pub(super) struct MountedLive {
+    mounted: Arc<Mounted>,
+    live: Arc<LiveFile>,
+    is_closed: AtomicBool,
+}
+
+/// Paths that this mount's kernel is changing by itself right now.
+pub(super) struct Changing<'a> {
+    mounted: &'a Mounted,
+    paths: Vec<TreePath>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut own = self.mounted.own_changes();
+        for path in &self.paths {
+            if let Some(at) = own.iter().position(|known| known == path) {
+                own.swap_remove(at);
+            }
+        }
+    }
+}
+
+impl Mounted {
+    /// Notes that the kernel changes these paths by itself, as long as what is returned is there.
+    pub(super) fn changing(&self, paths: &[&TreePath]) -> Changing<'_> {
+        let paths: Vec<TreePath> = paths.iter().map(|path| (*path).clone()).collect();
+        self.own_changes().extend(paths.iter().cloned());
+        Changing { mounted: self, paths }
+    }
+
+    /// Whether anything may be written below the mount.
+    pub(super) fn is_writable(&self) -> bool {
+        let attached = self.engine.tree.find(&self.base);
+        attached.is_some_and(|(attached, _)| attached.spec.write.is_some())
+    }
+
+    /// The live file of a node; `None` for a node of another kind.
+    pub(super) fn live_of(&self, node: &Node) -> Option<Result<Arc<LiveFile>>> {
+        let file = node.file.as_ref().filter(|file| file.way == Way::Live)?;
+        let live = live::number_of(&file.version).and_then(|number| self.engine.live.numbered(number));
+        let gone = || Error::new(ErrorKind::StaleVersion, format!("use {}", file.name), "it is not open any more");
+        Some(live.ok_or_else(gone))
+    }
+
+    /// The live file at a path, as the kernel is told of it: it never believes that for any time.
+    pub(super) fn tell_live(&self, directory: &Arc<str>, path: &TreePath, live: &LiveFile) -> Result<Looked> {
+        let (looked, node) = self.looked_live(directory, path, live)?;
+        self.hold(looked.found.as_ref(), node);
+        Ok(looked)
+    }
+
+    pub(super) fn looked_live(&self, directory: &Arc<str>, path: &TreePath, live: &LiveFile) -> Result<(Looked, Node)> {
+        let (size, modified_ms) = live.facts()?;
+        let version = live::version_of(live.number());
+        let file = FileNode { name: path.name().into(), size, modified_ms, version, way: Way::Live };
+        let node = self.nodes.live_id(&file.version);
+        let found = Some(NodeAttributes { node, is_directory: false, size, modified_ms });
+        let looked = Looked { found, name_valid: Duration::ZERO, attributes_valid: Duration::ZERO };
+        Ok((looked, Node { directory: Arc::clone(directory), file: Some(Arc::new(file)) }))
+    }
+
+    /// What is shown of a live node.
+    pub(super) fn live_attributes(self: &Arc<Self>, id: NodeId, live: Arc<LiveFile>) -> Answer<Looked> {
+        let shown = move |(size, modified_ms): (u64, i64)| {
+            let found = Some(NodeAttributes { node: id, is_directory: false, size, modified_ms });
+            Looked { found, name_valid: Duration::ZERO, attributes_valid: Duration::ZERO }
+        };
+        if let Some(facts) = live.facts_now() {
+            return Answer::Now(facts.map(shown));
+        }
+        let engine = Arc::clone(&self.engine);
+        Answer::Later(async move { engine.blocking(move || live.facts()).await.map(shown) }.boxed())
+    }
+
+    /// A handle that only reads what others write.
+    pub(super) fn opened_live(self: &Arc<Self>, live: Arc<LiveFile>) -> OpenedNode {
+        let file = Arc::new(MountedLive { mounted: Arc::clone(self), live, is_closed: AtomicBool::new(true) });
+        OpenedNode { file, lent: None, keep_pages: true, writer: None }
+    }
+
+    /// A handle that writes; it was counted already.
+    fn opened_writer(self: &Arc<Self>, live: Arc<LiveFile>) -> OpenedNode {
+        let file = Arc::new(MountedLive { mounted: Arc::clone(self), live, is_closed: AtomicBool::new(false) });
+        OpenedNode { file: Arc::clone(&file) as Arc<dyn NodeFile>, lent: None, keep_pages: true, writer: Some(file) }
+    }
+
+    fn child(&self, parent: NodeId, name: &str) -> Result<(Arc<str>, TreePath)> {
+        let directory = self.directory(parent)?;
+        let path = tree_path(&directory)?.join(name);
+        Ok((directory, path))
+    }
+
+    fn path_of_node(&self, id: NodeId) -> Result<TreePath> {
+        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
+        if let Some(live) = self.live_of(&node) {
+            return live?.path().ok_or_else(|| forgotten(id));
+        }
+        let directory = tree_path(&node.directory)?;
+        Ok(node.file.map_or(directory.clone(), |file| directory.join(&file.name)))
+    }
+
+    async fn open_for_writing(self: Arc<Self>, id: NodeId, truncate: bool) -> Result<OpenedNode> {
+        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
+        if node.file.is_none() {
+            let path = tree_path(&node.directory)?;
+            return Err(Error::new(ErrorKind::IsADirectory, format!("write {path}"), "it is a directory"));
+        }
+        let known = self.live_of(&node).transpose()?;
+        let path = match &known {
+            Some(live) => live.path().ok_or_else(|| forgotten(id))?,
+            None => self.path_of_node(id)?,
+        };
+        let live = LiveFile::open(&self.engine, &path, Opening::Existing, truncate).await?;
+        if known.is_some_and(|known| known.number() == live.number()) {
+            return Ok(self.opened_writer(live));
+        }
+        // The kernel looks the name up again, and finds the live file: it stays until then.
+        self.wait_for_opener(live);
+        self.engine.announce(&path).await;
+        Err(Error::new(ErrorKind::StaleVersion, format!("write {path}"), "others read this version"))
+    }
+
+    /// Keeps a live file open for who was just told to look for it.
+    fn wait_for_opener(&self, live: Arc<LiveFile>) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let engine = Arc::clone(&self.engine);
+        self.engine.parts.runtime.spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            live.release_later(&engine).await;
+        });
+    }
+
+    async fn create(
+        self: Arc<Self>,
+        parent: NodeId,
+        name: String,
+        exclusive: bool,
+        truncate: bool,
+    ) -> Result<CreatedNode> {
+        let (directory, path) = self.child(parent, &name)?;
+        let _changing = self.changing(&[&path]);
+        let live = LiveFile::open(&self.engine, &path, Opening::New(exclusive), truncate).await?;
+        let opened = self.opened_writer(Arc::clone(&live));
+        // Others who show the same directory learn of it when it is closed.
+        let looked = self.tell_live(&directory, &path, &live)?;
+        self.note_change(&path);
+        Ok(CreatedNode { looked, opened })
+    }
+
+    async fn make_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<Looked> {
+        let (directory, path) = self.child(parent, &name)?;
+        let _changing = self.changing(&[&path]);
+        self.engine.make_directory(&path).await?;
+        let known = self.engine.learn(&path).await?;
+        let changes = self.changes();
+        self.tell(&directory, &path, known, changes)
+    }
+
+    async fn remove(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
+        let (_, path) = self.child(parent, &name)?;
+        let _changing = self.changing(&[&path]);
+        self.engine.unlink(&path).await?;
+        self.note_change(&path);
+        Ok(())
+    }
+
+    async fn remove_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
+        let (_, path) = self.child(parent, &name)?;
+        let _changing = self.changing(&[&path]);
+        self.engine.remove_directory(&path).await?;
+        self.note_change(&path);
+        Ok(())
+    }
+
+    async fn rename(self: Arc<Self>, from: (NodeId, String), to: (NodeId, String), replace: Replace) -> Result<()> {
+        let ((_, from), (_, to)) = (self.child(from.0, &from.1)?, self.child(to.0, &to.1)?);
+        let _changing = self.changing(&[&from, &to]);
+        self.engine.rename(&from, &to, replace == Replace::Yes).await?;
+        // The kernel goes on with the nodes that it has.
+        self.nodes.move_directory(from.as_str(), to.as_str());
+        self.note_change(&from);
+        self.note_change(&to);
+        Ok(())
+    }
+
+    async fn set_attributes(self: Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
+        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
+        let known = self.live_of(&node).transpose()?;
+        if node.file.is_some() && change != AttributeChange::default() {
+            match known {
+                Some(live) => self.change_live(live, change).await?,
+                None => return self.change_closed(id, change).await,
+            }
+        }
+        match self.attributes(id) {
+            Answer::Now(looked) => looked,
+            Answer::Later(looked) => looked.await,
+        }
+    }
+
+    async fn change_live(&self, live: Arc<LiveFile>, change: AttributeChange) -> Result<()> {
+        let work = move || {
+            change.size.map_or(Ok(()), |size| live.set_size(size))?;
+            change.modified_ms.map_or(Ok(()), |modified_ms| live.set_time(modified_ms))
+        };
+        self.engine.blocking(work).await
+    }
+
+    /// A file that nobody has open for writing. Its time can be set as long as the source has not got it: then it has
+    /// the source's own.
+    async fn change_closed(self: &Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
+        let (target, _) = self.target_of(id)?;
+        let mut shown = target.attributes.clone();
+        let timed = change.modified_ms.filter(|_| crate::write::is_staged(&target.object.version));
+        if change.size.is_some() || timed.is_some() {
+            let change = AttributeChange { modified_ms: timed, ..change };
+            let live = LiveFile::open(&self.engine, &target.path, Opening::Existing, change.size == Some(0)).await?;
+            let changed = self.change_live(Arc::clone(&live), change).await;
+            let committed = match changed {
+                Ok(()) => self.flush(&live).await,
+                Err(error) => Err(error),
+            };
+            let facts = live.facts();
+            live.release_later(&self.engine).await;
+            committed?;
+            (shown.size, shown.modified_ms) = facts?;
+            self.engine.announce(&target.path).await;
+        }
+        let found = NodeAttributes { node: id, is_directory: false, size: shown.size, modified_ms: shown.modified_ms };
+        Ok(Looked { found: Some(found), name_valid: Duration::ZERO, attributes_valid: Duration::ZERO })
+    }
+
+    /// Commits what was written, and tells everybody but this mount's kernel, which has it.
+    async fn flush(&self, live: &Arc<LiveFile>) -> Result<()> {
+        let committing = Arc::clone(live);
+        let committed = self.engine.blocking(move || committing.commit()).await?;
+        let Some((path, change)) = committed else { return Ok(()) };
+        let _changing = self.changing(&[&path]);
+        self.engine.announce(&path).await;
+        self.engine.promised(&change).await
+    }
+}
+
+/// The methods of the trait, each as a question that is often answered without waiting.
+impl Mounted {
+    pub(super) fn ask_open(self: &Arc<Self>, node: NodeId, truncate: bool) -> Answer<OpenedNode> {
+        self.ask(Arc::clone(self).open_for_writing(node, truncate))
+    }
+
+    pub(super) fn ask_create(
+        self: &Arc<Self>,
+        parent: NodeId,
+        name: &str,
+        exclusive: bool,
+        truncate: bool,
+    ) -> Answer<CreatedNode> {
+        self.wait(Arc::clone(self).create(parent, name.to_owned(), exclusive, truncate))
+    }
+
+    pub(super) fn ask_make_directory(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Looked> {
+        self.wait(Arc::clone(self).make_directory(parent, name.to_owned()))
+    }
+
+    pub(super) fn ask_remove(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<()> {
+        self.wait(Arc::clone(self).remove(parent, name.to_owned()))
+    }
+
+    pub(super) fn ask_remove_directory(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<()> {
+        self.wait(Arc::clone(self).remove_directory(parent, name.to_owned()))
+    }
+
+    pub(super) fn ask_rename(
+        self: &Arc<Self>,
+        from: (NodeId, &str),
+        to: (NodeId, &str),
+        replace: Replace,
+    ) -> Answer<()> {
+        let (from, to) = ((from.0, from.1.to_owned()), (to.0, to.1.to_owned()));
+        self.wait(Arc::clone(self).rename(from, to, replace))
+    }
+
+    pub(super) fn ask_set_attributes(self: &Arc<Self>, node: NodeId, change: AttributeChange) -> Answer<Looked> {
+        self.wait(Arc::clone(self).set_attributes(node, change))
+    }
+
+    /// What blocks on the disk is not begun in a thread that speaks to the kernel.
+    fn wait<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
+        Answer::Later(work.boxed())
+    }
+}
+
+impl NodeFile for MountedLive {
+    fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
+        self.live.read_now(offset, out).transpose()
+    }
+
+    fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
+        async move {
+            let live = Arc::clone(&self.live);
+            let read = move || {
+                let mut out = vec![0; usize::try_from(range.len()).expect("a read fits memory")];
+                let length = live.read(range.start, &mut out)?;
+                out.truncate(length);
+                Ok(out)
+            };
+            self.mounted.engine.blocking(read).await
+        }
+        .boxed()
+    }
+
+    fn is_evicted(&self) -> bool {
+        false
+    }
+}
+
+impl NodeWriter for MountedLive {
+    fn write(&self, offset: u64, data: &[u8]) -> Answer<()> {
+        self.live.write(offset, data)
+    }
+
+    fn allocate(&self, mode: i32, offset: u64, length: u64) -> Answer<()> {
+        self.live.allocate(mode, offset, length)
+    }
+
+    fn flush(&self) -> Answer<()> {
+        let (mounted, live) = (Arc::clone(&self.mounted), Arc::clone(&self.live));
+        Answer::Later(async move { mounted.flush(&live).await }.boxed())
+    }
+
+    fn close(&self) {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (mounted, live) = (Arc::clone(&self.mounted), Arc::clone(&self.live));
+        if live.is_committed() {
+            return live.release();
+        }
+        let runtime = mounted.engine.parts.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = mounted.flush(&live).await {
+                tracing::error!(code = error.kind().code(), %error, "what was written last is lost: nobody flushed it");
+            }
+            live.release_later(&mounted.engine).await;
+        });
+    }
+}
+
+impl fmt::Debug for MountedLive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MountedLive({})", self.live.number())
+    }
+}

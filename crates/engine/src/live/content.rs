@@ -1,0 +1,131 @@
+//! What a live file begins with: the content of the version that it replaces.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use penstock_stage::{Base, Draft};
+use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, Result, TreePath};
+use rustix::fs::{copy_file_range, fstat};
+use rustix::io::{pread, pwrite, retry_on_intr};
+
+use crate::engine::Engine;
+use crate::kernel::MountedFile;
+use crate::open::{OpenFile, OpenOptions};
+use crate::write::{Place, WriteOptions, base_of};
+
+/// How much is brought and written at once.
+const STEP: u64 = 8 * 1024 * 1024;
+/// How much one call of the disk copies.
+const COPY_STEP: usize = 64 * 1024 * 1024;
+/// Tries to meet the same version twice, of a file that changes all the time.
+const TRIES_MAX: usize = 4;
+
+/// How a path is opened for writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Opening {
+    /// Something has the name.
+    Existing,
+    /// It is made where nothing has the name; with `true` only then.
+    New(bool),
+}
+
+impl Engine {
+    /// A draft with what a path holds, or an empty one.
+    pub(super) async fn draft_of(
+        self: &Arc<Self>,
+        path: &TreePath,
+        opening: Opening,
+        truncate: bool,
+    ) -> Result<(Place, Draft)> {
+        let options = WriteOptions { exclusive: opening == Opening::New(true), durability: None };
+        let empty = |place: Place| {
+            let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
+            Ok((place, draft))
+        };
+        for _ in 0..TRIES_MAX {
+            let place = self.place(path, options, opening == Opening::Existing).await?;
+            if place.base == Base::Absent && opening == Opening::Existing {
+                return Err(Error::new(ErrorKind::NotFound, format!("write {path}"), "nothing has that name"));
+            }
+            if truncate || place.base == Base::Absent {
+                return empty(place);
+            }
+            let file = self.open(path, OpenOptions::default()).await?;
+            if base_of(&file.attributes().version) != place.base {
+                continue;
+            }
+            let (place, draft) = empty(place)?;
+            self.copy_open(file, &draft).await?;
+            return Ok((place, draft));
+        }
+        Err(Error::new(ErrorKind::Busy, format!("write {path}"), "others change it all the time").advise("try again"))
+    }
+
+    /// Copies all of an open file into a draft: on the disk where all of it is there, otherwise as it is brought.
+    pub(crate) async fn copy_open(&self, file: OpenFile, draft: &Draft) -> Result<()> {
+        if file.is_complete() {
+            let from = file.descriptor();
+            return tokio::task::block_in_place(|| copy_content(&from, draft));
+        }
+        let size = file.size();
+        tokio::task::block_in_place(|| draft.grow(size))?;
+        let file = MountedFile::new(file, false);
+        let mut at = 0;
+        while at < size {
+            let range = ByteRange::new(at, size.min(at + STEP));
+            let bytes = Arc::clone(&file).bring(range).await?;
+            tokio::task::block_in_place(|| write_at(draft.descriptor(), at, &bytes))?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Copies all of a local file into a draft. Blocks.
+pub(crate) fn copy_content(from: &OwnedFd, draft: &Draft) -> Result<()> {
+    let size = u64::try_from(fstat(from).map_err(failed)?.st_size).unwrap_or(0);
+    draft.grow(size)?;
+    let (mut read, mut written) = (0, 0);
+    while read < size {
+        let copied = copy_file_range(from, Some(&mut read), draft.descriptor(), Some(&mut written), COPY_STEP);
+        match copied {
+            // It is shorter than it was.
+            Ok(0) => return Err(Error::new(ErrorKind::Disk, "copy what was written", "the file has become shorter")),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                return copy_by_hand(from, draft.descriptor(), read, size);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
+}
+
+/// As the kernel would do it, where it does not: between two file systems.
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, size: u64) -> Result<()> {
+    let mut buffer = vec![0; 1024 * 1024];
+    while at < size {
+        match retry_on_intr(|| pread(from, &mut buffer, at)).map_err(failed)? {
+            0 => return Err(Error::new(ErrorKind::Disk, "copy what was written", "the file has become shorter")),
+            read => {
+                write_at(to, at, &buffer[..read])?;
+                at += read as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_at(to: &OwnedFd, mut at: u64, mut data: &[u8]) -> Result<()> {
+    while !data.is_empty() {
+        let written = retry_on_intr(|| pwrite(to, data, at)).map_err(failed)?;
+        (at, data) = (at + written as u64, &data[written..]);
+    }
+    Ok(())
+}
+
+fn failed(error: rustix::io::Errno) -> Error {
+    Error::new(ErrorKind::of_disk(&error.into()), "copy what was written", error.to_string())
+        .advise("check the disk of the stage")
+}

@@ -1,0 +1,413 @@
+//! One file that is open for writing.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+
+use penstock_stage::{Change, Draft, Pin, Target};
+use penstock_types::{Answer, Error, ErrorKind, Result, TreePath};
+use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
+use rustix::io::{pread, pwrite, retry_on_intr};
+
+use crate::engine::Engine;
+use crate::live::Opening;
+use crate::live::content::copy_content;
+use crate::write::{Place, taken};
+
+/// Room is taken in steps of so many bytes: writers ask for it seldom.
+const ROOM_STEP: u64 = 8 * 1024 * 1024;
+
+/// What all handles of a path that is open for writing share.
+pub(crate) struct LiveFile {
+    engine: Weak<Engine>,
+    number: u64,
+    /// Written to under the shared lock, committed under the other.
+    state: RwLock<State>,
+}
+
+struct State {
+    /// Where it is; `None` once it was removed.
+    place: Option<Place>,
+    /// The key that it was opened as: who has it open may go on to write when it was removed.
+    target: Target,
+    content: Content,
+    /// Handles that may write.
+    writers: usize,
+    /// A time that somebody gave it, milliseconds since the Unix epoch.
+    modified_ms: Option<i64>,
+    /// Why a commit failed: who flushes again has to hear it, too.
+    failed: Option<Error>,
+    /// What it replaces is remembered as long as it is open.
+    _pin: Pin,
+}
+
+enum Content {
+    /// Not committed since it was written.
+    Draft(Draft),
+    /// Committed, and never written again.
+    Committed(Arc<OwnedFd>),
+}
+
+impl Content {
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        match self {
+            Self::Draft(draft) => draft.descriptor(),
+            Self::Committed(descriptor) => descriptor,
+        }
+    }
+}
+
+impl LiveFile {
+    /// Opens a path for writing: as it is, or empty with `truncate`. Counts a writer, for whom [`LiveFile::release`]
+    /// is to be called.
+    ///
+    /// # Errors
+    /// As [`Engine::create`]; what keeps the old content from being read.
+    pub(crate) async fn open(
+        engine: &Arc<Engine>,
+        path: &TreePath,
+        opening: Opening,
+        truncate: bool,
+    ) -> Result<Arc<Self>> {
+        loop {
+            if let Some(known) = engine.live.at(path)
+                && known.join()
+            {
+                if opening == Opening::New(true) {
+                    known.leave();
+                    return Err(taken(path));
+                }
+                if truncate {
+                    let emptied = Arc::clone(&known);
+                    let emptied = engine.blocking(move || emptied.set_size(0)).await;
+                    emptied.inspect_err(|_| known.leave())?;
+                }
+                return Ok(known);
+            }
+            let (place, draft) = engine.draft_of(path, opening, truncate).await?;
+            let (target, laid) = (place.target.clone(), place.laid.clone());
+            let made = |number| {
+                let (_pin, target) = (engine.stage.remember(&place.target), place.target.clone());
+                let (place, content, writers) = (Some(place), Content::Draft(draft), 0);
+                let state = State { place, target, content, writers, modified_ms: None, failed: None, _pin };
+                Arc::new(Self { engine: Arc::downgrade(engine), number, state: RwLock::new(state) })
+            };
+            let file = engine.live.add(path, &target, made);
+            // Somebody may have opened, changed and closed it meanwhile; then it is as they left it.
+            let is_current = engine.stage.overlay(&target.scope).at(target.key.as_bytes()) == laid;
+            if is_current && file.join() {
+                return Ok(file);
+            }
+            file.retire(engine);
+        }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Where it is; `None` once it was removed.
+    pub(crate) fn path(&self) -> Option<TreePath> {
+        self.read_state().place.as_ref().map(|place| place.path.clone())
+    }
+
+    /// Bytes, and when it was written last, milliseconds since the Unix epoch. Waits where a commit is under way.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(crate) fn facts(&self) -> Result<(u64, i64)> {
+        self.facts_of(&self.read_state())
+    }
+
+    /// As [`LiveFile::facts`], without waiting: `None` where it would have to.
+    pub(crate) fn facts_now(&self) -> Option<Result<(u64, i64)>> {
+        Some(self.facts_of(&*self.state.try_read().ok()?))
+    }
+
+    fn facts_of(&self, state: &State) -> Result<(u64, i64)> {
+        let facts = fstat(state.content.descriptor()).map_err(|error| self.failed("look at", error))?;
+        #[allow(clippy::cast_possible_wrap, reason = "nanoseconds are less than a thousand million")]
+        let written_ms = facts.st_mtime * 1000 + facts.st_mtime_nsec as i64 / 1_000_000;
+        Ok((u64::try_from(facts.st_size).unwrap_or(0), state.modified_ms.unwrap_or(written_ms)))
+    }
+
+    /// Reads up to the end of the file; how many bytes. Waits where a commit is under way.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let descriptor = Arc::clone(self.read_state().content.descriptor());
+        self.read_from(&descriptor, offset, out)
+    }
+
+    /// As [`LiveFile::read`], without waiting: `None` where it would have to.
+    pub(crate) fn read_now(&self, offset: u64, out: &mut [u8]) -> Option<Result<usize>> {
+        let descriptor = Arc::clone(self.state.try_read().ok()?.content.descriptor());
+        Some(self.read_from(&descriptor, offset, out))
+    }
+
+    fn read_from(&self, descriptor: &OwnedFd, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < out.len() {
+            let read = retry_on_intr(|| pread(descriptor, &mut out[done..], offset + done as u64));
+            match read.map_err(|error| self.failed("read", error))? {
+                0 => break,
+                length => done += length,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes at once where that needs no waiting.
+    pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Answer<()> {
+        if let Some(written) = self.write_now(offset, data) {
+            return Answer::Now(written);
+        }
+        let data = data.to_vec();
+        self.later(move |file| file.change(offset + data.len() as u64, |draft| file.write_all(draft, offset, &data)))
+    }
+
+    fn write_now(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        let state = self.state.try_read().ok()?;
+        let Content::Draft(draft) = &state.content else { return None };
+        let end = offset + data.len() as u64;
+        let fits = state.failed.is_none() && draft.try_grow(end.next_multiple_of(ROOM_STEP));
+        fits.then(|| self.write_all(draft, offset, data))
+    }
+
+    fn write_all(&self, draft: &Draft, mut offset: u64, mut data: &[u8]) -> Result<()> {
+        while !data.is_empty() {
+            let written = retry_on_intr(|| pwrite(draft.descriptor(), data, offset));
+            let written = written.map_err(|error| self.failed("write", error))?;
+            data = &data[written..];
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    /// Calls `fallocate` with the kernel's own mode.
+    pub(crate) fn allocate(self: &Arc<Self>, mode: i32, offset: u64, length: u64) -> Answer<()> {
+        self.later(move |file| {
+            let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
+            let grown = if mode.contains(FallocateFlags::KEEP_SIZE) { 0 } else { offset.saturating_add(length) };
+            file.change(grown, |draft| {
+                let allocated = retry_on_intr(|| fallocate(draft.descriptor(), mode, offset, length));
+                allocated.map_err(|error| match error {
+                    rustix::io::Errno::OPNOTSUPP => {
+                        Error::new(ErrorKind::Unsupported, file.action("allocate"), error.to_string())
+                    }
+                    error => file.failed("allocate", error),
+                })
+            })
+        })
+    }
+
+    /// Cuts or grows it. Blocks.
+    ///
+    /// # Errors
+    /// As for writing.
+    pub(crate) fn set_size(&self, size: u64) -> Result<()> {
+        let engine = self.engine()?;
+        let mut state = self.write_state();
+        if size == 0 && matches!(state.content, Content::Committed(_)) {
+            // Nothing of what was committed is needed.
+            state.content = Content::Draft(engine.stage.create(&state.target)?);
+        }
+        drop(state);
+        self.change(size, |draft| ftruncate(draft.descriptor(), size).map_err(|error| self.failed("cut", error)))
+    }
+
+    /// Gives it a time, which goes along with the next commit. Blocks.
+    ///
+    /// # Errors
+    /// As for writing.
+    pub(crate) fn set_time(&self, modified_ms: i64) -> Result<()> {
+        self.change(0, |_| Ok(()))?;
+        self.write_state().modified_ms = Some(modified_ms);
+        Ok(())
+    }
+
+    /// Changes the draft, which is made of what was committed where there is none, and which has room up to `end`.
+    fn change(&self, end: u64, change: impl Fn(&Draft) -> Result<()>) -> Result<()> {
+        loop {
+            {
+                let state = self.read_state();
+                if let Some(failed) = &state.failed {
+                    return Err(failed.clone());
+                }
+                if let Content::Draft(draft) = &state.content {
+                    draft.grow(end)?;
+                    return change(draft);
+                }
+            }
+            self.make_draft()?;
+        }
+    }
+
+    /// What was committed stays as it is: goes on in a copy of it.
+    fn make_draft(&self) -> Result<()> {
+        let engine = self.engine()?;
+        let mut state = self.write_state();
+        let Content::Committed(committed) = &state.content else { return Ok(()) };
+        let draft = engine.stage.create(&state.target)?;
+        copy_content(committed, &draft)?;
+        (state.content, state.modified_ms) = (Content::Draft(draft), None);
+        Ok(())
+    }
+
+    /// Commits what was written since the last time; `None` where there is nothing to commit. Blocks.
+    ///
+    /// # Errors
+    /// What keeps it from being durable, also when it is asked again.
+    pub(crate) fn commit(&self) -> Result<Option<(TreePath, Arc<Change>)>> {
+        let engine = self.engine()?;
+        let mut state = self.write_state();
+        if let Some(failed) = &state.failed {
+            return Err(failed.clone());
+        }
+        if state.place.is_none() || matches!(state.content, Content::Committed(_)) {
+            return Ok(None);
+        }
+        let (_, modified_ms) = self.facts_of(&state)?;
+        let State { place, content, failed, .. } = &mut *state;
+        let Some(place) = place else { return Ok(None) };
+        let descriptor = Arc::clone(content.descriptor());
+        let Content::Draft(draft) = std::mem::replace(content, Content::Committed(descriptor)) else { return Ok(None) };
+        let committed = engine.written(place).and_then(|mut written| {
+            written.modified_ms = modified_ms;
+            engine.stage.commit_all(vec![(draft, written)], Vec::new())
+        });
+        let change = committed.map(|mut committed| committed.remove(0)).inspect_err(|error| {
+            *failed = Some(error.clone().during(format!("write {}", place.path)));
+        })?;
+        engine.note_own(place, &change);
+        Ok(Some((place.path.clone(), change)))
+    }
+
+    /// Takes the draft out to be committed elsewhere by `commit`, which says at which place it goes on; what was
+    /// committed already is handed over as its descriptor. Blocks.
+    pub(crate) fn hand_over<T>(
+        &self,
+        commit: impl FnOnce(Option<Draft>, &Arc<OwnedFd>) -> Result<(Place, T)>,
+    ) -> Result<T> {
+        let mut state = self.write_state();
+        if let Some(failed) = &state.failed {
+            return Err(failed.clone());
+        }
+        let descriptor = Arc::clone(state.content.descriptor());
+        let draft = match std::mem::replace(&mut state.content, Content::Committed(Arc::clone(&descriptor))) {
+            Content::Draft(draft) => Some(draft),
+            Content::Committed(_) => None,
+        };
+        let (place, told) = commit(draft, &descriptor).inspect_err(|error| state.failed = Some(error.clone()))?;
+        state.place = Some(place);
+        Ok(told)
+    }
+
+    /// Its path is another file's or nobody's from now on: nothing of it is committed any more.
+    pub(crate) fn detach(&self, engine: &Engine) -> Option<Place> {
+        let place = self.write_state().place.take()?;
+        engine.live.remove(&place.path, self.number, &place.target, engine.parts.clock.monotonic());
+        Some(place)
+    }
+
+    /// Takes a detaching back.
+    pub(crate) fn reattach(self: &Arc<Self>, engine: &Engine, place: Place) {
+        engine.live.rename(self, (&place.path, &place.path), &place.target);
+        self.write_state().place = Some(place);
+    }
+
+    /// Counts a handle that may write; not where the file is on its way out.
+    fn join(&self) -> bool {
+        let mut state = self.write_state();
+        let is_there = state.place.is_some();
+        state.writers += usize::from(is_there);
+        is_there
+    }
+
+    fn leave(&self) {
+        self.write_state().writers -= 1;
+    }
+
+    /// A handle is gone. The last one commits what is left, and gives the path free. Blocks where something is left.
+    pub(crate) fn release(&self) {
+        let Ok(engine) = self.engine() else { return };
+        self.leave();
+        if let Err(error) = self.commit() {
+            tracing::error!(code = error.kind().code(), %error, "what was written is lost: it was never flushed");
+        }
+        self.retire(&engine);
+    }
+
+    /// As [`LiveFile::release`], in a thread that may block.
+    pub(crate) async fn release_later(self: Arc<Self>, engine: &Engine) {
+        let release = move || {
+            self.release();
+            Ok(())
+        };
+        if let Err(error) = engine.blocking(release).await {
+            tracing::error!(code = error.kind().code(), %error, "a file stays open that nobody has open");
+        }
+    }
+
+    /// Whether the last handle could be closed without waiting.
+    pub(crate) fn is_committed(&self) -> bool {
+        let state = self.read_state();
+        state.place.is_none() || matches!(state.content, Content::Committed(_))
+    }
+
+    /// Gives the path free where nobody writes any more.
+    fn retire(&self, engine: &Engine) {
+        let mut state = self.write_state();
+        if state.writers > 0 {
+            return;
+        }
+        if let Some(place) = state.place.take() {
+            drop(state);
+            engine.live.remove(&place.path, self.number, &place.target, engine.parts.clock.monotonic());
+        }
+    }
+
+    fn later<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
+    ) -> Answer<T> {
+        let engine = match self.engine() {
+            Ok(engine) => engine,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let me = Arc::clone(self);
+        Answer::Later(Box::pin(async move { engine.blocking(move || work(&me)).await }))
+    }
+
+    fn engine(&self) -> Result<Arc<Engine>> {
+        let gone = || Error::new(ErrorKind::Cancelled, self.action("write"), "the node is being stopped");
+        self.engine.upgrade().ok_or_else(gone)
+    }
+
+    fn failed(&self, verb: &str, error: rustix::io::Errno) -> Error {
+        let kind = ErrorKind::of_disk(&error.into());
+        Error::new(kind, self.action(verb), error.to_string()).advise("check the disk of the stage")
+    }
+
+    /// The lock may be held.
+    fn action(&self, verb: &str) -> String {
+        let path =
+            self.state.try_read().ok().and_then(|state| state.place.as_ref().map(|place| place.path.to_string()));
+        format!("{verb} {}", path.as_deref().unwrap_or("an open file"))
+    }
+
+    fn read_state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_state(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LiveFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveFile").field("number", &self.number).finish_non_exhaustive()
+    }
+}

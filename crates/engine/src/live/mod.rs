@@ -1,0 +1,196 @@
+//! Files that are open for writing through a mount: which they are, and what of them waits with its upload.
+//!
+//! ```text
+//! open ─▶ LiveFile (a draft of the stage) ─ write ─▶ draft ─ flush ─▶ committed, read on from the same file
+//!                                              ▲ copied ◀── the next write ──────┘
+//! ```
+//!
+//! All handles of a path share one live file, and whoever opens the path through a mount meanwhile reads it as it
+//! grows. Everybody else sees what was flushed last. What is committed never changes: the first write after a flush
+//! goes to a copy.
+
+mod content;
+mod file;
+
+pub(crate) use content::{Opening, copy_content};
+pub(crate) use file::LiveFile;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use penstock_stage::{Change, Target};
+use penstock_types::{Durability, ObjectKey, TreePath, Version};
+
+/// A file that was closed is not uploaded for so long: who writes under a temporary name renames it next.
+const SETTLING: Duration = Duration::from_millis(500);
+/// Begins the version of a live file; behind it comes its number.
+const LIVE: &str = "live-";
+
+type Key = (Arc<str>, ObjectKey);
+
+/// The live files of an engine.
+#[derive(Default)]
+pub(crate) struct LiveFiles {
+    by_path: Mutex<BTreeMap<TreePath, Arc<LiveFile>>>,
+    by_number: Mutex<HashMap<u64, Weak<LiveFile>>>,
+    last_number: AtomicU64,
+    held: Mutex<Held>,
+}
+
+/// What is not uploaded yet.
+#[derive(Default)]
+struct Held {
+    /// Until when, on the engine's clock; `MAX` while a file is open.
+    until: HashMap<Key, Duration>,
+    /// Prefixes of keys that somebody waits for all the same.
+    wanted: Vec<(Arc<str>, Vec<u8>)>,
+}
+
+/// Somebody waits for what is below a prefix; as long as this is there, nothing there is held.
+pub(crate) struct Wanted<'a> {
+    files: &'a LiveFiles,
+    prefix: (Arc<str>, Vec<u8>),
+}
+
+impl LiveFiles {
+    /// The live file of a path.
+    pub(crate) fn at(&self, path: &TreePath) -> Option<Arc<LiveFile>> {
+        self.paths().get(path).cloned()
+    }
+
+    /// The live file with this number, as long as anybody has it open.
+    pub(crate) fn numbered(&self, number: u64) -> Option<Arc<LiveFile>> {
+        self.numbers().get(&number).and_then(Weak::upgrade)
+    }
+
+    /// Live files somewhere below a directory.
+    pub(crate) fn below(&self, directory: &TreePath) -> Vec<(TreePath, Arc<LiveFile>)> {
+        let paths = self.paths();
+        let below = paths.iter().filter(|(path, _)| *path != directory && path.below(directory).is_some());
+        below.map(|(path, file)| (path.clone(), Arc::clone(file))).collect()
+    }
+
+    /// The names of the live files of a directory.
+    pub(crate) fn names_in(&self, directory: &TreePath) -> Vec<(TreePath, Arc<LiveFile>)> {
+        if self.paths().is_empty() {
+            return Vec::new();
+        }
+        let mut below = self.below(directory);
+        below.retain(|(path, _)| path.parent().as_ref() == Some(directory));
+        below
+    }
+
+    /// Adds a file at a path; the one that is there already, where there is one.
+    fn add(&self, path: &TreePath, target: &Target, made: impl FnOnce(u64) -> Arc<LiveFile>) -> Arc<LiveFile> {
+        let mut paths = self.paths();
+        if let Some(known) = paths.get(path) {
+            return Arc::clone(known);
+        }
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let file = made(number);
+        paths.insert(path.clone(), Arc::clone(&file));
+        let mut numbers = self.numbers();
+        numbers.retain(|_, known| known.strong_count() > 0);
+        numbers.insert(number, Arc::downgrade(&file));
+        drop(numbers);
+        self.hold(target, Duration::MAX);
+        file
+    }
+
+    /// Takes a file away from its path, if it has it; what was committed of `target` is held until `now` and a while.
+    fn remove(&self, path: &TreePath, number: u64, target: &Target, now: Duration) {
+        let mut paths = self.paths();
+        if paths.get(path).is_some_and(|known| known.number() == number) {
+            paths.remove(path);
+            self.hold(target, now + SETTLING);
+        }
+    }
+
+    /// A file goes on at another path, whose own live file, if there is one, loses it.
+    pub(crate) fn rename(&self, file: &Arc<LiveFile>, (from, to): (&TreePath, &TreePath), target: &Target) {
+        let mut paths = self.paths();
+        if paths.get(from).is_some_and(|known| known.number() == file.number()) {
+            paths.remove(from);
+        }
+        paths.insert(to.clone(), Arc::clone(file));
+        self.hold(target, Duration::MAX);
+    }
+
+    /// What was just committed of a key is not uploaded for a while.
+    pub(crate) fn settle_first(&self, target: &Target, now: Duration) {
+        self.hold(target, now + SETTLING);
+    }
+
+    fn hold(&self, target: &Target, until: Duration) {
+        let mut held = self.held();
+        if held.until.len() > 1024 {
+            let now = until.saturating_sub(SETTLING);
+            held.until.retain(|_, until| *until > now || until == &Duration::MAX);
+        }
+        held.until.insert((Arc::clone(&target.scope), target.key.clone()), until);
+    }
+
+    /// Whether a change is not to be uploaded yet: its file is open for writing, or was closed a moment ago. Called
+    /// with locks of the stage held.
+    pub(crate) fn holds(&self, change: &Change, now: Duration) -> bool {
+        if change.durability() != Durability::Local {
+            return false;
+        }
+        let target = change.target();
+        let mut held = self.held();
+        let key = (Arc::clone(&target.scope), target.key.clone());
+        let Some(until) = held.until.get(&key) else { return false };
+        if *until <= now {
+            held.until.remove(&key);
+            return false;
+        }
+        let is_wanted =
+            |(scope, prefix): &(Arc<str>, Vec<u8>)| *scope == target.scope && target.key.as_bytes().starts_with(prefix);
+        !held.wanted.iter().any(is_wanted)
+    }
+
+    /// Nothing below a prefix is held any more, as long as what is returned is there.
+    pub(crate) fn want(&self, scope: &Arc<str>, prefix: &[u8]) -> Wanted<'_> {
+        let prefix = (Arc::clone(scope), prefix.to_vec());
+        self.held().wanted.push(prefix.clone());
+        Wanted { files: self, prefix }
+    }
+
+    /// Forgets every file: the engine ends.
+    pub(crate) fn clear(&self) {
+        drop(std::mem::take(&mut *self.paths()));
+    }
+
+    fn paths(&self) -> MutexGuard<'_, BTreeMap<TreePath, Arc<LiveFile>>> {
+        self.by_path.lock().expect("no panic while live files are looked up")
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, HashMap<u64, Weak<LiveFile>>> {
+        self.by_number.lock().expect("no panic while live files are looked up")
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no panic while it is looked up what is held")
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        let mut held = self.files.held();
+        if let Some(at) = held.wanted.iter().position(|wanted| *wanted == self.prefix) {
+            held.wanted.swap_remove(at);
+        }
+    }
+}
+
+/// The version that stands for a live file.
+pub(crate) fn version_of(number: u64) -> Version {
+    Version(format!("{LIVE}{number}").into())
+}
+
+/// The number behind a version that stands for a live file.
+pub(crate) fn number_of(version: &Version) -> Option<u64> {
+    version.as_str().strip_prefix(LIVE)?.parse().ok()
+}

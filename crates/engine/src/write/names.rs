@@ -1,0 +1,299 @@
+//! Names: directories that are made and stay though they are empty, removing what programs have open, renaming. An
+//! empty directory is an object without content whose key ends in `/`, which other programs of stores know, too.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use penstock_catalog::Item;
+use penstock_stage::{Base, Target, Written};
+use penstock_types::{Error, ErrorKind, Freshness, Result, TreePath};
+
+use crate::attachment::Attached;
+use crate::engine::{Engine, nothing_attached};
+use crate::entry::{Entry, EntryKind};
+use crate::open::is_a_directory;
+use crate::write::{WriteOptions, base_of, check_key, taken};
+
+/// Names that are looked at at once, to find one that is there.
+const LOOKED_AT: usize = 16;
+
+/// Directories that were removed here, as long as somebody may still be told by the source that they are there.
+#[derive(Default)]
+pub(crate) struct Gone(Mutex<HashMap<TreePath, Duration>>);
+
+impl Gone {
+    /// Whether a directory was removed here, and nothing was written below it since.
+    pub(crate) fn contains(&self, path: &TreePath, now: Duration) -> bool {
+        let mut gone = self.gone();
+        let Some(until) = gone.get(path) else { return false };
+        if *until <= now {
+            gone.remove(path);
+            return false;
+        }
+        true
+    }
+
+    fn is_empty(&self) -> bool {
+        self.gone().is_empty()
+    }
+
+    fn add(&self, path: &TreePath, until: Duration) {
+        self.gone().insert(path.clone(), until);
+    }
+
+    /// Something is written at or below a path: it and what is above are there again.
+    fn revive(&self, path: &TreePath) {
+        let mut gone = self.gone();
+        if !gone.is_empty() {
+            gone.retain(|removed, _| removed != path && path.below(removed).is_none());
+        }
+    }
+
+    fn gone(&self) -> MutexGuard<'_, HashMap<TreePath, Duration>> {
+        self.0.lock().expect("no panic while removed directories are looked up")
+    }
+}
+
+impl Engine {
+    /// Makes a directory, which stays while it is empty. At most two round trips, to learn what is there.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when something has the name; `ReadOnly`; what the source or the disk says.
+    pub async fn make_directory(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+        let made = self.make_directory_here(path).await;
+        made.map_err(|error| error.during(format!("make the directory {path}")))
+    }
+
+    async fn make_directory_here(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+        let (attached, inner) = self.writable_at(path)?;
+        if self.live.at(path).is_some() {
+            return Err(taken(path));
+        }
+        let found = self.look_before_writing(path, (&attached, &inner), true).await?;
+        let is_gone = self.gone.contains(path, self.parts.clock.monotonic());
+        if found.is_some() && !is_gone {
+            return Err(taken(path));
+        }
+        let base = if is_gone { self.marker_base(&attached, path, &inner).await? } else { Base::Absent };
+        self.put_marker(path, &attached, &inner, base).await
+    }
+
+    /// Removes an empty directory. Some round trips, to learn that it is empty.
+    ///
+    /// # Errors
+    /// `NotEmpty`, `NotFound`, `NotADirectory`, `ReadOnly`; `Busy` for where something is attached; what the source or
+    /// the disk says.
+    pub async fn remove_directory(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+        let removed = self.remove_directory_here(path).await;
+        removed.map_err(|error| error.during(format!("remove the directory {path}")))
+    }
+
+    async fn remove_directory_here(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+        let (attached, inner) = self.writable_at(path)?;
+        let action = || format!("remove the directory {path}");
+        if self.stat(path).await?.kind != EntryKind::Directory {
+            return Err(Error::new(ErrorKind::NotADirectory, action(), "it is a file"));
+        }
+        if self.has_names(path).await? {
+            return Err(Error::new(ErrorKind::NotEmpty, action(), "something is in it"));
+        }
+        let base = self.marker_base(&attached, path, &inner).await?;
+        self.forget_directory(path, &attached);
+        if base == Base::Absent {
+            self.announce(path).await;
+            return Ok(());
+        }
+        let (target, durability) = (self.marker(path, &attached, &inner)?, attached.writable(path)?.durability);
+        let me = Arc::clone(self);
+        let removed = self.blocking(move || me.stage.remove(target, base, durability)).await?;
+        self.announce(path).await;
+        self.promised(&removed).await
+    }
+
+    /// Removes a file that may be open for writing: what is written from now on is nobody's. Its directory stays.
+    ///
+    /// # Errors
+    /// As [`Engine::remove`].
+    pub(crate) async fn unlink(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+        let live = self.live.at(path);
+        let detached = live.as_ref().and_then(|live| live.detach(self));
+        match self.remove(path).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && detached.is_some() => {}
+            Err(error) => {
+                if let (Some(live), Some(place)) = (live, detached) {
+                    live.reattach(self, place);
+                }
+                return Err(error);
+            }
+            Ok(()) => {}
+        }
+        self.keep_directory(path).await;
+        Ok(())
+    }
+
+    /// Whether an entry of a directory is a directory that was removed here.
+    pub(crate) fn is_gone(&self, directory: &TreePath, entry: &Entry) -> bool {
+        entry.kind == EntryKind::Directory
+            && !self.gone.is_empty()
+            && self.gone.contains(&directory.join(&entry.name), self.parts.clock.monotonic())
+    }
+
+    /// What was found at a path, unless that is a directory that was removed here.
+    pub(crate) fn unless_gone(&self, path: &TreePath, found: Result<Item>) -> Result<Item> {
+        let is_gone = matches!(found, Ok(Item::Directory))
+            && !self.gone.is_empty()
+            && self.gone.contains(path, self.parts.clock.monotonic());
+        match is_gone {
+            true => Err(Error::new(ErrorKind::NotFound, format!("stat {path}"), "it was removed")),
+            false => found,
+        }
+    }
+
+    /// Whether anything is in a directory, open for writing or not.
+    async fn has_names(self: &Arc<Self>, directory: &TreePath) -> Result<bool> {
+        if !self.live.below(directory).is_empty() {
+            return Ok(true);
+        }
+        let mut after = None;
+        loop {
+            let page = self.list(directory, after.as_deref(), LOOKED_AT).await?;
+            if !page.entries.is_empty() {
+                return Ok(true);
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Something is about to be written at a path.
+    pub(crate) fn revive(&self, path: &TreePath) {
+        self.gone.revive(path);
+    }
+
+    /// Keeps the directory of what was just removed: that of a store goes with the last object in it. Where that fails,
+    /// the directory is gone a while later, and nothing else.
+    pub(crate) async fn keep_directory(self: &Arc<Self>, removed: &TreePath) {
+        let Some(directory) = removed.parent() else { return };
+        let Ok((attached, inner)) = self.writable_at(&directory) else { return };
+        match self.has_names(&directory).await {
+            Ok(true) => return,
+            Err(error) if error.kind() != ErrorKind::NotFound => return,
+            _ => {}
+        }
+        let kept = match self.marker_base(&attached, &directory, &inner).await {
+            Ok(Base::Absent) => self.put_marker(&directory, &attached, &inner, Base::Absent).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::debug!(%error, path = %directory, "an empty directory is not kept");
+        }
+    }
+
+    /// The attachment that a path may be written in, and the path in it.
+    pub(super) fn writable_at(&self, path: &TreePath) -> Result<(Arc<Attached>, String)> {
+        let (attached, inner) = self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
+            true => is_a_directory(path),
+            false => nothing_attached(path),
+        })?;
+        attached.writable(path)?;
+        if inner.is_empty() || self.tree.is_directory(path) {
+            return Err(Error::new(ErrorKind::Busy, format!("change {path}"), "something is attached there or below"));
+        }
+        Ok((attached, inner))
+    }
+
+    /// The object that keeps an empty directory.
+    pub(super) fn marker(&self, path: &TreePath, attached: &Arc<Attached>, inner: &str) -> Result<Target> {
+        let key = check_key(path, attached, attached.view.key_of(inner).map(|key| key.join(b"/")))?;
+        Ok(Target { scope: Arc::clone(&attached.scope), attachment: attached.spec.id.clone(), key })
+    }
+
+    /// What a change of the object that keeps a directory replaces.
+    pub(super) async fn marker_base(&self, attached: &Arc<Attached>, path: &TreePath, inner: &str) -> Result<Base> {
+        let target = self.marker(path, attached, inner)?;
+        if let Some(laid) = self.stage.overlay(&target.scope).at(target.key.as_bytes()) {
+            return Ok(laid.attributes.map_or(Base::Absent, |attributes| base_of(&attributes.version)));
+        }
+        let found = self.timely(attached, path, attached.source.stat(&target.key)).await;
+        match found {
+            // One with content is a file of a strange name.
+            Ok(found) if found.attributes.size > 0 => Ok(Base::Absent),
+            Ok(found) => Ok(Base::Version(found.attributes.version)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Base::Absent),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The change that makes a directory stay.
+    pub(super) fn marker_written(
+        &self,
+        target: Target,
+        base: Base,
+        attached: &Attached,
+        path: &TreePath,
+    ) -> Result<Written> {
+        let (durability, modified_ms) = (attached.writable(path)?.durability, self.parts.clock.wall_ms());
+        Ok(Written { target, base, exclusive: false, durability, modified_ms, metadata: Vec::new() })
+    }
+
+    async fn put_marker(
+        self: &Arc<Self>,
+        path: &TreePath,
+        attached: &Arc<Attached>,
+        inner: &str,
+        base: Base,
+    ) -> Result<()> {
+        let target = self.marker(path, attached, inner)?;
+        let written = self.marker_written(target, base, attached, path)?;
+        self.revive(path);
+        let me = Arc::clone(self);
+        let made = self.blocking(move || me.stage.commit_small(Bytes::new(), written)).await?;
+        self.announce(path).await;
+        self.promised(&made).await
+    }
+
+    /// A directory was removed here: who asks the source may be told otherwise for a while.
+    pub(super) fn forget_directory(&self, path: &TreePath, attached: &Attached) {
+        /// The source has heard of it by then, or is away.
+        const HEARD: Duration = Duration::from_secs(60);
+        let until = match attached.spec.freshness {
+            Freshness::Seconds(seconds) => {
+                let fresh = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+                self.parts.clock.monotonic().saturating_add(fresh).saturating_add(HEARD)
+            }
+            Freshness::Immutable => Duration::MAX,
+        };
+        self.gone.add(path, until);
+    }
+
+    /// What has a name, open for writing or not; `None` for nothing.
+    pub(super) async fn kind_at(&self, path: &TreePath) -> Result<Option<EntryKind>> {
+        if self.live.at(path).is_some() {
+            return Ok(Some(EntryKind::File));
+        }
+        match self.stat(path).await {
+            Ok(entry) => Ok(Some(entry.kind)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How a path is looked at before it is renamed.
+    pub(super) const CERTAIN: WriteOptions = WriteOptions { exclusive: false, durability: None };
+
+    /// Does work that blocks.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let done = self.parts.runtime.spawn_blocking(work).await;
+        done.unwrap_or_else(
+            |error| Err(Error::new(ErrorKind::Internal, "write", error.to_string()).advise("report it")),
+        )
+    }
+}
