@@ -16,6 +16,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.policies import mounts
+from penstock.policies.attachments import WAYS
 from penstock.policies.mounts import KernelMount, Place, TargetFacts
 
 TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -27,7 +28,7 @@ TABLE = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 """
 
 
-def test_a_request_is_complete_and_takes_the_umask_from_both_modes() -> None:
+def test_a_request_is_complete() -> None:
     asked = mounts.request("/mnt/lake", "/data//", owner="1000:100", directory_mode="0755", umask="027")
     assert asked == {
         "target": "/mnt/lake",
@@ -35,8 +36,9 @@ def test_a_request_is_complete_and_takes_the_umask_from_both_modes() -> None:
         "snapshot": None,
         "uid": 1000,
         "gid": 100,
-        "file_mode": 0o440,
-        "directory_mode": 0o750,
+        "file_mode": None,
+        "directory_mode": 0o755,
+        "umask": 0o027,
         "allow_other": False,
     }
     assert mounts.request("/mnt/lake")["uid"] is None
@@ -161,12 +163,31 @@ def test_an_empty_directory_is_taken() -> None:
 def test_small_files_that_are_believed_in_for_a_while_need_no_open(
     wish: str, freshness: dict[str, float] | str, sample: mounts.Sample | None, way: str
 ) -> None:
-    chosen, why = mounts.choose_way({"way": wish, "freshness": freshness, "write": None}, sample)
-    assert chosen == way
-    assert why
+    chosen = mounts.choose_way({"way": wish, "freshness": freshness, "write": None}, sample)
+    assert (chosen.name, chosen.writable) == (way, False)
+    assert chosen.why
 
 
-def test_what_is_written_is_opened_whatever_its_files_are_like() -> None:
-    document = {"way": "auto", "freshness": {"seconds": 60.0}, "write": {"durability": "local"}}
-    assert mounts.choose_way(document, mounts.Sample(10, 10)) == ("open", "its files are written")
+@pytest.mark.parametrize("wish", WAYS)
+def test_what_is_written_is_opened_whatever_its_files_are_like_and_whatever_is_wished(wish: str) -> None:
+    document = {"way": wish, "freshness": {"seconds": 60.0}, "write": {"durability": "local"}}
+    assert mounts.choose_way(document, mounts.Sample(10, 10)) == mounts.Way("open", "its files are written", True)
     assert not mounts.depends_on_files(document)
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "written"),
+    [
+        ({}, (0o444, 0o555), (0o644, 0o755)),
+        ({"umask": "027"}, (0o440, 0o550), (0o640, 0o750)),
+        ({"file_mode": "0444"}, (0o444, 0o555), (0o444, 0o755)),
+        ({"directory_mode": "0777", "umask": "0002"}, (0o444, 0o775), (0o644, 0o775)),
+        ({"file_mode": "0000"}, (0, 0o555), (0, 0o755)),
+    ],
+)
+def test_an_owner_may_write_where_files_are_written_unless_other_rights_are_asked_for(
+    options: dict[str, str], read: tuple[int, int], written: tuple[int, int]
+) -> None:
+    document = mounts.request("/mnt", **options)  # type: ignore[arg-type]
+    assert mounts.modes(document, writable=False) == read
+    assert mounts.modes(document, writable=True) == written

@@ -20,7 +20,7 @@ from penstock.errors import (
     TimedOutError,
     UnavailableError,
 )
-from penstock.policies.mounts import KernelMount, TargetFacts, lies_in, request
+from penstock.policies.mounts import KernelMount, TargetFacts, Way, lies_in, request
 from penstock.server import mounts as books
 from penstock.server.mounter import Holder, Mounted
 from penstock.server.mounts import MountBook, Surroundings
@@ -39,6 +39,7 @@ class Kernel:
         self.refuse: dict[str, Exception] = {}
         self.privileged = True
         self.settled: list[str] = []
+        self.writable: list[str] = []
         self.devices_of_images: list[list[str]] = []
         self._devices = 40
 
@@ -55,9 +56,11 @@ class Kernel:
         path = self.links.get(target, target)
         return TargetFacts(path, self.states.get(path, "directory"), True), [self.links.get(x, x) for x in directories]
 
-    def mount(self, target: str, *, allow_other: bool, inside: str | None) -> Mounted:
+    def mount(self, target: str, *, allow_other: bool, writable: bool, inside: str | None) -> Mounted:
         if target in self.refuse:
             raise self.refuse[target]
+        if writable:
+            self.writable.append(target)
         self._devices += 1
         self.mounts.append(KernelMount(f"0:{self._devices}", target, "fuse.penstock", "penstock"))
         return Mounted(self._devices, self.privileged)
@@ -118,8 +121,8 @@ class Core:
         self.served.pop(mount_id, None)
 
 
-def open_all(paths: Any) -> dict[str, tuple[str, str]]:
-    return {path: ("open", f"asked for {path}") for path in paths}
+def open_all(paths: Any) -> dict[str, Way]:
+    return {path: Way("open", f"asked for {path}", writable="written" in path) for path in paths}
 
 
 class Bench:
@@ -206,6 +209,23 @@ def test_a_mount_is_a_root_and_a_nested_mount_for_each_attachment(bench: Bench) 
 def test_files_belong_to_the_nodes_user_unless_told_otherwise(bench: Bench) -> None:
     bench.mount()
     assert {each["uid"] for each in bench.core.served.values()} == {os.getuid()}
+
+
+def test_only_what_is_written_is_mounted_to_be_written_also_by_the_next_node(bench: Bench) -> None:
+    bench.attached += ["/data/written", "/written"]
+    shown = bench.mount(umask="002")
+    writable = ["/m/data/written", "/m/written"]
+    assert bench.kernel.writable == writable
+    assert [each["target"] for each in shown["kernel_mounts"] if each["writable"]] == writable
+    modes = {each["target"]: (each["file_mode"], each["directory_mode"]) for each in bench.core.served.values()}
+    assert modes == {"/m": (0o444, 0o555), "/m/data": (0o444, 0o555)} | dict.fromkeys(writable, (0o644, 0o755))
+    bench.book.close()
+    bench.kernel.writable.clear()
+    bench.restarted().check()
+    assert bench.kernel.writable == writable
+    bench.kernel.writable.clear()
+    bench.attach("/new-and-written")
+    assert bench.kernel.writable == []
 
 
 def test_without_privilege_one_kernel_mount_shows_everything(bench: Bench) -> None:

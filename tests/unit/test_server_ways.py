@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import UnavailableError
-from penstock.policies.mounts import Sample
+from penstock.policies.mounts import Sample, Way
 from penstock.server import ways
 
 MINUTE = {"seconds": 60.0}
@@ -16,6 +16,7 @@ DOCUMENTS: dict[str, Any] = {
     "/gone": {"way": "auto", "freshness": MINUTE, "write": None},
     "/asked": {"way": "no-open", "freshness": MINUTE, "write": None},
     "/fresh": {"way": "auto", "freshness": {"seconds": 0.0}, "write": None},
+    "/written": {"way": "auto", "freshness": MINUTE, "write": {"durability": "local"}},
 }
 
 
@@ -29,15 +30,17 @@ def test_each_path_gets_its_way_and_only_those_are_asked_for_whose_files_matter(
         return Sample(10, 10 * (1000 if path == "/small" else 10_000_000))
 
     chosen = ways.choose_ways(["/", *DOCUMENTS], DOCUMENTS.get, sample)
-    assert {path: way for path, (way, _) in chosen.items()} == {
+    assert {path: way.name for path, way in chosen.items()} == {
         "/": "open",
         "/small": "no-open",
         "/large": "open",
         "/gone": "open",
         "/asked": "no-open",
         "/fresh": "open",
+        "/written": "open",
     }
-    assert all(why for _, why in chosen.values())
+    assert all(way.why for way in chosen.values())
+    assert [path for path, way in chosen.items() if way.writable] == ["/written"]
     assert sorted(asked) == ["/gone", "/large", "/small"]
 
 
@@ -55,7 +58,7 @@ def test_a_source_that_does_not_answer_holds_no_mount_up(monkeypatch: pytest.Mon
         chosen = ways.choose_ways(list(documents), documents.get, sample)
     finally:
         answer.set()
-    assert chosen["/silent"] == ("open", "nothing is known of its files yet")
+    assert chosen["/silent"] == Way("open", "nothing is known of its files yet")
 
 
 def test_more_paths_than_are_asked_for_at_once_are_all_asked_for() -> None:
@@ -63,4 +66,4 @@ def test_more_paths_than_are_asked_for_at_once_are_all_asked_for() -> None:
     chosen = ways.choose_ways(
         paths, lambda _: {"way": "auto", "freshness": MINUTE, "write": None}, lambda _: Sample(1, 1)
     )
-    assert {way for way, _ in chosen.values()} == {"no-open"}
+    assert {way.name for way in chosen.values()} == {"no-open"}

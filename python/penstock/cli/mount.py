@@ -23,8 +23,13 @@ Foreground = Annotated[
 ]
 AllowOther = Annotated[bool, typer.Option("--allow-other", help="Let every user in, as far as owner and modes do.")]
 Owner = Annotated[str | None, typer.Option(metavar="UID:GID", help="Whom files belong to; default: the node's user.")]
-FileMode = Annotated[str | None, typer.Option(metavar="MODE", help="Rights of files.", show_default="0444")]
-DirectoryMode = Annotated[str | None, typer.Option(metavar="MODE", help="Rights of directories.", show_default="0555")]
+FileMode = Annotated[
+    str | None, typer.Option(metavar="MODE", help="Rights of files.", show_default="0444; 0644 where they are written")
+]
+DirectoryMode = Annotated[
+    str | None,
+    typer.Option(metavar="MODE", help="Rights of directories.", show_default="0555; 0755 where files are written"),
+]
 Umask = Annotated[str | None, typer.Option(metavar="MODE", help="Rights taken from both.")]
 
 
@@ -54,7 +59,8 @@ def mount(
 ) -> None:
     """Show the tree as a directory, for every program.
 
-    It stays until `penstock umount`, also over restarts of the node. Read-only.
+    It stays until `penstock umount`, also over restarts of the node. Files are written there where they are attached
+    with --writable; the rest is read-only.
     """
     from penstock.cli.paths import tree_path
     from penstock.policies.mounts import MountOptions, request

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
-    "DEFAULT_DIRECTORY_MODE",
-    "DEFAULT_FILE_MODE",
     "FILE_SYSTEM",
     "IMAGE",
     "SOURCE",
@@ -24,11 +22,13 @@ __all__ = [
     "Place",
     "Sample",
     "TargetFacts",
+    "Way",
     "check_local_path",
     "check_target",
     "choose_way",
     "depends_on_files",
     "lies_in",
+    "modes",
     "mount_at",
     "mounts_below",
     "parse_mountinfo",
@@ -45,8 +45,11 @@ SOURCE = "penstock"
 IMAGE = "erofs"
 """Type of an image that the kernel mounts by itself; its source is the file of the image."""
 
-DEFAULT_FILE_MODE = 0o444
-DEFAULT_DIRECTORY_MODE = 0o555
+READ_MODES = (0o444, 0o555)
+"""Rights of files and of directories where nothing is written, unless others are asked for."""
+
+WRITE_MODES = (0o644, 0o755)
+"""The same where they are written."""
 
 SMALL_BYTES = 1024 * 1024
 """Files up to this size on average are small: opening them is most of the work."""
@@ -66,9 +69,9 @@ class MountOptions(TypedDict, total=False):
     owner: str | None
     """``UID:GID`` that files and directories show; ``None`` takes the node's user."""
     file_mode: str | None
-    """Rights that files show, in octal; ``0444`` by default."""
+    """Rights that files show, in octal; ``0444`` by default, ``0644`` where they are written."""
     directory_mode: str | None
-    """Rights that directories show, in octal; ``0555`` by default."""
+    """Rights that directories show, in octal; ``0555`` by default, ``0755`` where they are written."""
     umask: str | None
     """Rights taken from both, in octal."""
     allow_other: bool
@@ -80,6 +83,16 @@ class Place(NamedTuple):
 
     path: str
     target: str
+
+
+class Way(NamedTuple):
+    """How the kernel gets at the bytes of one kernel mount."""
+
+    name: str
+    """``open`` or ``no-open``; see :func:`choose_way`."""
+    why: str
+    writable: bool = False
+    """Whether files are written there."""
 
 
 class Sample(NamedTuple):
@@ -126,7 +139,6 @@ def request(
     Raises:
         InvalidInputError: one of them cannot be right; the message says which and what to write.
     """
-    umask = _mode("--umask", options.get("umask"), 0)
     uid, gid = _owner(options.get("owner"))
     return {
         "target": check_local_path(target),
@@ -134,10 +146,24 @@ def request(
         "snapshot": snapshot if snapshot is None else check_name(snapshot),
         "uid": uid,
         "gid": gid,
-        "file_mode": _mode("--file-mode", options.get("file_mode"), DEFAULT_FILE_MODE) & ~umask,
-        "directory_mode": _mode("--directory-mode", options.get("directory_mode"), DEFAULT_DIRECTORY_MODE) & ~umask,
+        "file_mode": _mode("--file-mode", options.get("file_mode")),
+        "directory_mode": _mode("--directory-mode", options.get("directory_mode")),
+        "umask": _mode("--umask", options.get("umask")) or 0,
         "allow_other": options.get("allow_other", False),
     }
+
+
+def modes(document: Mapping[str, Any], *, writable: bool) -> tuple[int, int]:
+    """Rights of files and of directories in one kernel mount.
+
+    Args:
+        document: of the mount: what was asked for.
+        writable: whether files are written there.
+    """
+    files, directories = WRITE_MODES if writable else READ_MODES
+    asked = [document["file_mode"], document["directory_mode"]]
+    shown = [default if mode is None else mode for mode, default in zip(asked, (files, directories), strict=True)]
+    return shown[0] & ~document["umask"], shown[1] & ~document["umask"]
 
 
 def plan(target: str, path: str, attached: Iterable[str]) -> list[Place]:
@@ -156,28 +182,29 @@ def plan(target: str, path: str, attached: Iterable[str]) -> list[Place]:
     return [Place(path, target)] + [Place(each, target + each[len(path.rstrip("/")) :]) for each in below]
 
 
-def choose_way(document: Mapping[str, Any], sample: Sample | None) -> tuple[str, str]:
+def choose_way(document: Mapping[str, Any], sample: Sample | None) -> Way:
     """How the kernel gets at the bytes of one kernel mount, and why.
 
     ``no-open``: it opens nothing and keeps the pages of what it has read, for as long as a name is believed to mean the
-    same version; warm files cost no request. ``open``: it opens every file, and reads by itself what is cached.
+    same version; warm files cost no request. ``open``: it opens every file, and reads by itself what is cached. What is
+    written is always opened: who wrote a file has to be told how its close went.
 
     Args:
         document: of the attachment; its ``way`` is one of :data:`penstock.policies.attachments.WAYS`.
         sample: some of its files; ``None`` where they could not be looked at.
     """
-    if document["way"] != "auto":
-        return document["way"], "the attachment says so"
     if document["write"] is not None:
-        return "open", "its files are written"
+        return Way("open", "its files are written", writable=True)
+    if document["way"] != "auto":
+        return Way(document["way"], "the attachment says so")
     if not depends_on_files(document):
-        return "open", "facts are believed for less than a second"
+        return Way("open", "facts are believed for less than a second")
     if sample is None or not sample.files:
-        return "open", "nothing is known of its files yet"
+        return Way("open", "nothing is known of its files yet")
     mean = sample.size_bytes / sample.files
     if mean <= SMALL_BYTES:
-        return "no-open", f"its files are small, {format_size(mean)} on average"
-    return "open", f"its files are large, {format_size(mean)} on average"
+        return Way("no-open", f"its files are small, {format_size(mean)} on average")
+    return Way("open", f"its files are large, {format_size(mean)} on average")
 
 
 def depends_on_files(document: Mapping[str, Any]) -> bool:
@@ -288,9 +315,9 @@ def _owner(text: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-def _mode(flag: str, text: str | None, default: int) -> int:
+def _mode(flag: str, text: str | None) -> int | None:
     if text is None:
-        return default
+        return None
     mode = int(text, 8) if _MODE.fullmatch(text) else None
     if mode is None or mode > 0o777:
         raise InvalidInputError(f"read {flag} {text!r}", "it is not a mode", "write it in octal, 0000 to 0777")

@@ -16,7 +16,6 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 
 from penstock.errors import InternalError, InvalidInputError, NotFoundError, PenstockError, ResourceLimitError
 from penstock.jobs import JobKind  # noqa: TC001 - pydantic reads it at run time
-from penstock.policies.mounts import DEFAULT_DIRECTORY_MODE, DEFAULT_FILE_MODE
 from penstock.server.service import WAIT_MAX_S, NodeService
 
 __all__ = ["STATUS_OF_CODE", "create_app"]
@@ -30,6 +29,8 @@ STATUS_OF_CODE = {
     "already-exists": HTTPStatus.CONFLICT,
     "is-a-directory": HTTPStatus.CONFLICT,
     "not-a-directory": HTTPStatus.CONFLICT,
+    "not-empty": HTTPStatus.CONFLICT,
+    "cross-device": HTTPStatus.CONFLICT,
     "permission-denied": HTTPStatus.FORBIDDEN,
     "read-only": HTTPStatus.FORBIDDEN,
     "stale-version": HTTPStatus.CONFLICT,
@@ -113,8 +114,9 @@ class MountBody(_Body):
     snapshot: str | None = None
     uid: Annotated[int | None, Field(ge=0, lt=(1 << 32) - 1)] = None
     gid: Annotated[int | None, Field(ge=0, lt=(1 << 32) - 1)] = None
-    file_mode: Annotated[int, Field(ge=0, le=0o777)] = DEFAULT_FILE_MODE
-    directory_mode: Annotated[int, Field(ge=0, le=0o777)] = DEFAULT_DIRECTORY_MODE
+    file_mode: Annotated[int | None, Field(ge=0, le=0o777)] = None
+    directory_mode: Annotated[int | None, Field(ge=0, le=0o777)] = None
+    umask: Annotated[int, Field(ge=0, le=0o777)] = 0
     allow_other: bool = False
     reuse: bool = False
 

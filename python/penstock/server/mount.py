@@ -9,15 +9,26 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from penstock.errors import BusyError, InternalError, PenstockError
-from penstock.policies.mounts import FILE_SYSTEM, SOURCE, KernelMount, Place, lies_in, mount_at, mounts_below, plan
+from penstock.policies.mounts import (
+    FILE_SYSTEM,
+    SOURCE,
+    KernelMount,
+    Place,
+    lies_in,
+    modes,
+    mount_at,
+    mounts_below,
+    plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from penstock.policies.mounts import Way
     from penstock.server.mounter import Holder, Mounter
 
-    Ways = Callable[[Sequence[str]], Mapping[str, tuple[str, str]]]
-    """Tells how the kernel is to get at the bytes below paths of the tree, and why."""
+    Ways = Callable[[Sequence[str]], Mapping[str, Way]]
+    """Tells how the kernel is to get at the bytes below paths of the tree."""
 
 __all__ = ["Mount", "MountCore", "busy"]
 
@@ -45,6 +56,7 @@ class Served(NamedTuple):
     device: str
     kind: str = FILE_SYSTEM
     source: str = SOURCE
+    writable: bool = False
 
 
 class Mount:
@@ -120,7 +132,7 @@ class Mount:
     def _serves(self, place: Place) -> bool:
         return any(each.place == place for each in self.served)
 
-    def _nest(self, mounter: Mounter, wanted: Sequence[Place], ways: Mapping[str, tuple[str, str]]) -> None:
+    def _nest(self, mounter: Mounter, wanted: Sequence[Place], ways: Mapping[str, Way]) -> None:
         if not self._nests:
             return
         problem = None
@@ -205,22 +217,24 @@ class Mount:
             self.served = tuple(other for other in self.served if other is not each)
         return False
 
-    def _serve(
-        self, mounter: Mounter, place: Place, way: tuple[str, str], instead: Mapping[str, Any] | None = None
-    ) -> bool:
+    def _serve(self, mounter: Mounter, place: Place, way: Way, instead: Mapping[str, Any] | None = None) -> bool:
         """Mounts and serves one kernel mount, of the tree or of ``instead``; whether others can be nested in it."""
         document = self.document
         around = [each.device for each in self.served if lies_in(place.target, each.place.target)]
         inside = around[-1] if around else None
-        mounted = mounter.mount(place.target, allow_other=document["allow_other"], inside=inside)
+        allow_other, writable = document["allow_other"], way.writable
+        mounted = mounter.mount(place.target, allow_other=allow_other, writable=writable, inside=inside)
+        file_mode, directory_mode = modes(document, writable=writable)
         options = {
             "path": place.path,
             "target": place.target,
             "uid": os.getuid() if document["uid"] is None else document["uid"],
             "gid": os.getgid() if document["gid"] is None else document["gid"],
-            **{name: document[name] for name in ("file_mode", "directory_mode", "allow_other")},
-            "way": way[0],
-            "why": way[1],
+            "file_mode": file_mode,
+            "directory_mode": directory_mode,
+            "allow_other": allow_other,
+            "way": way.name,
+            "why": way.why,
             **(instead or {}),
         }
         number: int | None = None
@@ -237,7 +251,7 @@ class Mount:
             with suppress(PenstockError):
                 mounter.unmount(place.target, lazy=True)
             raise
-        self.served += (Served(place, number, shown.device),)
+        self.served += (Served(place, number, shown.device, writable=writable),)
         return mounted.privileged
 
     def _take(self, mounter: Mounter, served: Served, *, lazy: bool) -> bool:

@@ -19,7 +19,19 @@ __all__ = ["FORMAT", "MountStore"]
 FORMAT = 1
 """Version of the document."""
 
-_KEYS = ("id", "target", "path", "snapshot", "uid", "gid", "file_mode", "directory_mode", "allow_other", "created")
+_KEYS = (
+    "id",
+    "target",
+    "path",
+    "snapshot",
+    "uid",
+    "gid",
+    "file_mode",
+    "directory_mode",
+    "umask",
+    "allow_other",
+    "created",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +81,8 @@ def _decode(file: Path) -> dict[str, Any]:
     action = f"read mount {file}"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(document, dict):
+            document.setdefault("umask", 0)  # it was taken from the modes once
         if not isinstance(document, dict) or any(name not in document for name in _KEYS):
             raise ValueError
     except ValueError:

@@ -78,19 +78,21 @@ class Mounter:
         answer, _ = self._ask(f"look at {target}", {"do": "look", "target": target, "directories": list(directories)})
         return TargetFacts(answer["path"], answer["state"], answer["empty"]), answer["directories"]
 
-    def mount(self, target: str, *, allow_other: bool, inside: str | None = None) -> Mounted:
+    def mount(self, target: str, *, allow_other: bool, writable: bool = False, inside: str | None = None) -> Mounted:
         """Mounts on a directory; the caller serves the descriptor, or closes it and takes the mount away.
 
         Args:
             target: the directory.
             allow_other: let every user in.
+            writable: have the kernel pass changes on, which it else refuses by itself.
             inside: device of the mount of ours that it lies in; where the kernel remembers that the directory was not
                 there, it is asked to look again.
         Raises:
             UnsupportedError: no FUSE here.
             PermissionDeniedError: this user may not; says what would help.
         """
-        question = {"do": "mount", "target": target, "allow_other": allow_other, "inside": inside}
+        wanted = {"allow_other": allow_other, "inside": inside, "writable": writable}
+        question = {"do": "mount", "target": target, **wanted}
         answer, descriptor = self._ask(f"mount {target}", question)
         if descriptor is None:
             raise InternalError(f"mount {target}", "no descriptor came with the answer", "report it")

@@ -80,12 +80,13 @@ def look(target: str, directories: list[str]) -> tuple[dict[str, Any], None]:
     return {"path": path, "state": state, "empty": empty, "directories": others}, None
 
 
-def mount(target: str, allow_other: bool, inside: str | None) -> tuple[dict[str, Any], int]:
+def mount(target: str, allow_other: bool, inside: str | None, writable: bool) -> tuple[dict[str, Any], int]:
     """Mounts, and hands over the descriptor that serves it.
 
     By itself where it may, which also allows a mount inside another of ours; else by ``fusermount3``. ``inside`` is
-    the device of the mount of ours that the directory lies in.
+    the device of the mount of ours that the directory lies in. The kernel refuses changes unless it is ``writable``.
     """
+    rights = "rw" if writable else "ro"
     options = ["default_permissions", f"max_read={MAX_READ_BYTES}", *(["allow_other"] if allow_other else [])]
     if not Path(DEVICE).exists():
         raise RefusedError("unsupported", f"there is no {DEVICE}", f"sudo modprobe fuse; {_IN_A_CONTAINER}")
@@ -94,9 +95,9 @@ def mount(target: str, allow_other: bool, inside: str | None) -> tuple[dict[str,
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM):
             raise RefusedError("unsupported", f"{DEVICE} cannot be opened: {error.strerror}", _IN_A_CONTAINER) from None
-        return {"privileged": False}, _mount_by_program(target, options, may_open=False)
+        return {"privileged": False}, _mount_by_program(target, [rights, *options], may_open=False)
     data = f"fd={descriptor},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},{','.join(options)}"
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    flags = MS_NOSUID | MS_NODEV | (0 if writable else MS_RDONLY)
     arguments = (b"penstock", os.fsencode(target), b"fuse.penstock", ctypes.c_ulong(flags), data.encode())
     failure = _call("mount", *arguments)
     if failure == errno.ENOENT and inside is not None:
@@ -106,7 +107,7 @@ def mount(target: str, allow_other: bool, inside: str | None) -> tuple[dict[str,
         return {"privileged": True}, descriptor
     os.close(descriptor)
     if failure == errno.EPERM:
-        return {"privileged": False}, _mount_by_program(target, options, may_open=True)
+        return {"privileged": False}, _mount_by_program(target, [rights, *options], may_open=True)
     raise RefusedError("unavailable", f"the kernel refuses: {os.strerror(failure)}")
 
 
@@ -214,7 +215,7 @@ def _state(path: str) -> tuple[str, bool]:
 def _look_again(directory: Path, inside: str) -> None:
     """Has the kernel ask for names again that it believes are not there: what was just attached is.
 
-    It asks before it makes a directory, which it then refuses, because every mount of ours is read-only.
+    It asks before it makes a pipe, which is then refused, because no mount of ours has such.
     """
     missing = [directory]
     while not missing[-1].parent.exists():
@@ -224,7 +225,7 @@ def _look_again(directory: Path, inside: str) -> None:
         if f"{os.major(device)}:{os.minor(device)}" != inside:
             return
         with contextlib.suppress(OSError):
-            each.mkdir()
+            os.mkfifo(each)
 
 
 def _call(function: str, *arguments: Any) -> int:
@@ -256,7 +257,7 @@ def _mount_by_program(target: str, options: list[str], *, may_open: bool) -> int
     if program is None:
         reason = "it needs root, or the program fusermount3"
         raise RefusedError("permission-denied", reason, f"sudo apt-get install fuse3; {_IN_A_CONTAINER}")
-    wanted = ["ro", "nosuid", "nodev", "fsname=penstock", "subtype=penstock", *options]
+    wanted = ["nosuid", "nodev", "fsname=penstock", "subtype=penstock", *options]
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

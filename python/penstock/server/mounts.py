@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,7 @@ from penstock.server.snapshot_mount import SnapshotMount
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from penstock.server.mount import Ways
     from penstock.server.snapshots import SnapshotFiles
 
 __all__ = ["MountBook", "Surroundings"]
@@ -58,8 +59,8 @@ class Surroundings(NamedTuple):
     """Private directory for what is mounted out of sight."""
     images: Path
     """Directory for images of snapshots."""
-    ways: Callable[[Sequence[str]], Mapping[str, tuple[str, str]]]
-    """How the kernel is to get at the bytes below each path of the tree, and why; may ask sources."""
+    ways: Ways
+    """How the kernel is to get at the bytes below each path of the tree; may ask sources."""
 
 
 class MountBook:
@@ -386,7 +387,15 @@ class MountBook:
         kernel = []
         for each in mount.served:
             known = served.get(each.id, {"alive": False, "way": None, "why": "the core does not serve it"})
-            kernel.append({**known, "path": each.place.path, "target": each.place.target, "device": each.device})
+            kernel.append(
+                {
+                    **known,
+                    "path": each.place.path,
+                    "target": each.place.target,
+                    "device": each.device,
+                    "writable": each.writable,
+                }
+            )
         state = "mounted" if kernel else "failed" if mount.problem else "waiting"
         shown = {name: value for name, value in mount.document.items() if name != "format"}
         return {**shown, "state": state, "problem": mount.problem, "kernel_mounts": kernel}

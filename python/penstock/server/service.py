@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock.errors import BusyError, ConflictError, NotDirectoryError, NotFoundError, TimedOutError
 from penstock.policies.attachments import check_tree_path, parse_freshness
-from penstock.policies.mounts import Sample, check_local_path
+from penstock.policies.mounts import Sample, Way, check_local_path
 from penstock.server.attachments import Attacher, AttachmentBook
 from penstock.server.mount import MountCore
 from penstock.server.mounts import MountBook, Surroundings
@@ -255,7 +255,7 @@ class NodeService:
         if not is_directory:
             raise NotDirectoryError(f"mount {path}", "it is a file", "mount the directory that it is in")
 
-    def _ways(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+    def _ways(self, paths: Sequence[str]) -> dict[str, Way]:
         return choose_ways(paths, self.attachments.covering, lambda path: Sample(**json.loads(self.core.sample(path))))
 
     def _own_directories(self) -> dict[str, str]:

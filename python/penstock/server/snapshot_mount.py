@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import DiskError, InternalError, PenstockError
-from penstock.policies.mounts import IMAGE, Place, mount_at
+from penstock.policies.mounts import IMAGE, Place, Way, mount_at
 from penstock.server.mount import Mount, MountCore, Served
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class SnapshotMount(Mount):
     def __init__(
         self, document: dict[str, Any], core: MountCore, find: Callable[[str], SnapshotFiles], run: Path, images: Path
     ) -> None:
-        super().__init__(document, core, lambda paths: dict.fromkeys(paths, ("no-open", "")))
+        super().__init__(document, core, lambda paths: dict.fromkeys(paths, Way("no-open", "")))
         self._find = find
         self._devices = run / f"snapshot-{document['id'][:8]}"
         self._image = images / f"{document['id']}.erofs"
@@ -91,7 +91,7 @@ class SnapshotMount(Mount):
                 raise
             _log.info("no image: %s", error, extra={"target": self.target})
             why = f"nothing of it changes; not as an image: {error.reason}"
-            self._serve(mounter, Place(self.path, self.target), ("no-open", why), self._shown("files"))
+            self._serve(mounter, Place(self.path, self.target), Way("no-open", why), self._shown("files"))
 
     def _shown(self, what: str) -> dict[str, Any]:
         files = self._find(self.document["snapshot"])
@@ -105,7 +105,7 @@ class SnapshotMount(Mount):
         except OSError as error:
             raise DiskError(f"mount {self.target}", str(error.strerror), f"look at {devices.parent}") from None
         try:
-            self._serve(mounter, Place(self.path, str(devices)), ("open", _AS_IMAGE), self._shown("devices"))
+            self._serve(mounter, Place(self.path, str(devices)), Way("open", _AS_IMAGE), self._shown("devices"))
             served = self.served[-1]
             try:
                 known = next(each for each in json.loads(self._core.mounts()) if int(each["id"]) == served.id)

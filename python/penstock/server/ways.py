@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import PenstockError
-from penstock.policies.mounts import Sample, choose_way, depends_on_files
+from penstock.policies.mounts import Sample, Way, choose_way, depends_on_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ SAMPLES_AT_ONCE = 8
 
 def choose_ways(
     paths: Sequence[str], covering: Callable[[str], dict[str, Any] | None], sample: Callable[[str], Sample]
-) -> dict[str, tuple[str, str]]:
+) -> dict[str, Way]:
     """The way of each path of the tree that is to be mounted, and why.
 
     Args:
@@ -38,7 +38,7 @@ def choose_ways(
     ways = {}
     for path, document in documents.items():
         if document is None:
-            ways[path] = ("open", "it only leads to what is attached")
+            ways[path] = Way("open", "it only leads to what is attached")
         else:
             ways[path] = choose_way(document, samples.get(path))
     return ways
