@@ -350,7 +350,11 @@ impl Mounted {
                 let file = me.engine.open_version(target).await;
                 if file.as_ref().is_err_and(|error| error.kind() == ErrorKind::StaleVersion) {
                     // The kernel looks the name up again and opens what it finds, once: that should be here by then.
-                    me.engine.open(&path, OpenOptions::default()).await?;
+                    match me.engine.open(&path, OpenOptions::default()).await {
+                        // It has another name by now.
+                        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
                 }
                 opened(way, file?)
             }

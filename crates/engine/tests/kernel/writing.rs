@@ -1,7 +1,7 @@
 //! Writing through a mount: what programs do, asked as a kernel asks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use penstock_types::{AttributeChange, CreatedNode, ErrorKind, NodeId, NodeWriter, OpenedNode, Replace, TreePath};
@@ -166,6 +166,27 @@ fn a_temporary_name_never_shows_in_the_source() {
     assert_eq!(mount.keys(), ["old"]);
     assert_eq!(mount.bench.object("old"), b"new content");
     assert_eq!(mount.bench.metrics.uploads.get(), 2, "the temporary file was never uploaded");
+}
+
+#[test]
+fn a_node_that_was_renamed_says_stale_when_its_version_is_gone_and_not_that_nothing_is_there() {
+    let mount = mount("renamed-node");
+    mount.put_file(NodeId::ROOT, "a", b"a");
+    let node = mount.found(NodeId::ROOT, "a").node;
+    mount.wait(mount.tree.rename((NodeId::ROOT, "a"), (NodeId::ROOT, "b"), Replace::Yes)).unwrap();
+    mount.persist();
+    let end = Instant::now() + Duration::from_secs(60);
+    let refused = loop {
+        // What was staged can be found by its version for a while longer.
+        match mount.open(node) {
+            Err(error) => break error,
+            Ok(_) => assert!(Instant::now() < end, "it is never forgotten"),
+        }
+        mount.bench.clock.advance(Duration::from_secs(1));
+        mount.bench.runtime.block_on(mount.bench.engine.tick());
+    };
+    assert_eq!(refused.kind(), ErrorKind::StaleVersion);
+    assert_eq!(mount.all(NodeId::ROOT, "b"), b"a");
 }
 
 #[test]
