@@ -126,6 +126,31 @@ async fn an_empty_directory_is_there_for_who_asks_for_it() {
 }
 
 #[tokio::test]
+async fn a_key_that_ends_in_a_slash_is_a_directory_that_goes_only_when_it_is_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = opened(directory.path());
+    let made = put(source.as_ref(), "a/b/", b"", Precondition::Absent).await.unwrap();
+    assert!(directory.path().join("a/b").is_dir());
+    assert_eq!(made.size, 0);
+    assert_eq!(source.stat(&ObjectKey::from("a/b/")).await.unwrap().attributes, made);
+    let again = put(source.as_ref(), "a/b/", b"", Precondition::Absent).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Conflict);
+    let content = put(source.as_ref(), "c/", b"content", Precondition::None).await.unwrap_err();
+    assert_eq!(content.kind(), ErrorKind::InvalidInput);
+    let hidden = put(source.as_ref(), ".penstock/x/", b"", Precondition::None).await.unwrap_err();
+    assert_eq!(hidden.kind(), ErrorKind::InvalidInput);
+    put(source.as_ref(), "a/b/f", b"f", Precondition::None).await.unwrap();
+    source.delete(&ObjectKey::from("a/b/"), Some(&made.version)).await.unwrap();
+    assert_eq!(keys(source.as_ref()).await, ["a/b/f"], "what is in it keeps it");
+    source.delete(&ObjectKey::from("a/b/f"), None).await.unwrap();
+    source.delete(&ObjectKey::from("a/b/"), None).await.unwrap();
+    assert!(!directory.path().join("a/b").exists());
+    let gone = source.stat(&ObjectKey::from("a/b/")).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    source.delete(&ObjectKey::from("a/b/"), None).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_file_that_changes_under_a_read_is_stale_and_no_mixture() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f");

@@ -4,6 +4,7 @@
 //! each read. Conditions on writes hold among all Penstock processes (a lock file orders them); other programs that
 //! write into the directory do not ask the lock. A directory shows as a common prefix even when it is empty.
 
+mod directories;
 mod publish;
 mod root;
 mod uploads;
@@ -102,6 +103,10 @@ impl Source for Directory {
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {
         let key = key.clone();
         self.blocking(&self.action("stat", &key), move |inner, action| {
+            if let Some(path) = directories::of(&key) {
+                let attributes = directories::stat(&inner.root, action, path)?;
+                return Ok(ObjectStat { attributes, metadata: Vec::new() });
+            }
             let (fd, attributes) = inner.root.open_object(action, &key, OFlags::PATH)?;
             Ok(ObjectStat { attributes, metadata: publish::metadata_of(&fd) })
         })
@@ -142,7 +147,11 @@ impl Source for Directory {
 
     async fn put(&self, request: PutRequest) -> Result<ObjectAttributes> {
         let action = self.action("write", &request.key);
-        self.blocking(&action, move |inner, action| publish::put(&inner.root, action, &request)).await
+        self.blocking(&action, move |inner, action| match directories::of(&request.key) {
+            Some(path) => directories::make(&inner.root, action, path, &request),
+            None => publish::put(&inner.root, action, &request),
+        })
+        .await
     }
 
     async fn copy(&self, request: CopyRequest) -> Result<ObjectAttributes> {
@@ -153,7 +162,11 @@ impl Source for Directory {
     async fn delete(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
         let (key, version) = (key.clone(), version.cloned());
         let action = self.action("delete", &key);
-        self.blocking(&action, move |inner, action| publish::delete(&inner.root, action, &key, version.as_ref())).await
+        self.blocking(&action, move |inner, action| match directories::of(&key) {
+            Some(path) => directories::remove(&inner.root, action, path),
+            None => publish::delete(&inner.root, action, &key, version.as_ref()),
+        })
+        .await
     }
 
     async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {

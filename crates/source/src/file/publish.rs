@@ -174,7 +174,7 @@ impl WriteLock {
     }
 }
 
-fn writable_path(action: &str, key: &ObjectKey) -> Result<CString> {
+pub(super) fn writable_path(action: &str, key: &ObjectKey) -> Result<CString> {
     path_of(key).ok_or_else(|| {
         Error::new(ErrorKind::InvalidInput, action, "no file can have that name")
             .advise("use a key without empty, . or .. components, NUL bytes and components over 255 bytes")
@@ -182,7 +182,7 @@ fn writable_path(action: &str, key: &ObjectKey) -> Result<CString> {
 }
 
 /// Opens the directory of a path, making what is missing of it, and returns the last component.
-fn make_parent(root: &Root, action: &str, path: &CString) -> Result<(OwnedFd, CString)> {
+pub(super) fn make_parent(root: &Root, action: &str, path: &CString) -> Result<(OwnedFd, CString)> {
     let bytes = path.as_bytes();
     let slash = bytes.iter().rposition(|byte| *byte == b'/');
     let (parent, name) = slash.map_or((&b""[..], bytes), |slash| (&bytes[..slash], &bytes[slash + 1..]));

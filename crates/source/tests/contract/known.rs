@@ -6,7 +6,7 @@ pub(crate) const TABLE: &[(&str, &str, &str)] = &[
     ("file", "a_component_of_more_than_255_bytes_is_kept", "refused: the file system's limit"),
     ("file", "empty_components_are_kept", "refused: no path says them"),
     ("file", "dot_components_are_kept", "refused: they mean something else in a path"),
-    ("file", "a_trailing_slash_is_kept", "refused: no file's name ends so"),
+    ("file", "a_trailing_slash_is_kept", "a directory, which has no content"),
     ("file", "a_key_may_stand_beside_its_own_prefix", "refused: a name is a file or a directory"),
     ("moto", "a_copy_conflicts_when_its_origin_changed", "x-amz-copy-source-if-match is ignored"),
     ("moto", "a_copy_conflicts_where_something_is", "CopyObject ignores If-None-Match"),

@@ -1,0 +1,63 @@
+//! Directories as objects: a key that ends in `/` stands for a directory that may be empty, as in other stores. It has
+//! no content, and goes only when it is empty.
+
+use bytes::Bytes;
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use penstock_types::{Error, ErrorKind, ObjectAttributes, ObjectKey, PutRequest, Result};
+
+use super::publish::{make_parent, writable_path};
+use super::root::{Root, error_of, marker_attributes};
+use crate::check;
+
+/// The path of the directory that a key stands for, with its `/`; `None` for other keys.
+pub(super) fn of(key: &ObjectKey) -> Option<&[u8]> {
+    let path = key.as_bytes();
+    (path.ends_with(b"/") && path.len() > 1).then_some(path)
+}
+
+pub(super) fn stat(root: &Root, action: &str, path: &[u8]) -> Result<ObjectAttributes> {
+    let opened = root.open_directory(&path[..path.len() - 1]);
+    let directory = opened.map_err(|errno| match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => check::no_such_object(action),
+        errno => error_of(action, errno),
+    })?;
+    marker_attributes(&directory).ok_or_else(|| check::no_such_object(action))
+}
+
+/// Makes a directory, and what is missing above it.
+pub(super) fn make(root: &Root, action: &str, path: &[u8], request: &PutRequest) -> Result<ObjectAttributes> {
+    if !request.body.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidInput, action, "a directory has no content")
+            .advise("use a key that does not end in /"));
+    }
+    writable_path(action, &ObjectKey::new(Bytes::copy_from_slice(&path[..path.len() - 1])))?;
+    let there = match stat(root, action, path) {
+        Ok(attributes) => Some(attributes.version),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    check::precondition(action, &request.precondition, there.as_ref())?;
+    let path_and_name = std::ffi::CString::new(path)
+        .map_err(|_| Error::new(ErrorKind::InvalidInput, action, "the key has a NUL byte"))?;
+    let (directory, _) = make_parent(root, action, &path_and_name)?;
+    marker_attributes(&directory).ok_or_else(|| check::no_such_object(action))
+}
+
+/// Removes a directory where it is empty. What is in it keeps it, as it keeps the name of a directory in other stores.
+pub(super) fn remove(root: &Root, action: &str, path: &[u8]) -> Result<()> {
+    let path = &path[..path.len() - 1];
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    let (parent, name) = slash.map_or((&b""[..], path), |slash| (&path[..slash], &path[slash + 1..]));
+    let parent = match root.open_directory(parent) {
+        Ok(parent) => parent,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        Err(errno) => return Err(error_of(action, errno)),
+    };
+    match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) => rustix::fs::fsync(&parent).map_err(|errno| error_of(action, errno)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        Err(errno) => Err(error_of(action, errno)),
+    }
+}
