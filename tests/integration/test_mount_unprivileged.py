@@ -76,6 +76,27 @@ def test_one_kernel_mount_shows_every_attachment(nobody: Any) -> None:
 
 
 @pytest.mark.usefixtures("device")
+def test_what_is_written_needs_a_mount_of_its_own(nobody: Any) -> None:
+    root, target = files(nobody), nobody.directory / "mnt"
+    for directory in (root, root / "inner"):
+        os.chown(directory, NOBODY, NOBODY)
+    nobody("attach", f"file://{root}", "/data", "--writable")
+    alone = nobody.target("alone")
+    os.chown(alone, NOBODY, NOBODY)
+    assert "/data can only be read here" in nobody.json("mount", str(target))["problem"]
+    [kernel] = nobody.json("mount", str(alone), "--path", "/data")["kernel_mounts"]
+    assert (kernel["writable"], kernel["way"]) == (True, "keep-cache")
+    write = ["sh", "-c", 'echo "$1" > "$2" && cat "$2"', "sh"]
+    done = subprocess.run([*write, "new", alone / "c"], user=NOBODY, group=NOBODY, capture_output=True, timeout=30)
+    assert (done.stdout, done.stderr) == (b"new\n", b"")
+    done = subprocess.run([*write, "x", target / "data/d"], user=NOBODY, group=NOBODY, capture_output=True, timeout=30)
+    assert b"Read-only file system" in done.stderr
+    nobody.until(lambda: read(target / "data/c") == b"new\n")
+    nobody("persist", "/data")
+    assert (root / "c").read_bytes() == b"new\n"
+
+
+@pytest.mark.usefixtures("device")
 def test_a_killed_node_is_healed_and_a_stopped_one_leaves_nothing(nobody: Any) -> None:
     root, target = files(nobody), nobody.directory / "mnt"
     nobody("attach", f"file://{root}", "/data")

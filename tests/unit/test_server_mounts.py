@@ -235,6 +235,13 @@ def test_without_privilege_one_kernel_mount_shows_everything(bench: Bench) -> No
     assert bench.kernel.points() == ["/m"]
     bench.kernel.used["/m/data/x"] = Holder(7, "python", "/m/data/x")
     bench.detach("/data")
+    bench.attached.append("/written")
+    assert bench.book.problems() == []
+    assert "/written can only be read here" in bench.mount("/other")["problem"]
+    assert bench.mount("/alone", "/written")["problem"] is None
+    bench.book.umount("/alone", lazy=False)
+    bench.detach("/written")
+    assert bench.book.problems() == []
 
 
 def test_what_is_attached_below_appears_and_what_is_detached_goes(bench: Bench) -> None:

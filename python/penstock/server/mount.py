@@ -69,6 +69,7 @@ class Mount:
         self.served: tuple[Served, ...] = ()
         self._core = core
         self._nests = False
+        self._unwritten: list[str] = []
 
     @property
     def target(self) -> str:
@@ -108,7 +109,9 @@ class Mount:
         places = plan(self.target, self.path, attached)
         ways = self._ways([place.path for place in places])
         self._nests = self._serve(mounter, places[0], ways[self.path])
-        self.problem = None
+        alone = not self._nests and not ways[self.path].writable
+        self._unwritten = [place.path for place in places[1:] if ways[place.path].writable] if alone else []
+        self.problem = _unwritten(self._unwritten)
         self._nest(mounter, places, ways)
 
     def follow(self, mounter: Mounter, attached: Iterable[str]) -> None:
@@ -117,6 +120,10 @@ class Mount:
         An attachment that appears above nested mounts would hide them: they go out of sight first, where open files
         live on, and are mounted again in the new one.
         """
+        attached = list(attached)
+        if self.served and self._unwritten:
+            self._unwritten = [path for path in self._unwritten if path in attached]
+            self.problem = _unwritten(self._unwritten)
         if not self.served or not self._nests:
             return
         wanted = plan(self.target, self.path, attached)
@@ -286,6 +293,14 @@ def busy(mounter: Mounter, target: str, action: str, instead: str) -> BusyError:
     else:
         used = "a process that cannot be looked into" if hidden else "a process that could not be found"
     return BusyError(action, f"it is in use by {used}", f"stop that, or `{instead}`")
+
+
+def _unwritten(paths: Sequence[str]) -> str | None:
+    """What is attached to be written and shown by a root that is not, in a sentence."""
+    if not paths:
+        return None
+    command = f"penstock mount DIRECTORY --path {paths[0]}"
+    return f"this user cannot nest mounts, so that {', '.join(paths)} can only be read here; `{command}`"
 
 
 def _refuse_busy(mounter: Mounter, target: str, action: str, instead: str) -> None:
