@@ -35,6 +35,18 @@ def test_attachments_pins_and_cache_outlive_the_node(machine: Any) -> None:
     assert machine("cat", "/data/a").stdout == "x" * 5000
 
 
+def test_a_source_that_nobody_asked_since_the_start_is_not_said_to_answer(machine: Any) -> None:
+    root = machine.files("lake", {"a": b"x"})
+    machine("attach", f"file://{root}", "/data")
+    assert machine("attachments").stdout.splitlines()[1].split()[-1] == "ok"
+    machine("down")
+    machine("up")
+    assert machine("attachments").stdout.splitlines()[1].endswith("not asked yet")
+    assert machine.json("attachments")[0]["asked"] is False
+    machine("cat", "/data/a")
+    assert machine("attachments").stdout.splitlines()[1].split()[-1] == "ok"
+
+
 def test_the_longest_attached_path_wins_and_the_same_path_is_refused(machine: Any) -> None:
     outer = machine.files("outer", {"inner/x": b"outer", "y": b"outer"})
     inner = machine.files("inner", {"x": b"inner"})

@@ -37,8 +37,11 @@ pub struct AttachmentStatus {
     pub spec: AttachmentSpec,
     /// Service, endpoint, bucket or directory, account.
     pub source: String,
-    /// What the source can do.
+    /// What the source can do; its versions are weak once one was met that is.
     pub capabilities: Capabilities,
+    /// Whether the source was asked for anything since it was attached or the node started: until then it only counts
+    /// as healthy.
+    pub asked: bool,
     /// Whether the last request that says something of the source succeeded.
     pub healthy: bool,
     /// Why not, where it is not.
@@ -83,12 +86,16 @@ impl Health {
 impl Attached {
     #[allow(clippy::cast_precision_loss, reason = "a skew for people")]
     pub fn status(&self) -> AttachmentStatus {
-        let observed = self.source.observed();
+        let (observed, capabilities) = (self.source.observed(), self.source.capabilities());
         let failure = self.health.failure.lock().expect("no panic while health is noted").clone();
         AttachmentStatus {
             spec: self.spec.clone(),
             source: self.source.id().to_string(),
-            capabilities: self.source.capabilities(),
+            capabilities: Capabilities {
+                weak_versions: capabilities.weak_versions || observed.weak_versions,
+                ..capabilities
+            },
+            asked: observed.asked,
             healthy: failure.is_none(),
             failed_ms: failure.as_ref().map(|(_, at)| *at),
             failure: failure.map(|(text, _)| text),

@@ -12,6 +12,7 @@ mod observe;
 mod open;
 mod pace;
 mod probe;
+mod recheck;
 mod resume;
 mod retry;
 mod s3;

@@ -1,17 +1,20 @@
 //! Decorator: counts every request, its bytes and its refusals, and leaves a trace of what failed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures_util::StreamExt;
 
-use penstock_types::{Error, ErrorKind, Metrics, ObjectBody, ReadRequest, Result, Source};
+use penstock_types::{Error, ErrorKind, Metrics, ObjectBody, Observed, ReadRequest, Result, Source};
 
 use crate::around::{Around, Call, Operation};
 
 /// Sits next to the source itself, so that it sees each single request.
 pub(crate) struct Observe {
     pub metrics: Metrics,
+    /// A request has ended.
+    pub asked: AtomicBool,
 }
 
 /// A request under way: in the gauge until it is dropped.
@@ -31,6 +34,10 @@ impl Drop for InFlight {
 }
 
 impl Observe {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { metrics, asked: AtomicBool::new(false) }
+    }
+
     fn begin(&self, call: &Call) -> InFlight {
         self.metrics.source_requests.inc();
         match call.operation {
@@ -64,19 +71,27 @@ impl Around for Observe {
     {
         let _in_flight = self.begin(call);
         let started = Instant::now();
-        send().await.inspect_err(|error| self.failed(error, started))
+        let answer = send().await.inspect_err(|error| self.failed(error, started));
+        self.asked.store(true, Ordering::Relaxed);
+        answer
     }
 
     async fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> Result<ObjectBody> {
         let call = Call::of_read(&**inner, &request);
         let in_flight = self.begin(&call);
         let started = Instant::now();
-        let mut body = inner.read(request).await.inspect_err(|error| self.failed(error, started))?;
+        let answer = inner.read(request).await.inspect_err(|error| self.failed(error, started));
+        self.asked.store(true, Ordering::Relaxed);
+        let mut body = answer?;
         let chunks = body.chunks.inspect(move |chunk| match chunk {
             Ok(bytes) => drop(in_flight.0.source_bytes.inc_by(bytes.len() as u64)),
             Err(error) => tracing::debug!(code = error.kind().code(), "{error}"),
         });
         body.chunks = chunks.boxed();
         Ok(body)
+    }
+
+    fn observed(&self, inner: Observed) -> Observed {
+        Observed { asked: self.asked.load(Ordering::Relaxed), ..inner }
     }
 }

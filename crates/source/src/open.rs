@@ -12,6 +12,7 @@ use crate::file::Directory;
 use crate::limit::Limit;
 use crate::memory::Memory;
 use crate::observe::Observe;
+use crate::recheck::Recheck;
 use crate::retry::Retry;
 use crate::s3::S3;
 use crate::stall::Stall;
@@ -55,17 +56,18 @@ pub fn open_in(spec: &SourceSpec, parts: &SourceParts, environment: &Environment
     Ok(decorate(raw, parts))
 }
 
-/// The decorators of every source, from the inside: count each request; give a silent one up; keep to what the
-/// source bears; retry within the deadline; keep to the bandwidth. The last is outside of the deadline, because
+/// The decorators of every source, from the inside: count each request; give a silent one up; look again behind
+/// weak versions; keep to what the source bears; retry within the deadline; keep to the bandwidth. The last is outside of the deadline, because
 /// waiting for our own limit is no fault of the source.
 pub fn decorate(raw: Arc<dyn Source>, parts: &SourceParts) -> Arc<dyn Source> {
     let SourceParts { config, deadline, metrics, seed, .. } = parts;
-    let observed = Decorated::wrap(raw, Observe { metrics: metrics.clone() });
+    let observed = Decorated::wrap(raw, Observe::new(metrics.clone()));
     let patient = Decorated::wrap(
         observed,
         Stall { silence: *deadline / TRIES_PER_DEADLINE, work: *deadline * 2 / TRIES_PER_DEADLINE },
     );
-    let limited = Decorated::wrap(patient, Limit::new(config.max_requests));
+    let checked = Decorated::wrap(patient, Recheck);
+    let limited = Decorated::wrap(checked, Limit::new(config.max_requests));
     let retried = Decorated::wrap(limited, Retry::new(*deadline, config.max_attempts, metrics.clone(), *seed));
     match config.max_bytes_per_s {
         Some(bytes_per_s) => Decorated::wrap(retried, Bandwidth::new(bytes_per_s)),

@@ -29,7 +29,8 @@ pub struct Capabilities {
     pub list_start_after: bool,
     /// Keys may be any bytes; otherwise only UTF-8.
     pub binary_keys: bool,
-    /// The version is only modification time and length: two contents could share it.
+    /// Versions are only modification time and length: two contents could share one. Where only some are, as of objects
+    /// without an ETag, [`Observed::weak_versions`] tells.
     pub weak_versions: bool,
     /// Nothing can be written.
     pub read_only: bool,
@@ -187,10 +188,16 @@ pub struct UploadInfo {
 /// What a source noticed while it was used; for `doctor` and for messages. Never a secret.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Observed {
+    /// It was asked for something, and answered or failed.
+    #[serde(default)]
+    pub asked: bool,
     /// How far this machine's clock is ahead of the source's, milliseconds; known to about a second.
     pub clock_skew_ms: Option<i64>,
     /// Who we are to the source, shortened: `AKIA…WXYZ`, `anonymous`.
     pub identity: Option<String>,
+    /// An object was met whose version is only modification time and length.
+    #[serde(default)]
+    pub weak_versions: bool,
     /// Failures after which it was asked again.
     pub retries: u64,
     /// The last of them: what to tell when a deadline ends the tries.

@@ -140,7 +140,11 @@ def detach(
 
 
 def attachments(as_json: AsJson = False) -> None:
-    """Show what is attached, and whether it answers."""
+    """Show what is attached, and whether it answered last time.
+
+    A node asks a source when somebody needs something of it: until then its health is not known. `penstock doctor`
+    asks all of them.
+    """
     from penstock.cli import connection
 
     known = connection.control().attachments()
@@ -162,4 +166,6 @@ def _versions(attachment: dict[str, Any]) -> str:
 
 
 def _health(attachment: dict[str, Any]) -> str:
-    return "ok" if attachment["healthy"] else f"failing: {attachment['reason']}"
+    if not attachment["healthy"]:
+        return f"failing: {attachment['reason']}"
+    return "ok" if attachment["asked"] else "not asked yet"

@@ -257,6 +257,7 @@ def _view(document: dict[str, Any], status: dict[str, Any] | None, problem: str 
         "write": document["write"],
         "write_text": format_write(document["write"]),
         "created": document["created"],
+        "asked": problem is not None or bool(status.get("asked")),
         "healthy": problem is None and bool(status.get("healthy")),
         "reason": problem or status.get("failure"),
         "failed_ms": status.get("failed_ms"),

@@ -4,7 +4,8 @@ use ::http::Method;
 
 use penstock_types::{Error, ErrorKind, ListPage, ListRequest, ListedObject, ObjectAttributes, ObjectKey, Result};
 
-use super::{Call, Purpose, S3, version_of, xml};
+use super::version::{version_of, weak_version};
+use super::{Call, Purpose, S3, xml};
 use crate::check;
 
 /// No store gives more on one page.
@@ -34,7 +35,9 @@ impl S3 {
         }
         let call = Call::new(Method::GET, self.address.uri(&ObjectKey::default(), &query)?);
         let (result, _) = self.document(&action, Purpose::Plain, "ListBucketResult", call).await?;
-        page(&action, &request, result)
+        let page = page(&action, &request, result)?;
+        page.objects.iter().for_each(|object| self.notice_version(&object.attributes.version));
+        Ok(page)
     }
 }
 
@@ -49,18 +52,16 @@ fn page(action: &str, request: &ListRequest, result: xml::ListBucketResult) -> R
     let encoding = result.encoding_type.as_deref();
     let mut objects = Vec::with_capacity(result.contents.len());
     for entry in result.contents {
+        let modified_ms = listed_ms(&entry.last_modified).ok_or_else(|| {
+            corrupt("a LastModified cannot be read").fact("value", entry.last_modified.escape_default())
+        })?;
+        let version = entry.etag.as_deref().and_then(version_of);
         objects.push(ListedObject {
             key: xml::decode_key(&entry.key, encoding),
             attributes: ObjectAttributes {
                 size: entry.size,
-                modified_ms: listed_ms(&entry.last_modified).ok_or_else(|| {
-                    corrupt("a LastModified cannot be read").fact("value", entry.last_modified.escape_default())
-                })?,
-                version: entry
-                    .etag
-                    .as_deref()
-                    .and_then(version_of)
-                    .ok_or_else(|| corrupt("an object is listed without its ETag"))?,
+                modified_ms,
+                version: version.unwrap_or_else(|| weak_version(modified_ms, entry.size)),
             },
         });
     }

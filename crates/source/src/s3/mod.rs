@@ -8,11 +8,12 @@ mod list;
 mod multipart;
 mod read;
 mod refusal;
+mod version;
 mod write;
 mod xml;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 use async_trait::async_trait;
@@ -32,6 +33,8 @@ use address::Address;
 use credentials::{Reference, RequestSigning};
 use http::HttpClient;
 use refusal::{Purpose, Refusal, Surroundings};
+use version::quoted;
+pub(crate) use version::{is_weak, weak_version_now};
 
 /// Most bytes of an error's body that are looked at.
 const MAX_ERROR_BYTES: usize = 64 << 10;
@@ -54,6 +57,8 @@ pub(crate) struct S3 {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     clock_skew_ms: AtomicI64,
+    /// An object without an ETag was met.
+    weak_seen: AtomicBool,
 }
 
 /// Identity of the bucket that a spec names; a spec that cannot be opened gets a name that nothing else has.
@@ -133,6 +138,7 @@ impl S3 {
             clock: parts.clock.clone(),
             metrics: parts.metrics.clone(),
             clock_skew_ms: AtomicI64::new(UNKNOWN_SKEW),
+            weak_seen: AtomicBool::new(false),
         })
     }
 
@@ -251,6 +257,12 @@ impl S3 {
         Some(self.clock_skew_ms.load(Ordering::Relaxed)).filter(|skew| *skew != UNKNOWN_SKEW)
     }
 
+    fn notice_version(&self, version: &Version) {
+        if is_weak(version) {
+            self.weak_seen.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn action(&self, verb: &str, key: &ObjectKey) -> String {
         format!("{verb} {}", self.address.describe(key))
     }
@@ -260,26 +272,6 @@ impl S3 {
 fn modified_ms(text: &str) -> Option<i64> {
     let time = httpdate::parse_http_date(text).ok()?;
     i64::try_from(time.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
-}
-
-/// The version in an ETag: without its quotes; a weak one stays whole.
-fn version_of(etag: &str) -> Option<Version> {
-    let etag = etag.trim();
-    let bare = etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag);
-    (!bare.is_empty()).then(|| Version::from(bare))
-}
-
-/// The ETag of a version, as conditions want it.
-fn quoted(version: &Version) -> String {
-    if version.as_str().starts_with("W/") { version.to_string() } else { format!("\"{version}\"") }
-}
-
-/// The version that came with an answer; an answer without one is `Corrupt`.
-fn version_in(action: &str, headers: &HeaderMap) -> Result<Version> {
-    headers
-        .get(header::ETAG)
-        .and_then(|etag| version_of(etag.to_str().ok()?))
-        .ok_or_else(|| Error::new(ErrorKind::Corrupt, action, "the answer has no ETag"))
 }
 
 fn expect_status(action: &str, status: StatusCode, expected: &[StatusCode]) -> Result<()> {
@@ -319,7 +311,8 @@ impl Source for S3 {
             Some(signing) => signing.identity(),
             None => Some("anonymous".to_owned()),
         };
-        Observed { clock_skew_ms: self.clock_skew(), identity, ..Observed::default() }
+        let weak_versions = self.weak_seen.load(Ordering::Relaxed);
+        Observed { clock_skew_ms: self.clock_skew(), identity, weak_versions, ..Observed::default() }
     }
 
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {

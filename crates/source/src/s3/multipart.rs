@@ -9,8 +9,9 @@ use penstock_types::{
     CompletedPart, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result, UploadId, UploadInfo,
 };
 
+use super::version::{version_in, version_of};
 use super::write::{is_about_the_bucket, purpose};
-use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, version_in, version_of, xml};
+use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, xml};
 use crate::check;
 
 /// Ten pages hold every part an upload can have; a store that gives more goes round in circles.
@@ -84,6 +85,7 @@ impl S3 {
         precondition: &Precondition,
     ) -> Result<ObjectAttributes> {
         let action = self.action("complete upload of", key);
+        self.check_condition(&action, key, precondition).await?;
         let call = Call::new(Method::POST, self.address.uri(key, &[("uploadId", upload.0.as_bytes())])?)
             .body(completion(&action, parts)?)
             .precondition(&action, precondition)?;

@@ -8,10 +8,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use penstock_types::{
-    ByteRange, Error, ErrorKind, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, ReadRequest, Result,
+    ByteRange, Error, ErrorKind, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, ReadRequest, Result, Version,
 };
 
-use super::{Call, Purpose, Refusal, S3, expect_status, modified_ms, quoted, version_in};
+use super::version::{is_weak, quoted, version_among, version_in, weak_version};
+use super::{Call, Purpose, Refusal, S3, expect_status, modified_ms};
 use crate::check;
 
 /// Names of user metadata begin with it on the wire.
@@ -33,7 +34,8 @@ impl S3 {
         expect_status(&action, response.status(), &[StatusCode::OK])?;
         let size = content_length(response.headers())
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, &action, "the answer has no Content-Length"))?;
-        let attributes = attributes_in(&action, response.headers(), size)?;
+        let attributes = attributes_in(&action, response.headers(), size, None)?;
+        self.notice_version(&attributes.version);
         Ok(ObjectStat { attributes, metadata: metadata_in(response.headers()) })
     }
 
@@ -61,13 +63,14 @@ impl S3 {
             header::RANGE,
             &format!("bytes={start}-{}", end - 1),
         )?;
-        if let Some(version) = &request.version {
+        // For a weak one there is no condition: stores compare times finer than they tell them.
+        if let Some(version) = request.version.as_ref().filter(|version| !is_weak(version)) {
             call = call.text(&action, header::IF_MATCH, &quoted(version))?;
         }
         let purpose = if request.version.is_some() { Purpose::PinnedRead } else { Purpose::Plain };
         let response = self.succeed(&action, purpose, call).await?;
         let size = check_answer(&action, purpose, &response, request.range)?;
-        let attributes = attributes_in(&action, response.headers(), size)?;
+        let attributes = attributes_in(&action, response.headers(), size, request.version.as_ref())?;
         // A store that ignores the condition gives itself away by the version it answers with.
         check::pinned(&action, request.version.as_ref(), &attributes.version)?;
         let length_is_declared = response.headers().contains_key(header::CONTENT_LENGTH);
@@ -132,14 +135,18 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn attributes_in(action: &str, headers: &HeaderMap, size: u64) -> Result<ObjectAttributes> {
+/// What an answer says of its object, in the terms of the version that was asked for: a store may list an object
+/// without the ETag that its answers have. An answer without one to who asked by one is `Corrupt`.
+fn attributes_in(action: &str, headers: &HeaderMap, size: u64, asked: Option<&Version>) -> Result<ObjectAttributes> {
     let modified = headers.get(header::LAST_MODIFIED).and_then(|value| modified_ms(value.to_str().ok()?));
-    Ok(ObjectAttributes {
-        size,
-        modified_ms: modified
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, action, "the answer has no Last-Modified"))?,
-        version: version_in(action, headers)?,
-    })
+    let modified_ms =
+        modified.ok_or_else(|| Error::new(ErrorKind::Corrupt, action, "the answer has no Last-Modified"))?;
+    let version = match asked {
+        Some(asked) if is_weak(asked) => weak_version(modified_ms, size),
+        Some(_) => version_in(action, headers)?,
+        None => version_among(headers).unwrap_or_else(|| weak_version(modified_ms, size)),
+    };
+    Ok(ObjectAttributes { size, modified_ms, version })
 }
 
 fn metadata_in(headers: &HeaderMap) -> Vec<(String, String)> {

@@ -1,13 +1,15 @@
 //! Put, copy and delete, each with its condition.
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
+use hyper::body::Incoming;
 
 use penstock_types::{
     CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectKey, Precondition, PutRequest, Result, Version,
 };
 
 use super::read::METADATA_PREFIX;
-use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, modified_ms, quoted, version_in, version_of, xml};
+use super::version::{is_weak, quoted, version_in, version_of};
+use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, modified_ms, xml};
 use crate::check;
 
 const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
@@ -18,6 +20,7 @@ impl S3 {
     pub(super) async fn put_object(&self, request: PutRequest) -> Result<ObjectAttributes> {
         let action = self.action("write", &request.key);
         check::key(&action, &request.key)?;
+        self.check_condition(&action, &request.key, &request.precondition).await?;
         let size = request.body.len() as u64;
         let call = Call::new(Method::PUT, self.address.uri(&request.key, &[])?)
             .body(request.body)
@@ -34,6 +37,9 @@ impl S3 {
     pub(super) async fn copy_object(&self, request: CopyRequest) -> Result<ObjectAttributes> {
         let action = format!("{} to {}", self.action("copy", &request.from), self.address.describe(&request.to));
         check::key(&action, &request.to)?;
+        self.check_condition(&action, &request.to, &request.precondition).await?;
+        let from = request.from_version.clone().map_or(Precondition::None, Precondition::Version);
+        self.check_condition(&action, &request.from, &from).await?;
         let mut call = Call::new(Method::PUT, self.address.uri(&request.to, &[])?)
             .text(&action, COPY_SOURCE, &self.address.copy_source(&request.from))?
             .precondition(&action, &request.precondition)?;
@@ -54,11 +60,7 @@ impl S3 {
     pub(super) async fn delete_object(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
         let action = self.action("delete", key);
         check::key(&action, key)?;
-        let mut call = Call::new(Method::DELETE, self.address.uri(key, &[])?);
-        if let Some(version) = version {
-            call = call.text(&action, header::IF_MATCH, &quoted(version))?;
-        }
-        match self.succeed(&action, purpose(&Precondition::None, version), call).await {
+        match self.delete_if(&action, key, version).await {
             Ok(response) => {
                 let _ = http::collect(&action, response.into_body(), MAX_ERROR_BYTES).await;
                 Ok(())
@@ -67,6 +69,32 @@ impl S3 {
             Err(error) if error.kind() == ErrorKind::NotFound && !is_about_the_bucket(&error) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn delete_if(&self, action: &str, key: &ObjectKey, version: Option<&Version>) -> Result<Response<Incoming>> {
+        let mut call = Call::new(Method::DELETE, self.address.uri(key, &[])?);
+        if let Some(version) = version {
+            self.check_condition(action, key, &Precondition::Version(version.clone())).await?;
+            call = call.text(action, header::IF_MATCH, &quoted(version))?;
+        }
+        self.succeed(action, purpose(&Precondition::None, version), call).await
+    }
+
+    /// Refuses what would change a weak version: no store can be asked to change that one only. Where the object is
+    /// gone meanwhile this is `NotFound`, as from a store with a condition that it knows.
+    pub(super) async fn check_condition(
+        &self,
+        action: &str,
+        key: &ObjectKey,
+        precondition: &Precondition,
+    ) -> Result<()> {
+        if !matches!(precondition, Precondition::Version(version) if is_weak(version)) {
+            return Ok(());
+        }
+        self.metrics.source_requests.inc();
+        self.stat_object(key).await?;
+        let reason = "the object has no ETag, so that the store cannot be asked to change this version only";
+        Err(Error::new(ErrorKind::Conflict, action, reason).advise("remove it in the store by other means"))
     }
 
     /// Attributes of a version that was just written, as a stat gives them: an answer to a write has no

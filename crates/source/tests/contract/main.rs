@@ -180,9 +180,17 @@ fn announce(line: &str) {
 }
 
 fn row(name: &str, start: impl FnOnce(&tokio::runtime::Runtime) -> std::result::Result<rows::Row, String>) {
+    with_row(name, start, |bench, runtime| run(name, bench, runtime));
+}
+
+fn with_row(
+    name: &str,
+    start: impl FnOnce(&tokio::runtime::Runtime) -> std::result::Result<rows::Row, String>,
+    run: impl FnOnce(&Bench, &tokio::runtime::Runtime),
+) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     match start(&runtime) {
-        Ok(row) => run(name, &row.bench, &runtime),
+        Ok(row) => run(&row.bench, &runtime),
         Err(reason) => {
             announce(&format!("SKIPPED row {name}: {reason}"));
             let required = std::env::var_os("PENSTOCK_TEST_REQUIRE_ROWS").is_some();
@@ -214,6 +222,41 @@ fn moto_keeps_the_contract() {
 #[test]
 fn versitygw_keeps_the_contract() {
     row("versitygw", |_| rows::versitygw());
+}
+
+#[test]
+fn files_beside_versitygw_are_weak_versions_and_what_is_put_through_it_is_exact() {
+    let files: [(&str, &[u8]); 2] = [("by/hand", b"placed by hand"), ("by/other", b"1")];
+    with_row(
+        "versitygw with files beside it",
+        |_| rows::versitygw_with(&files),
+        |bench, runtime| {
+            runtime.block_on(weak_and_exact(bench)).unwrap();
+        },
+    );
+}
+
+async fn weak_and_exact(bench: &Bench) -> Outcome {
+    ensure!(!bench.source.observed().weak_versions, "nothing was asked yet");
+    bench.put("by/put", b"exact").await?;
+    let page = bench.list(bench.below("by/")).await?;
+    let attributes: Vec<_> = page.objects.iter().map(|object| object.attributes.clone()).collect();
+    ensure!(attributes.len() == 3, "three are listed: {page:?}");
+    ensure!(bench.source.observed().weak_versions, "weak versions are noticed");
+    let key = bench.key("by/hand");
+    let stat = bench.source.stat(&key).await.map_err(text)?.attributes;
+    ensure!(stat == attributes[0], "a stat gives {stat:?}, the listing {:?}", attributes[0]);
+    let version = Some(stat.version.clone());
+    let content = bench.read(&key, 7, 14, version.clone()).await.map_err(text)?;
+    ensure!(content == "by hand", "it is read by its version: {content:?}");
+    let replace = bench.put_if("by/hand", b"new", Precondition::Version(stat.version)).await;
+    ensure!(kind(replace) == Some(ErrorKind::Conflict), "it cannot be replaced on condition");
+    bench.put("by/hand", b"another content").await?;
+    let stale = bench.read(&key, 7, 14, version).await;
+    ensure!(kind(stale) == Some(ErrorKind::StaleVersion), "its version is gone");
+    let exact = bench.read(&bench.key("by/put"), 0, 5, Some(attributes[2].version.clone())).await.map_err(text)?;
+    ensure!(exact == "exact", "what was put is read by its ETag: {exact:?}");
+    Ok(())
 }
 
 #[test]

@@ -107,9 +107,20 @@ pub(crate) fn moto(runtime: &tokio::runtime::Runtime) -> Result<Row, String> {
 }
 
 pub(crate) fn versitygw() -> Result<Row, String> {
+    versitygw_with(&[])
+}
+
+/// The server with files in its bucket's directory that nobody put: they have no ETag.
+pub(crate) fn versitygw_with(files: &[(&str, &[u8])]) -> Result<Row, String> {
     let binary = tool("PENSTOCK_TEST_VERSITYGW", ".tools/bin/versitygw")?;
     let directory = tempfile::tempdir().expect("a temporary directory");
-    std::fs::create_dir(directory.path().join(BUCKET)).expect("a bucket");
+    let bucket = directory.path().join(BUCKET);
+    for (name, content) in files {
+        let file = bucket.join(name);
+        std::fs::create_dir_all(file.parent().expect("below the bucket")).expect("a directory");
+        std::fs::write(file, content).expect("a file");
+    }
+    std::fs::create_dir_all(&bucket).expect("a bucket");
     let root = directory.path().display().to_string();
     let server = Server::start(&binary, |port| {
         let port = format!("127.0.0.1:{port}");
