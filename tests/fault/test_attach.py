@@ -65,7 +65,7 @@ REFUSALS: dict[str, tuple[Fault, str, str, str]] = {
         answers.always(error(400, "InvalidToken")),
         *("permission-denied", "session token is not valid", "AWS_SESSION_TOKEN"),
     ),
-    "clock": (wrong_time, "permission-denied", "clock is 3", "set the machine's clock (NTP)"),
+    "clock": (wrong_time, "permission-denied", "clock is 60 minutes", "set the machine's clock (NTP)"),
     "region by signature": (
         answers.always(error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-3</Region>")),
         *("permission-denied", "is in region eu-west-3, not in us-east-1", "--region eu-west-3"),

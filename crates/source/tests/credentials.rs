@@ -58,7 +58,7 @@ async fn a_file_of_credentials_must_be_its_owners_alone() {
         write(&path, &format!("[default]\n{}", keys_of(ACCESS_KEY)), mode);
         let error = list_with(&server, &reference, &environment(&[])).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
-        assert!(error.to_string().contains("chmod 600"), "{error}");
+        assert_eq!(error.advice().unwrap(), format!("chmod 600 {}", path.display()), "{error}");
         assert!(!error.to_string().contains(SECRET_KEY), "{error}");
     }
     assert_eq!(server.asked(), 0, "a request was sent with refused credentials");

@@ -138,7 +138,7 @@ impl RequestSigning {
                 _ => ErrorKind::PermissionDenied,
             };
             Error::new(kind, action, format!("no credentials ({}): {error}", self.provider.reference))
-                .advise(self.provider.advice())
+                .advise(self.provider.advice(error.kind()))
         })
     }
 
@@ -176,13 +176,16 @@ impl std::fmt::Debug for Provider {
 }
 
 impl Provider {
-    fn advice(&self) -> String {
+    fn advice(&self, failure: reqsign_core::ErrorKind) -> String {
         match &self.reference {
             Reference::Env => "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment the node starts in, \
                                and start the node again"
                 .to_owned(),
             Reference::Profile(name) => {
                 format!("add keys for [{name}] to ~/.aws/credentials, or run aws sso login --profile {name}")
+            }
+            Reference::File(path) if failure == reqsign_core::ErrorKind::PermissionDenied => {
+                format!("chmod 600 {}", path.display())
             }
             Reference::File(path) => {
                 format!("write [default], aws_access_key_id and aws_secret_access_key into {}", path.display())
@@ -273,7 +276,7 @@ fn read_private(path: &Path) -> reqsign_core::Result<String> {
     }
     if metadata.mode() & 0o077 != 0 {
         return Err(reqsign_core::Error::permission_denied(format!(
-            "others can read {shown} (mode {:03o}): run chmod 600 on it",
+            "others can read {shown} (mode {:03o})",
             metadata.mode() & 0o777
         )));
     }

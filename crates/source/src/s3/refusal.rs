@@ -246,9 +246,19 @@ impl Refusal {
 
 fn skew_text(skew_ms: Option<i64>) -> String {
     match skew_ms {
-        Some(skew_ms) if skew_ms > 0 => format!("is {} s ahead of", skew_ms / 1000),
-        Some(skew_ms) if skew_ms < 0 => format!("is {} s behind", -skew_ms / 1000),
+        Some(skew_ms) if skew_ms > 0 => format!("is {} ahead of", long_time(skew_ms.unsigned_abs())),
+        Some(skew_ms) if skew_ms < 0 => format!("is {} behind", long_time(skew_ms.unsigned_abs())),
         _ => "is not".to_owned(),
+    }
+}
+
+/// In the largest unit that it has at least two of.
+fn long_time(ms: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(24 * 60 * 60, "days"), (60 * 60, "hours"), (60, "minutes")];
+    let seconds = ms / 1000;
+    match UNITS.iter().find(|(unit, _)| seconds >= 2 * unit) {
+        Some((unit, name)) => format!("{} {name}", (seconds + unit / 2) / unit),
+        None => format!("{seconds} s"),
     }
 }
 
@@ -280,7 +290,7 @@ mod tests {
             ("InvalidAccessKeyId", 403, "access key"),
             ("XAdminUserNotFound", 404, "access key"),
             ("ExpiredToken", 400, "expired"),
-            ("RequestTimeTooSkewed", 403, "3600 s ahead"),
+            ("RequestTimeTooSkewed", 403, "60 minutes ahead"),
             ("InvalidToken", 400, "session token"),
         ] {
             let error = coded(status, code);
@@ -288,6 +298,14 @@ mod tests {
             assert!(error.reason().contains(word), "{error}");
             assert!(error.advice().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_years_off_is_told_in_days() {
+        assert_eq!(skew_text(Some(91_214_358_000)), "is 1056 days ahead of");
+        assert_eq!(skew_text(Some(-7_300_000)), "is 2 hours behind");
+        assert_eq!(skew_text(Some(-119_000)), "is 119 s behind");
+        assert_eq!(skew_text(None), "is not");
     }
 
     #[test]
