@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -206,6 +207,12 @@ def test_with_a_read_only_disk_reads_go_on_and_what_was_cached_is_found_again_la
         read_on(lake, range(32, 41))
         disk.whole(lake.client, known, 31, SIZE)
         assert_status_and_doctor_say_so(lake, "ead-only file system")
+        machine("preload", known.replace("31", "40"), "--wait", check=1)
+        [job] = machine.json("job", "ls")
+        told = json.dumps(machine.json("job", "show", job["id"]))
+        assert "the cache disk takes nothing" in told
+        assert "ead-only file system" in told
+        assert "cache.size" not in told
         machine("down")
         machine("up", "--set", setting)
         disk.whole(lake.client, known, 31, SIZE)

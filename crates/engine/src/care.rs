@@ -242,21 +242,38 @@ impl OpenFile {
         let absent = |file: &OpenFile| -> u64 { file.missing_bytes() };
         let before = absent(self);
         if self.extent().is_none() && !self.is_complete() {
-            return Err(Error::new(ErrorKind::NoSpace, format!("preload {}", self.path()), "the cache cannot take it")
-                .advise("raise cache.size, or read it without preloading")
-                .fact("size", size));
+            return Err(self.not_cached("the cache cannot take it", "raise cache.size, or read it without preloading"));
         }
         let mut at = 0;
         while !self.is_complete() && at < size {
             let ready = self.ensure(ByteRange::new(at, size), ReadHint::Whole).await?;
             if self.extent().is_none() {
-                return Err(Error::new(ErrorKind::NoSpace, format!("preload {}", self.path()), "the cache is full")
-                    .advise("raise cache.size, evict or unpin something")
-                    .fact("size", size));
+                return Err(self.not_cached("the cache is full", "raise cache.size, evict or unpin something"));
             }
             at = ready.range.end;
         }
         Ok(Prefetched { size, fetched_bytes: before - absent(self).min(before) })
+    }
+
+    /// Why nothing of it is cached: what a disk says, where one fails; else `reason` and `advice`.
+    fn not_cached(&self, reason: &str, advice: &str) -> Error {
+        let usage = self.engine.cache.usage();
+        let failed = usage.tiers.iter().find_map(|tier| tier.reason.as_ref());
+        let below = usage.tiers.iter().all(|tier| tier.free_bytes + tier.used_bytes < tier.floor_bytes + PAGE_SIZE);
+        let (reason, advice) = match failed {
+            Some(failed) => (
+                format!("the cache disk takes nothing: {failed}"),
+                "free or repair the disk (penstock doctor), then: penstock job retry",
+            ),
+            None if below => (
+                "the cache disk has no more free space than cache.free_space_floor leaves to others".to_owned(),
+                "free space, then: penstock job retry",
+            ),
+            None => (reason.to_owned(), advice),
+        };
+        Error::new(ErrorKind::NoSpace, format!("preload {}", self.path()), reason)
+            .advise(advice)
+            .fact("size", self.size())
     }
 }
 
