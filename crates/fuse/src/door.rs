@@ -45,10 +45,7 @@ impl Filesystem for Door {
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.0.work("getattr", || {
-            let answer = self.0.tree().attributes(NodeId(node.0));
-            writing::answer_attributes(&self.0, "getattr", answer, reply);
-        });
+        self.0.work("getattr", || writing::attributes(&self.0, NodeId(node.0), reply));
     }
 
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

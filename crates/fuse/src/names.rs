@@ -23,13 +23,19 @@ pub fn look(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: ReplyEn
         Err(errno) => return reply.error(errno),
     };
     let answer = service.tree().lookup(parent, name);
-    answer_entry(service, "lookup", answer, reply);
+    service.answer("lookup", answer, |service, looked| match looked {
+        Ok(looked) => entry(service, &looked, reply),
+        Err(errno) => reply.error(errno),
+    });
 }
 
 /// Makes a directory.
 pub fn make_directory(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: ReplyEntry) {
     match changed(service, name) {
-        Ok(name) => answer_entry(service, "mkdir", service.tree().make_directory(parent, name), reply),
+        Ok(name) => service.change("mkdir", service.tree().make_directory(parent, name), |service, made| match made {
+            Ok(made) => entry(service, &made, reply),
+            Err(errno) => reply.error(errno),
+        }),
         Err(errno) => reply.error(errno),
     }
 }
@@ -44,7 +50,7 @@ pub fn make_file(service: &Arc<Service>, parent: NodeId, name: &OsStr, mode: u32
         return reply.error(Errno::EOPNOTSUPP);
     }
     let answer = service.tree().create(parent, name, true, false);
-    service.answer("mknod", answer, move |service, created| match created {
+    service.change("mknod", answer, move |service, created| match created {
         Ok(created) => finish_file(service, created, reply),
         Err(errno) => reply.error(errno),
     });
@@ -57,7 +63,7 @@ fn finish_file(service: &Arc<Service>, created: CreatedNode, reply: ReplyEntry) 
         Ok(writing) => writing,
         Err(errno) => return reply.error(errno),
     };
-    service.answer("mknod", writing.writer().flush(), move |service, flushed| {
+    service.change("mknod", writing.writer().flush(), move |service, flushed| {
         drop(writing);
         match (flushed, looked.found) {
             (Ok(()), _) => entry(service, &looked, reply),
@@ -72,7 +78,7 @@ fn finish_file(service: &Arc<Service>, created: CreatedNode, reply: ReplyEntry) 
 /// Removes a file.
 pub fn remove(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: ReplyEmpty) {
     match changed(service, name) {
-        Ok(name) => answer_done(service, "unlink", service.tree().remove(parent, name), reply),
+        Ok(name) => change_done(service, "unlink", service.tree().remove(parent, name), reply),
         Err(errno) => reply.error(errno),
     }
 }
@@ -80,7 +86,7 @@ pub fn remove(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: Reply
 /// Removes an empty directory.
 pub fn remove_directory(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: ReplyEmpty) {
     match changed(service, name) {
-        Ok(name) => answer_done(service, "rmdir", service.tree().remove_directory(parent, name), reply),
+        Ok(name) => change_done(service, "rmdir", service.tree().remove_directory(parent, name), reply),
         Err(errno) => reply.error(errno),
     }
 }
@@ -102,7 +108,7 @@ pub fn rename(
         RenameFlags::RENAME_NOREPLACE => Replace::No,
         _ => return reply.error(Errno::EINVAL),
     };
-    answer_done(service, "rename", service.tree().rename((from, name), (to, new_name), replace), reply);
+    change_done(service, "rename", service.tree().rename((from, name), (to, new_name), replace), reply);
 }
 
 /// A name that is to be changed, where anything may be and the tree can have it.
@@ -118,17 +124,10 @@ fn checked(name: &OsStr) -> Result<&str, Errno> {
     name.to_str().ok_or(Errno::EILSEQ)
 }
 
-/// Passes on that something was done, or why not.
-pub fn answer_done(service: &Arc<Service>, operation: &'static str, answer: Answer<()>, reply: ReplyEmpty) {
-    service.answer(operation, answer, |_, done| match done {
+/// Passes on that something was changed, or why not.
+pub fn change_done(service: &Arc<Service>, operation: &'static str, answer: Answer<()>, reply: ReplyEmpty) {
+    service.change(operation, answer, |_, done| match done {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    });
-}
-
-fn answer_entry(service: &Arc<Service>, operation: &'static str, answer: Answer<Looked>, reply: ReplyEntry) {
-    service.answer(operation, answer, |service, looked| match looked {
-        Ok(looked) => entry(service, &looked, reply),
         Err(errno) => reply.error(errno),
     });
 }

@@ -48,7 +48,7 @@ pub struct MountOptions {
     pub no_open: bool,
     /// Threads that speak to the kernel; none of them ever waits.
     pub threads: usize,
-    /// A request that has no answer after so long is answered with ETIMEDOUT.
+    /// A question that has no answer after so long is answered with ETIMEDOUT; a change takes its time.
     pub request_timeout: Duration,
     /// What of the lent files stays ready for the next open.
     pub idle_max: IdleMax,
@@ -179,6 +179,26 @@ impl Service {
             };
             finish(&service, result.map_err(|error| service.fail(operation, &error)));
             drop(parked);
+        });
+    }
+
+    /// Passes on what became of a change when it is there. Never gives one up: the tree limits by itself how long it
+    /// takes, an upload may take its time, and who was told that it took too long would not know what happened.
+    pub fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        answer: Answer<T>,
+        finish: impl FnOnce(&Arc<Self>, std::result::Result<T, Errno>) + Send + 'static,
+    ) {
+        let future = match answer {
+            Answer::Now(result) => return finish(self, result.map_err(|error| self.fail(operation, &error))),
+            Answer::Later(future) => future,
+        };
+        let service = Arc::clone(self);
+        self.surroundings.runtime.spawn(async move {
+            let ended = AssertUnwindSafe(future).catch_unwind().await;
+            let result = ended.unwrap_or_else(|_panic| Err(defect()));
+            finish(&service, result.map_err(|error| service.fail(operation, &error)));
         });
     }
 

@@ -9,14 +9,12 @@ use fuser::{
     BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite,
     TimeOrNow,
 };
-use penstock_types::{
-    Answer, AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode,
-};
+use penstock_types::{AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode};
 use rustix::fs::OFlags;
 
 use crate::files::OpenFile;
 use crate::lent::Opening;
-use crate::names::{self, answer_done};
+use crate::names::{self, change_done};
 use crate::service::Service;
 
 /// How a file that is written is opened. Every close has to be heard of, so that it can fail.
@@ -55,7 +53,7 @@ pub fn open(service: &Arc<Service>, node: NodeId, truncate: bool, reply: ReplyOp
     }
     service.surroundings.metrics.kernel_opens.inc();
     let answer = service.tree().open_for_writing(node, truncate);
-    service.answer("open", answer, move |service, opened| {
+    service.change("open", answer, move |service, opened| {
         match opened.and_then(|opened| keep(service, node, &opened)) {
             Ok(handle) => reply.opened(handle, OPENED),
             Err(errno) => reply.error(errno),
@@ -72,7 +70,7 @@ pub fn create(service: &Arc<Service>, parent: NodeId, name: &OsStr, flags: i32, 
     service.surroundings.metrics.kernel_opens.inc();
     let flags = OFlags::from_bits_retain(flags.cast_unsigned());
     let answer = service.tree().create(parent, name, flags.contains(OFlags::EXCL), flags.contains(OFlags::TRUNC));
-    service.answer("create", answer, |service, created| match created {
+    service.change("create", answer, |service, created| match created {
         Ok(created) => created_as(service, &created, reply),
         Err(errno) => reply.error(errno),
     });
@@ -115,7 +113,7 @@ pub fn write(service: &Arc<Service>, handle: u64, offset: u64, data: &[u8], repl
     service.surroundings.metrics.kernel_writes.inc();
     let Some(writer) = writer(service, handle) else { return reply.error(Errno::EBADF) };
     let length = u32::try_from(data.len()).expect("a request of the kernel is smaller");
-    service.answer("write", writer.write(offset, data), move |service, written| match written {
+    service.change("write", writer.write(offset, data), move |service, written| match written {
         Ok(()) => {
             service.surroundings.metrics.kernel_written_bytes.inc_by(length.into());
             reply.written(length);
@@ -127,7 +125,7 @@ pub fn write(service: &Arc<Service>, handle: u64, offset: u64, data: &[u8], repl
 /// Calls `fallocate`.
 pub fn allocate(service: &Arc<Service>, handle: u64, (offset, length): (u64, u64), mode: i32, reply: ReplyEmpty) {
     match writer(service, handle) {
-        Some(writer) => answer_done(service, "fallocate", writer.allocate(mode, offset, length), reply),
+        Some(writer) => change_done(service, "fallocate", writer.allocate(mode, offset, length), reply),
         None => reply.error(Errno::EBADF),
     }
 }
@@ -139,7 +137,7 @@ pub fn flush(service: &Arc<Service>, handle: u64, reply: ReplyEmpty) {
         return reply.error(Errno::ENOSYS);
     }
     match writer(service, handle) {
-        Some(writer) => answer_done(service, "flush", writer.flush(), reply),
+        Some(writer) => change_done(service, "flush", writer.flush(), reply),
         None => reply.ok(),
     }
 }
@@ -154,7 +152,7 @@ pub fn sync(service: &Arc<Service>, node: NodeId, handle: u64, reply: ReplyEmpty
         open.writing.as_ref().map(|writing| Arc::clone(writing.writer()))
     });
     match writer {
-        Some(writer) => answer_done(service, "fsync", writer.flush(), reply),
+        Some(writer) => change_done(service, "fsync", writer.flush(), reply),
         None => reply.ok(),
     }
 }
@@ -182,23 +180,28 @@ pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, rep
     }
     let modified_ms = wanted.modified.map(|time| milliseconds(service.surroundings.clock.as_ref(), time));
     let change = AttributeChange { size: wanted.size, modified_ms };
-    let answer = if change == AttributeChange::default() {
-        service.tree().attributes(node)
-    } else {
-        service.tree().set_attributes(node, change)
-    };
-    answer_attributes(service, "setattr", answer, reply);
-}
-
-/// Passes on what is to be shown of a node.
-pub fn answer_attributes(service: &Arc<Service>, operation: &'static str, answer: Answer<Looked>, reply: ReplyAttr) {
-    service.answer(operation, answer, |service, looked| match looked {
-        Ok(looked) => match looked.found {
-            Some(found) => reply.attr(&service.attributes_valid(&looked), &service.shown(&found)),
-            None => reply.error(Errno::ESTALE),
-        },
+    if change == AttributeChange::default() {
+        return attributes(service, node, reply);
+    }
+    service.change("setattr", service.tree().set_attributes(node, change), |service, changed| match changed {
+        Ok(looked) => shown(service, &looked, reply),
         Err(errno) => reply.error(errno),
     });
+}
+
+/// Tells what is to be shown of a node.
+pub fn attributes(service: &Arc<Service>, node: NodeId, reply: ReplyAttr) {
+    service.answer("getattr", service.tree().attributes(node), |service, looked| match looked {
+        Ok(looked) => shown(service, &looked, reply),
+        Err(errno) => reply.error(errno),
+    });
+}
+
+fn shown(service: &Service, looked: &Looked, reply: ReplyAttr) {
+    match &looked.found {
+        Some(found) => reply.attr(&service.attributes_valid(looked), &service.shown(found)),
+        None => reply.error(Errno::ESTALE),
+    }
 }
 
 /// Since the Unix epoch.

@@ -184,6 +184,20 @@ fn a_close_tells_what_kept_the_file_from_being_durable_and_the_next_one_asks_aga
 }
 
 #[test]
+fn a_close_takes_as_long_as_it_takes() {
+    let Some(bench) = bench(&[]) else { return };
+    let (counts, gate) = (&bench.tree.counts, Arc::new(tokio::sync::Notify::new()));
+    let file = File::create(bench.path("a")).unwrap();
+    *counts.gate.lock().unwrap() = Some(Arc::clone(&gate));
+    let closing = std::thread::spawn(move || close(file));
+    await_that("the close", || counts.flushes.load(Ordering::SeqCst) == 1);
+    assert_eq!(errno(fs::metadata(bench.path("hangs"))), Errno::TIMEDOUT, "a question has no such time");
+    assert_eq!((closing.is_finished(), bench.mount.oldest_request()), (false, None));
+    gate.notify_one();
+    assert_eq!(closing.join().unwrap(), Ok(()));
+}
+
+#[test]
 fn every_close_of_every_descriptor_is_heard_of_and_the_writer_ends_once() {
     let Some(bench) = bench(&[]) else { return };
     let counts = &bench.tree.counts;

@@ -11,6 +11,8 @@ use penstock_types::{
     NodeFile, NodeId, NodePage, NodeWriter, OpenedNode, Replace, Result, TreeSpace,
 };
 
+use tokio::sync::Notify;
+
 const VALID: Duration = Duration::from_secs(60);
 /// `FALLOC_FL_KEEP_SIZE` and `FALLOC_FL_PUNCH_HOLE`.
 const KEEP_SIZE: i32 = 1;
@@ -28,6 +30,8 @@ pub struct Counts {
     pub truncating_opens: AtomicU64,
     pub fails_flushes: AtomicBool,
     pub is_full: AtomicBool,
+    /// Flushes end only once it is opened, where there is one.
+    pub gate: Mutex<Option<Arc<Notify>>>,
     answers: AtomicU64,
 }
 
@@ -124,7 +128,13 @@ impl NodeWriter for Handle {
             return counts.answer(Err(Error::new(ErrorKind::NoSpace, "close", "as the test wants")));
         }
         counts.commits.fetch_add(self.0.dirty.swap(false, Ordering::SeqCst).into(), Ordering::SeqCst);
-        counts.answer(Ok(()))
+        match counts.gate.lock().unwrap().clone() {
+            Some(gate) => Answer::Later(Box::pin(async move {
+                gate.notified().await;
+                Ok(())
+            })),
+            None => counts.answer(Ok(())),
+        }
     }
 
     fn close(&self) {
@@ -222,6 +232,9 @@ fn make_room(nodes: &mut BTreeMap<u64, Node>, moved: u64, to: u64, name: &str, r
 impl KernelTree for WritableTree {
     fn lookup(&self, parent: NodeId, name: &str) -> Answer<Looked> {
         self.counts.lookups.fetch_add(1, Ordering::SeqCst);
+        if name == "hangs" {
+            return Answer::Later(Box::pin(std::future::pending()));
+        }
         let mut nodes = self.nodes();
         let node = names_of(&mut nodes, parent.0).get(name).copied();
         self.counts.answer(Ok(shown(&nodes, node)))
