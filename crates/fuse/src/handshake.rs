@@ -28,6 +28,8 @@ pub fn configure(config: &mut KernelConfig) -> bool {
         InitFlags::FUSE_MAX_PAGES,
         // An open that empties the file is one request, which cannot be half done.
         InitFlags::FUSE_ATOMIC_O_TRUNC,
+        // No file has rights that a write takes away. Without it, the kernel asks before every write.
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         // Without it, a file whose pages are not kept cannot be mapped shared, as readers of weights do.
         InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     ] {

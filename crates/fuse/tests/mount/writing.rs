@@ -67,6 +67,16 @@ fn what_is_written_is_read_back_by_every_handle_at_once() {
 }
 
 #[test]
+fn a_write_is_one_request() {
+    let Some(bench) = bench(&[]) else { return };
+    let file = File::create(bench.path("a")).unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+    let before = bench.metrics.kernel_requests.get();
+    (0..100).for_each(|at| file.write_all_at(b"some", at * 10_000).unwrap());
+    assert_eq!(bench.metrics.kernel_requests.get() - before, 100);
+}
+
+#[test]
 fn a_file_is_appended_to_cut_grown_and_emptied() {
     let Some(bench) = bench(&[]) else { return };
     let path = bench.path("a");
