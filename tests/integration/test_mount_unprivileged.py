@@ -86,6 +86,7 @@ def test_what_is_written_needs_a_mount_of_its_own(nobody: Any) -> None:
     assert "/data can only be read here" in nobody.json("mount", str(target))["problem"]
     [kernel] = nobody.json("mount", str(alone), "--path", "/data")["kernel_mounts"]
     assert (kernel["writable"], kernel["way"]) == (True, "keep-cache")
+    assert kernel["why"].startswith("its files are written; the node lacks CAP_SYS_ADMIN")
     write = ["sh", "-c", 'echo "$1" > "$2" && cat "$2"', "sh"]
     done = subprocess.run([*write, "new", alone / "c"], user=NOBODY, group=NOBODY, capture_output=True, timeout=30)
     assert (done.stdout, done.stderr) == (b"new\n", b"")

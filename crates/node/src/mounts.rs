@@ -313,7 +313,7 @@ impl Served {
                 WantedWay::Open => "keep-cache",
             },
             why: match self.spec.way {
-                WantedWay::Open if !facts.lending && !shows_devices => facts.why.clone(),
+                WantedWay::Open if !facts.lending && !shows_devices => format!("{}; {}", self.spec.why, facts.why),
                 _ => self.spec.why.clone(),
             },
             alive: self.mount.is_alive(),
