@@ -6,6 +6,7 @@ use penstock_cache::{CacheEntry, Extent, PinRule};
 use penstock_types::{ByteRange, Error, ErrorKind, ObjectId, PAGE_SIZE, Priority, Result, TreePath};
 use serde::{Deserialize, Serialize};
 
+use crate::courtesy::JOB_STEP;
 use crate::engine::Engine;
 use crate::open::{OpenFile, OpenOptions};
 use crate::pattern::ReadHint;
@@ -246,7 +247,13 @@ impl OpenFile {
         }
         let mut at = 0;
         while !self.is_complete() && at < size {
-            let ready = self.ensure(ByteRange::new(at, size), ReadHint::Whole).await?;
+            let courtesy = &self.engine.carrier.courtesy;
+            let step = ByteRange::new(at, size.min(at + JOB_STEP));
+            let _turn = courtesy.turn(step.len()).await;
+            let ready = match courtesy.is_waited() {
+                true => self.ensure(step, ReadHint::Random).await?,
+                false => self.ensure(ByteRange::new(at, size), ReadHint::Whole).await?,
+            };
             if self.extent().is_none() {
                 return Err(self.not_cached("the cache is full", "raise cache.size, evict or unpin something"));
             }

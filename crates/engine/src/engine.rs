@@ -412,8 +412,9 @@ impl Engine {
 }
 
 pub(crate) fn nothing_attached(path: &TreePath) -> Error {
+    let top = path.as_str().split('/').nth(1).unwrap_or_default();
     Error::new(ErrorKind::NotFound, format!("look up {path}"), "nothing is attached at or above it")
-        .advise(format!("penstock attach s3://bucket/prefix {path}"))
+        .advise(format!("penstock attach s3://bucket/prefix /{top}"))
 }
 
 /// `3:rest` is the fourth segment from `rest` on; an empty rest is its start.

@@ -15,6 +15,7 @@ mod attachment;
 mod batch;
 mod budget;
 mod care;
+mod courtesy;
 mod engine;
 mod entry;
 mod kernel;

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::budget::{MemoryBudget, MemoryHold};
+use crate::courtesy::Courtesy;
 use crate::pattern::Plan;
 use crate::scratch::Scratch;
 
@@ -125,12 +126,14 @@ pub struct Carrier {
     pub runtime: Handle,
     pub budget: MemoryBudget,
     pub deadline: Duration,
+    pub courtesy: Courtesy,
     transfers: Mutex<HashMap<ObjectId, Weak<Transfer>>>,
 }
 
 impl Carrier {
     pub fn new(runtime: Handle, budget: MemoryBudget, deadline: Duration) -> Arc<Self> {
-        Arc::new(Self { runtime, budget, deadline, transfers: Mutex::default() })
+        let (courtesy, transfers) = Default::default();
+        Arc::new(Self { runtime, budget, deadline, courtesy, transfers })
     }
 
     /// The one transfer that fills `extent`; made when nobody fills it yet.
@@ -234,6 +237,8 @@ impl Transfer {
     /// Starts what `ahead` wants and waits until all of `need` is present, at most the carrier's deadline.
     /// At the deadline a part of `need` from its start is enough; nothing at all is `Timeout`.
     pub async fn ensure(self: &Arc<Self>, need: ByteRange, ahead: &Arc<Ahead>) -> Result<()> {
+        let is_waited = ahead.priority == Priority::Foreground && !self.store.missing(need).is_empty();
+        let _waiting = is_waited.then(|| self.carrier.courtesy.wait());
         let mut met = None;
         let wait = self.wait_for(need, ahead, &mut met);
         match tokio::time::timeout(self.carrier.deadline, wait).await {

@@ -139,6 +139,32 @@ fn many_readers_of_one_range_share_one_request() {
 }
 
 #[test]
+fn a_job_beside_somebody_who_waits_brings_whole_files_all_the_same() {
+    let bench = Bench::start("courtesy", &Setup::default());
+    bench.put("job.bin", 3, 1, 9 * MIB + 5);
+    bench.put("read.bin", 4, 1, 64 * MIB);
+    let reader = open(&bench, "read.bin").unwrap();
+    let brought = bench.runtime.block_on(async {
+        // Who waited a moment ago counts as who waits.
+        read(&reader, ByteRange::new(0, 1000)).await.unwrap();
+        bench.engine.prefetch(&bench.path("job.bin"), Priority::Background).await.unwrap()
+    });
+    assert_eq!((brought.size, brought.fetched_bytes), (9 * MIB + 5, 9 * MIB + 5));
+    let file = open(&bench, "job.bin").unwrap();
+    assert!(file.is_complete());
+    let bytes = bench.runtime.block_on(read(&file, ByteRange::new(0, file.size()))).unwrap();
+    oracle::check(3, 1, 0, &bytes).unwrap();
+}
+
+#[test]
+fn what_is_to_be_attached_is_named_by_the_first_name_of_a_path() {
+    let bench = Bench::start("advice", &Setup::default());
+    let path = penstock_types::TreePath::parse("/nowhere/deep/file").unwrap();
+    let error = bench.runtime.block_on(bench.engine.open(&path, OpenOptions::default())).err().unwrap();
+    assert_eq!(error.advice(), Some("penstock attach s3://bucket/prefix /nowhere"));
+}
+
+#[test]
 fn random_reads_take_at_most_the_touched_pages_rounded_to_128_kib() {
     let bench = Bench::start("random", &Setup::default());
     bench.put("a.bin", 1, 1, 256 * MIB);

@@ -1,0 +1,135 @@
+//! What jobs leave to those who wait. The source's gate lets foreground requests begin first; bytes that jobs have
+//! asked for already would still fill the link in front of them.
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What jobs have under way together while somebody waits: a tenth of a second of a link of 40 MB/s.
+const JOB_BYTES_MAX: u64 = 4 << 20;
+/// What a job asks for at once while somebody waits, so that several of its files get on.
+pub const JOB_STEP: u64 = 1 << 20;
+/// Who waited a moment ago will wait again: reads come in rows.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Who waits, and what jobs have under way.
+#[derive(Default)]
+pub struct Courtesy {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: usize,
+    waited_at: Option<Instant>,
+    job_bytes: u64,
+}
+
+/// Somebody waits for bytes, until this is dropped.
+pub struct Waiting<'a>(&'a Courtesy);
+
+/// Bytes that a job has under way, until this is dropped.
+pub struct Turn<'a> {
+    courtesy: &'a Courtesy,
+    bytes: u64,
+}
+
+impl State {
+    fn is_waited(&self) -> bool {
+        self.waiting > 0 || self.waited_at.is_some_and(|at| at.elapsed() < MOMENT)
+    }
+}
+
+impl Courtesy {
+    /// Notes that somebody waits for bytes that are not here.
+    pub fn wait(&self) -> Waiting<'_> {
+        self.state().waiting += 1;
+        Waiting(self)
+    }
+
+    /// Whether somebody waits, or did a moment ago.
+    pub fn is_waited(&self) -> bool {
+        self.state().is_waited()
+    }
+
+    /// Waits until a job may have `bytes` more under way: at once where nobody waits; otherwise when jobs have little
+    /// under way, one of them always something.
+    pub async fn turn(&self, bytes: u64) -> Turn<'_> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut state = self.state();
+                if !state.is_waited() || state.job_bytes == 0 || state.job_bytes + bytes <= JOB_BYTES_MAX {
+                    state.job_bytes += bytes;
+                    return Turn { courtesy: self, bytes };
+                }
+            }
+            // That the moment is over nobody tells.
+            let _ = tokio::time::timeout(MOMENT, changed).await;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while waiters are counted")
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.waiting -= 1;
+        state.waited_at = Some(Instant::now());
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.courtesy.state().job_bytes -= self.bytes;
+        self.courtesy.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_late(courtesy: &Courtesy, bytes: u64) -> bool {
+        tokio::time::timeout(MOMENT / 4, courtesy.turn(bytes)).await.is_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_take_what_they_like_while_nobody_waits() {
+        let courtesy = Courtesy::default();
+        let _first = courtesy.turn(JOB_BYTES_MAX).await;
+        assert!(!is_late(&courtesy, 100 * JOB_BYTES_MAX).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_have_little_under_way_while_somebody_waits_and_a_moment_longer() {
+        let courtesy = Courtesy::default();
+        let waiting = courtesy.wait();
+        let first = courtesy.turn(JOB_BYTES_MAX - 1).await;
+        assert!(is_late(&courtesy, 2).await);
+        assert!(!is_late(&courtesy, 1).await);
+        drop(waiting);
+        assert!(is_late(&courtesy, 2).await, "who waited a moment ago will wait again");
+        let second = courtesy.turn(2).await;
+        assert!(!courtesy.is_waited(), "it went on when the moment was over");
+        drop((first, second));
+        assert_eq!(courtesy.state().job_bytes, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_always_gets_on() {
+        let courtesy = Courtesy::default();
+        let _waiting = courtesy.wait();
+        let large = courtesy.turn(10 * JOB_BYTES_MAX).await;
+        let next = courtesy.turn(JOB_STEP);
+        let (next, ()) = tokio::join!(next, async { drop(large) });
+        assert_eq!(next.bytes, JOB_STEP);
+    }
+}
