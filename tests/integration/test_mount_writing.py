@@ -104,6 +104,18 @@ def test_what_is_attached_below_what_is_written_appears_in_its_mount_and_makes_n
     assert not (lake.root_of_source / "inner").exists()
 
 
+def test_a_root_is_written_once_something_that_is_written_is_attached_at_it(lake: Any) -> None:
+    around = lake.files("around", {"x": b"around"})
+    with (lake.root / "data/top.txt").open("rb", buffering=0) as stream:
+        lake.client.attach(f"file://{around}", "/", writable=True)
+        assert rights(lake.root) == {".": "rw", "data": "ro", "runs": "rw"}
+        assert stream.read() == b"top", "who has a file open reads on"
+    (lake.root / "y").write_bytes(b"new")
+    assert (lake.root / "x").read_bytes() == b"around"
+    lake("persist", "/")
+    assert (around / "y").read_bytes() == b"new"
+
+
 def test_a_part_of_what_is_written_is_mounted_alone_with_other_rights(lake: Any) -> None:
     (lake.root / "runs/part").mkdir()
     (lake.root / "runs/part/a").write_bytes(b"a")

@@ -70,6 +70,7 @@ class Mount:
         self._core = core
         self._nests = False
         self._unwritten: list[str] = []
+        self._attached: list[str] = []
 
     @property
     def target(self) -> str:
@@ -106,7 +107,8 @@ class Mount:
         Raises:
             PenstockError: the root cannot be mounted; nothing is left of it.
         """
-        places = plan(self.target, self.path, attached)
+        self._attached = sorted(attached)
+        places = plan(self.target, self.path, self._attached)
         ways = self._ways([place.path for place in places])
         self._nests = self._serve(mounter, places[0], ways[self.path])
         alone = not self._nests and not ways[self.path].writable
@@ -118,9 +120,16 @@ class Mount:
         """Nests a mount for each attachment that has none, and takes away those whose attachment is gone.
 
         An attachment that appears above nested mounts would hide them: they go out of sight first, where open files
-        live on, and are mounted again in the new one.
+        live on, and are mounted again in the new one. The same is done with the root, where it is written from then on.
         """
-        attached = list(attached)
+        attached = sorted(attached)
+        if self.served and attached != self._attached:
+            self._attached = attached
+            if self._ways([self.path])[self.path].writable and not self.served[0].writable:
+                mounter.unmount(self.target, lazy=True)
+                self.served = ()
+                self.establish(mounter, attached)
+                return
         if self.served and self._unwritten:
             self._unwritten = [path for path in self._unwritten if path in attached]
             self.problem = _unwritten(self._unwritten)
