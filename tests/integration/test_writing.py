@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from penstock.errors import (
     BusyError,
     ConflictError,
     IsDirectoryError,
+    NotEmptyError,
     NotFoundError,
     ReadOnlyError,
     TimedOutError,
@@ -70,7 +70,7 @@ class Sea:
     def ask(self, method: str, key: str, body: bytes = b"") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
-            connection.request(method, f"/bucket/{key}".rstrip("/"), body)
+            connection.request(method, f"/bucket/{key}" if key else "/bucket", body)
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -466,6 +466,53 @@ def test_a_mount_shows_what_was_written(machine: Any, sea: Sea, can_mount: None)
         assert [each.name for each in target.iterdir()] == ["a"]
         client.remove("/runs/a")
         assert list(target.iterdir()) == []
-    refused = subprocess.run(["touch", str(target / "b")], capture_output=True, text=True, timeout=60)
-    assert "Read-only file system" in refused.stderr
+        (target / "b").write_bytes(SMALL)
+        assert read(client, "/runs/b") == SMALL
     machine("umount", str(target))
+
+
+def test_a_rename_is_seen_at_once_and_a_name_that_was_never_uploaded_never_comes_to_the_source(
+    runs: Any, sea: Sea, client: penstock.Client
+) -> None:
+    write(client, "/runs/cold/a", b"cold")
+    client.persist("/runs")
+    content = os.urandom(1 << 20)
+    sea.fall()
+    write(client, "/runs/x.tmp", content)
+    client.rename("/runs/x.tmp", "/runs/x")
+    assert digest(read(client, "/runs/x")) == digest(content)
+    with pytest.raises(NotFoundError):
+        client.stat("/runs/x.tmp")
+    sea.rise()
+    runs("mv", "/runs/cold", "/runs/warm")
+    assert read(client, "/runs/warm/a") == b"cold"
+    assert not any(entry.name == "cold" for entry in client.list("/runs"))
+    write(client, "/runs/y", b"y")
+    with pytest.raises(AlreadyExistsError):
+        client.rename("/runs/y", "/runs/x", replace=False)
+    assert "[already-exists]" in runs("mv", "--no-replace", "/runs/y", "/runs/x", check=1).stderr
+    runs("attach", f"file://{runs.files('other', {'a': b'a'})}", "/other", "--writable")
+    assert "[cross-device]" in runs("mv", "/runs/y", "/other/y", check=1).stderr
+    runs("persist", "/runs")
+    assert digest(sea.get("runs/x") or b"") == digest(content)
+    assert sea.get("runs/x.tmp") is None
+    assert (sea.get("runs/warm/a"), sea.get("runs/cold/a")) == (b"cold", None)
+
+
+def test_directories_are_made_kept_and_removed(runs: Any, sea: Sea, client: penstock.Client) -> None:
+    runs("mkdir", "/runs/a", "/runs/b")
+    runs("mkdir", "-p", "/runs/b", "/runs/c/d")
+    assert "[already-exists]" in runs("mkdir", "/runs/a", check=1).stderr
+    runs("touch", "/runs/a/DONE")
+    assert [entry.name for entry in client.list("/runs")] == ["a", "b", "c"]
+    with pytest.raises(NotEmptyError):
+        client.rmdir("/runs/a")
+    client.remove("/runs/a/DONE")
+    client.rmdir("/runs/b")
+    runs("persist", "/runs")
+    assert [entry.name for entry in client.list("/runs")] == ["a", "c"]
+    assert (sea.get("runs/a/"), sea.get("runs/b/"), sea.get("runs/c/d/")) == (b"", None, b"")
+    runs("rm", "-r", "/runs/a", "/runs/c")
+    runs("persist", "/runs")
+    assert list(client.list("/runs")) == []
+    assert sea.get("runs/c/d/") is None

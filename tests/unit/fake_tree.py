@@ -8,7 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.errors import AlreadyExistsError, IsDirectoryError, NotDirectoryError, NotFoundError, PenstockError
+from penstock.errors import (
+    AlreadyExistsError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotEmptyError,
+    NotFoundError,
+    PenstockError,
+)
 
 
 @dataclass
@@ -111,6 +118,20 @@ class FakeTree:
             raise IsDirectoryError(f"remove {path}", "it is a directory")
         with self.lock:
             del self.files[path]
+
+    def rename(self, source: str, target: str, *, replace: bool = True) -> None:
+        if not replace and target in self.files:
+            raise AlreadyExistsError(f"rename {source}", "something has that name")
+        self.stat(source)
+        with self.lock:
+            moved = [name for name in self.files if name == source or name.startswith(source + "/")]
+            for name in moved:
+                self.files[target + name[len(source) :]] = self.files.pop(name)
+
+    def rmdir(self, path: str) -> None:
+        if self.stat(path).is_directory:
+            raise NotEmptyError(f"remove {path}", "something is in it")
+        raise NotDirectoryError(f"remove {path}", "it is a file")
 
     def read_many(self, paths: Sequence[str], return_errors: bool = False) -> Sequence[bytes | PenstockError]:
         self.calls.append(f"read_many {len(paths)}")

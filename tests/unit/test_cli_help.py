@@ -27,6 +27,9 @@ COMMANDS = {
         "du",
         "cp",
         "rm",
+        "mv",
+        "mkdir",
+        "touch",
         "persist",
         "preload",
         "evict",
@@ -47,6 +50,9 @@ WITHOUT_DATA = {
     "job cancel",
     "snapshot rm",
     "rm",
+    "mv",
+    "mkdir",
+    "touch",
     "persist",
 }
 

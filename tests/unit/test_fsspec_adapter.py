@@ -13,6 +13,7 @@ from penstock.errors import (
     AlreadyExistsError,
     InvalidInputError,
     IsDirectoryError,
+    NotEmptyError,
     NotFoundError,
     ReadOnlyError,
     UnsupportedError,
@@ -192,10 +193,11 @@ def test_what_shall_be_new_is_refused_where_something_is(fs: Any, tmp_path: Path
         lambda: fs.put_file(str(tmp_path / "x"), "/data/a", mode="create"),
         lambda: fs.mkdir("/data/a"),
         lambda: fs.makedirs("/data/d"),
-        lambda: fs.rmdir("/data/d"),
     ):
         with pytest.raises(AlreadyExistsError):
             attempt()
+    with pytest.raises(NotEmptyError):
+        fs.rmdir("/data/d")
     fs.makedirs("/data/d", exist_ok=True)
     fs.mkdir("/data/new/deep")
     fs.rmdir("/data/new")

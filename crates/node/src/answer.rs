@@ -139,6 +139,9 @@ impl Answerer<'_> {
                 self.write_small(&path, data, WriteOptions { exclusive, durability })?
             }
             Request::Remove { path } => self.remove(&path)?,
+            Request::Rename { from, to, replace } => self.rename(&from, &to, replace)?,
+            Request::MakeDirectory { path } => self.make_directory(&path)?,
+            Request::RemoveDirectory { path } => self.remove_directory(&path)?,
             Request::Persist { path, timeout_ms } => self.persist(&path, timeout_ms)?,
             Request::Hello { .. } | Request::Release { .. } | Request::Goodbye => {
                 return Err(Error::new(ErrorKind::Internal, "answer a client", "the request is out of order"));

@@ -61,6 +61,25 @@ impl Answerer<'_> {
         Ok(Reply::Done)
     }
 
+    /// A file or directory that has another name.
+    pub fn rename(&self, from: &str, to: &str, replace: bool) -> Result<Reply> {
+        let (from, to) = (TreePath::parse(from)?, TreePath::parse(to)?);
+        self.wait(self.service.engine.rename(&from, &to, replace))?;
+        Ok(Reply::Done)
+    }
+
+    /// A directory that is there.
+    pub fn make_directory(&self, path: &str) -> Result<Reply> {
+        self.wait(self.service.engine.make_directory(&TreePath::parse(path)?))?;
+        Ok(Reply::Done)
+    }
+
+    /// A directory that is no more.
+    pub fn remove_directory(&self, path: &str) -> Result<Reply> {
+        self.wait(self.service.engine.remove_directory(&TreePath::parse(path)?))?;
+        Ok(Reply::Done)
+    }
+
     /// The wait until the source has what is below a path; given up when the client goes.
     pub fn persist(&self, path: &str, timeout_ms: Option<u64>) -> Result<Reply> {
         let timeout = timeout_ms.map(Duration::from_millis);

@@ -84,13 +84,24 @@ impl Core {
 
     /// Removes a file.
     fn remove(&self, py: Python<'_>, path: String) -> PyResult<()> {
-        let mut unanswered = false;
-        match self.pool.ask_noting(py, &Request::Remove { path }, &mut unanswered) {
-            Ok(exchange) => done(&exchange, "remove"),
-            // It was removed the first time, and the node ended before it said so.
-            Err(error) if unanswered && is_kind(py, &error, ErrorKind::NotFound) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.change(py, &Request::Remove { path }, "remove", ErrorKind::NotFound)
+    }
+
+    /// Gives a file or directory another name; with `replace`, also where something has it.
+    #[pyo3(signature = (from_path, to_path, replace=true))]
+    fn rename(&self, py: Python<'_>, from_path: String, to_path: String, replace: bool) -> PyResult<()> {
+        let request = Request::Rename { from: from_path, to: to_path, replace };
+        self.change(py, &request, "rename", ErrorKind::NotFound)
+    }
+
+    /// Makes a directory.
+    fn make_directory(&self, py: Python<'_>, path: String) -> PyResult<()> {
+        self.change(py, &Request::MakeDirectory { path }, "make_directory", ErrorKind::AlreadyExists)
+    }
+
+    /// Removes an empty directory.
+    fn remove_directory(&self, py: Python<'_>, path: String) -> PyResult<()> {
+        self.change(py, &Request::RemoveDirectory { path }, "remove_directory", ErrorKind::NotFound)
     }
 
     /// Waits until the source has everything below a path.
@@ -248,6 +259,17 @@ impl Core {
 }
 
 impl Core {
+    /// Asks for a change of names. What `again` says after an unanswered first try was done by that: the node ended
+    /// before it said so.
+    fn change(&self, py: Python<'_>, request: &Request, what: &'static str, again: ErrorKind) -> PyResult<()> {
+        let mut unanswered = false;
+        match self.pool.ask_noting(py, request, &mut unanswered) {
+            Ok(exchange) => done(&exchange, what),
+            Err(error) if unanswered && is_kind(py, &error, again) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks for a page of entries; `what` names the question in errors.
     fn page<'py>(&self, py: Python<'py>, what: &str, request: &Request) -> PyResult<Page<'py>> {
         match self.pool.ask(py, request)?.reply {

@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import attach, bench, cache, configuration, demo, doctor, files, jobs, mount, node, persist, snapshot
+from penstock.cli import (
+    attach,
+    bench,
+    cache,
+    configuration,
+    demo,
+    doctor,
+    files,
+    jobs,
+    mount,
+    names,
+    node,
+    persist,
+    snapshot,
+)
 
 __all__ = ["app"]
 
@@ -40,5 +54,5 @@ def penstock(
     """Read a data lake at local-disk speed."""
 
 
-for _module in (node, attach, mount, snapshot, files, persist, jobs, cache, configuration, doctor, bench, demo):
+for _module in (node, attach, mount, snapshot, files, names, persist, jobs, cache, configuration, doctor, bench, demo):
     _module.register(app)

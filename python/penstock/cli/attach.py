@@ -140,7 +140,7 @@ def detach(
 
 
 def attachments(as_json: AsJson = False) -> None:
-    """Show what is attached, and whether it answered last time.
+    """Show what is attached and whether it answered last.
 
     A node asks a source when somebody needs something of it: until then its health is not known. `penstock doctor`
     asks all of them.

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.errors import DiskError, InvalidInputError, IsDirectoryError, PenstockError
+from penstock.errors import (
+    BusyError,
+    DiskError,
+    InvalidInputError,
+    IsDirectoryError,
+    NotEmptyError,
+    NotFoundError,
+    PenstockError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +34,7 @@ class Remove:
         self._recursive = recursive
         self._report = report
         self._removed = 0
+        self._directories: list[str] = []
         self.failed = 0
 
     def run(self, paths: list[str]) -> str:
@@ -45,6 +54,8 @@ class Remove:
                 self._removed += 1
             else:
                 self._fail(error if isinstance(error, PenstockError) else DiskError(f"remove {file}", repr(error)))
+        for directory in sorted(self._directories, key=lambda path: path.count("/"), reverse=True):
+            self._remove_directory(directory)
         failed = f"; {self.failed:,} failed" if self.failed else ""
         return f"removed {format_count(self._removed, 'file')}{failed}"
 
@@ -56,9 +67,24 @@ class Remove:
                 return
             if not self._recursive:
                 raise IsDirectoryError(f"remove {path}", "it is a directory", "add -r to remove everything below it")
+            self._directories.append(path)
             for entry in self._client.walk(path):
-                if not entry.is_directory:
-                    yield f"{path.rstrip('/')}/{entry.name}"
+                name = f"{path.rstrip('/')}/{entry.name}"
+                if entry.is_directory:
+                    self._directories.append(name)
+                else:
+                    yield name
+        except PenstockError as error:
+            self._fail(error)
+
+    def _remove_directory(self, path: str) -> None:
+        try:
+            self._client.rmdir(path)
+        except (NotFoundError, BusyError):
+            pass  # it went with its last file, or is where something is attached
+        except NotEmptyError as error:
+            if not self.failed:  # otherwise what is in it was reported
+                self._fail(error)
         except PenstockError as error:
             self._fail(error)
 

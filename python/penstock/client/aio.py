@@ -140,6 +140,18 @@ class AsyncClient:
         """Removes a file."""
         await asyncio.to_thread(self.client.remove, path)
 
+    async def rename(self, source: TreePath, target: TreePath, *, replace: bool = True) -> None:
+        """Gives a file or a directory another name in its attachment."""
+        await asyncio.to_thread(self.client.rename, source, target, replace=replace)
+
+    async def mkdir(self, path: TreePath) -> None:
+        """Makes a directory that stays while it is empty."""
+        await asyncio.to_thread(self.client.mkdir, path)
+
+    async def rmdir(self, path: TreePath) -> None:
+        """Removes an empty directory."""
+        await asyncio.to_thread(self.client.rmdir, path)
+
     async def persist(self, path: TreePath, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Waits until the source has everything that was written at or below a path before."""
         await asyncio.to_thread(self.client.persist, path, timeout)

@@ -182,11 +182,56 @@ class Client:
 
         Raises:
             NotFoundError: nothing has that name.
-            IsDirectoryError: it is a directory; those go with their last file.
+            IsDirectoryError: it is a directory; see :meth:`rmdir`.
             ReadOnlyError: the attachment was not made writable.
         Cost: one round trip and one sync; one to the source where the file is not known here.
         """
         self.core.remove(os.fspath(path))
+
+    def rename(self, source: TreePath, target: TreePath, *, replace: bool = True) -> None:
+        """Gives a file or a directory another name in its attachment, at once for every reader of this node.
+
+        Args:
+            source: absolute path in the tree.
+            target: absolute path in the same attachment.
+            replace: take the place of a file, or of an empty directory, that has the name.
+        Raises:
+            NotFoundError: nothing has the first name.
+            AlreadyExistsError: something has the second one, without ``replace``.
+            IsDirectoryError, NotDirectoryError: a file cannot take the place of a directory, nor the other way round.
+            NotEmptyError: the directory that has the second name is not empty.
+            CrossDeviceError: another attachment, or more than 10,000 files or 256 MiB that are not on this machine:
+                copy them, then remove them.
+            ReadOnlyError: the attachment was not made writable.
+        Cost: one sync. A store cannot rename: everything is uploaded under its new name, and what is not on this
+            machine is fetched first.
+        """
+        self.core.rename(os.fspath(source), os.fspath(target), replace)
+
+    def mkdir(self, path: TreePath) -> None:
+        """Makes a directory that stays while it is empty; files need none.
+
+        It is an object without content whose key ends in ``/``.
+
+        Raises:
+            AlreadyExistsError: something has that name.
+            ReadOnlyError: the attachment was not made writable.
+        Cost: one sync; at most two round trips to the source.
+        """
+        self.core.make_directory(os.fspath(path))
+
+    def rmdir(self, path: TreePath) -> None:
+        """Removes an empty directory.
+
+        Raises:
+            NotEmptyError: something is in it.
+            NotFoundError: nothing has that name.
+            NotDirectoryError: it is a file.
+            BusyError: something is attached there or below.
+            ReadOnlyError: the attachment was not made writable.
+        Cost: one sync; some round trips to the source where it is not known what is in it.
+        """
+        self.core.remove_directory(os.fspath(path))
 
     def persist(self, path: TreePath, timeout: float | None = None) -> None:
         """Waits until the source has everything that was written or removed at or below a path before.

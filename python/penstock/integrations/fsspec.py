@@ -7,19 +7,24 @@ attached as writable, what would write raises :class:`~penstock.errors.ReadOnlyE
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.core import has_magic
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path, tokenize
 
 from penstock.errors import (
     AlreadyExistsError,
+    BusyError,
+    CrossDeviceError,
     InvalidInputError,
     IsDirectoryError,
     NotDirectoryError,
+    NotEmptyError,
     NotFoundError,
     UnsupportedError,
 )
@@ -351,14 +356,39 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         from penstock.client.many import for_each
 
         files: dict[str, None] = {}
+        directories: list[str] = []
         for name in self.expand_path(path, recursive=recursive, maxdepth=maxdepth):
             if not self.isdir(name):
                 files[name] = None
-            elif not recursive:
+            elif recursive:
+                directories.append(name)
+            else:
                 raise IsDirectoryError(f"remove {name}", "it is a directory", "give recursive=True")
         for _, error in for_each(self.rm_file, files):
             if error is not None:
                 raise error
+        for name in sorted(directories, key=len, reverse=True):
+            with suppress(NotFoundError, BusyError):  # it went with its last file, or something is attached there
+                self.client.rmdir(check_tree_path(name))
+
+    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
+        """Gives a file, or with ``recursive`` a directory, another name; into another attachment by a copy.
+
+        Raises:
+            IsDirectoryError: it is a directory, without ``recursive``.
+            NotFoundError: nothing has the first name.
+        """
+        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        if source == target:
+            return
+        whole = maxdepth is None and not has_magic(source)
+        if whole and (recursive or not self.isdir(source)):
+            if self.isdir(target) or path2.endswith("/"):
+                target = f"{target.rstrip('/')}/{source.rsplit('/', 1)[-1]}"
+            with suppress(CrossDeviceError, NotEmptyError):
+                self.client.rename(check_tree_path(source), check_tree_path(target))
+                return
+        super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:  # noqa: ARG002
         """Makes nothing: a directory is there as soon as it has a file.
@@ -385,14 +415,14 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
             raise AlreadyExistsError(f"make {path}", "the directory is there", "give exist_ok=True")
 
     def rmdir(self, path: str) -> None:
-        """Removes nothing: a directory goes with its last file.
+        """Removes an empty directory; one that is not there went with its last file.
 
         Raises:
-            AlreadyExistsError: there are files in it, or it is one.
+            NotEmptyError: there are files in it.
+            NotDirectoryError: it is a file.
         """
-        path = check_tree_path(self._strip_protocol(path))
-        if self.exists(path):
-            raise AlreadyExistsError(f"remove {path}", "it is not empty", "rm(path, recursive=True)")
+        with suppress(NotFoundError):
+            self.client.rmdir(check_tree_path(self._strip_protocol(path)))
 
 
 class _Held:

@@ -180,7 +180,8 @@ impl Mounted {
     async fn remove(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
         let (_, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
-        self.engine.unlink(&path).await?;
+        self.engine.remove(&path).await?;
+        self.engine.keep_directory(&path).await;
         self.note_change(&path);
         Ok(())
     }
@@ -197,6 +198,7 @@ impl Mounted {
         let ((_, from), (_, to)) = (self.child(from.0, &from.1)?, self.child(to.0, &to.1)?);
         let _changing = self.changing(&[&from, &to]);
         self.engine.rename(&from, &to, replace == Replace::Yes).await?;
+        self.engine.keep_directory(&from).await;
         // The kernel goes on with the nodes that it has.
         self.nodes.move_directory(from.as_str(), to.as_str());
         self.note_change(&from);

@@ -86,11 +86,7 @@ impl Engine {
         self.acknowledge(&place, committed).await.map_err(|error| error.during(action()))
     }
 
-    /// Removes a file. At most one round trip, to learn what is removed.
-    ///
-    /// # Errors
-    /// `NotFound`, `IsADirectory`, `ReadOnly`; what the source says when it is asked.
-    pub async fn remove(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+    pub(super) async fn remove_here(self: &Arc<Self>, path: &TreePath) -> Result<()> {
         let action = || format!("remove {path}");
         let place = self.place(path, WriteOptions::default(), true).await.map_err(|error| error.during(action()))?;
         let base = self.base_now(&place);

@@ -112,25 +112,24 @@ impl Engine {
         self.promised(&removed).await
     }
 
-    /// Removes a file that may be open for writing: what is written from now on is nobody's. Its directory stays.
+    /// Removes a file, which may be open for writing: what is written from now on is nobody's. At most one round trip,
+    /// to learn what is removed.
     ///
     /// # Errors
-    /// As [`Engine::remove`].
-    pub(crate) async fn unlink(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+    /// `NotFound`, `IsADirectory`, `ReadOnly`; what the source says when it is asked.
+    pub async fn remove(self: &Arc<Self>, path: &TreePath) -> Result<()> {
         let live = self.live.at(path);
         let detached = live.as_ref().and_then(|live| live.detach(self));
-        match self.remove(path).await {
-            Err(error) if error.kind() == ErrorKind::NotFound && detached.is_some() => {}
+        match self.remove_here(path).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && detached.is_some() => Ok(()),
             Err(error) => {
                 if let (Some(live), Some(place)) = (live, detached) {
                     live.reattach(self, place);
                 }
-                return Err(error);
+                Err(error)
             }
-            Ok(()) => {}
+            Ok(()) => Ok(()),
         }
-        self.keep_directory(path).await;
-        Ok(())
     }
 
     /// Whether an entry of a directory is a directory that was removed here.

@@ -83,8 +83,6 @@ impl Engine {
         self.move_all(&attached, &moved).await?;
         if kind == EntryKind::Directory {
             self.forget_directory(from, &attached);
-        } else {
-            self.keep_directory(from).await;
         }
         Ok(())
     }

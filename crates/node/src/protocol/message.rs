@@ -166,6 +166,25 @@ pub enum Request {
         /// Absolute path.
         path: String,
     },
+    /// Gives a file or directory another name. Answer: [`Reply::Done`]. Goes on when the client goes.
+    Rename {
+        /// Absolute path.
+        from: String,
+        /// Absolute path, in the same attachment.
+        to: String,
+        /// Take the place of what has that name.
+        replace: bool,
+    },
+    /// Makes a directory, which stays while it is empty. Answer: [`Reply::Done`].
+    MakeDirectory {
+        /// Absolute path.
+        path: String,
+    },
+    /// Removes an empty directory. Answer: [`Reply::Done`].
+    RemoveDirectory {
+        /// Absolute path.
+        path: String,
+    },
     /// Waits until the source has everything below a path. Answer: [`Reply::Done`].
     Persist {
         /// Absolute path.
@@ -222,7 +241,7 @@ pub enum Reply {
         /// The right to fill the file whose descriptor comes with it; released without a commit, it is discarded.
         lease: u64,
     },
-    /// To `Grow`, `Remove` and `Persist`.
+    /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory` and `Persist`.
     Done,
 }
 
