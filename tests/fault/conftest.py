@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from fault.store import Store
-from integration.conftest import machine
+from integration.conftest import can_mount, machine
 
-__all__ = ["machine", "store"]
+__all__ = ["can_mount", "machine", "store"]
 
 
 @pytest.fixture

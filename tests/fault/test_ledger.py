@@ -8,6 +8,7 @@ import random
 import shutil
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -48,9 +49,11 @@ class Ledger:
 class Writer(threading.Thread):
     """Writes, replaces and removes files of its own in every way until the node is gone."""
 
-    def __init__(self, home: Any, ledger: Ledger, number: int, chance: random.Random) -> None:
+    def __init__(
+        self, home: Any, ledger: Ledger, number: int, chance: random.Random, mount: Path | None = None
+    ) -> None:
         super().__init__()
-        self.ledger, self.number, self.chance = ledger, number, chance
+        self.ledger, self.number, self.chance, self.mount = ledger, number, chance, mount
         self.client = penstock.connect(home, start=False)
         self.fs = fsspec.filesystem("penstock", home=os.fspath(home), start=False, skip_instance_cache=True)
         self.wrong: str | None = None
@@ -73,7 +76,7 @@ class Writer(threading.Thread):
         self.ledger.states[name] = before | {new}
         try:
             self._carry_out(name, new)
-        except PenstockError:
+        except (PenstockError, OSError):
             # The node is gone in the middle of it.
             self.ledger.cut_short += 1
             return False
@@ -83,6 +86,9 @@ class Writer(threading.Thread):
 
     def _carry_out(self, name: str, new: State) -> None:
         path = f"/runs/{name}"
+        if self.mount is not None and self.chance.random() < 0.6:
+            self._carry_out_by_mount(self.mount / name, new)
+            return
         if new is None:
             self.client.remove(path)
             return
@@ -95,6 +101,24 @@ class Writer(threading.Thread):
         with self.client.open(path, "wb") as file:
             for piece in range(pieces):
                 file.write(content[size * piece // pieces : size * (piece + 1) // pieces])
+
+    def _carry_out_by_mount(self, path: Path, new: State) -> None:
+        if new is None:
+            path.unlink()
+            return
+        version, size = new
+        content = oracle.content(number_of(f"{path.parent.name}/{path.name}"), version, 0, size)
+        path.parent.mkdir(exist_ok=True)
+        beside = self.chance.random() < 0.4
+        written = path.with_name("beside") if beside else path
+        with written.open("wb", buffering=0) as file:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left[: 1 << 20]) :]
+            if self.chance.random() < 0.3:
+                os.fsync(file.fileno())
+        if beside:
+            written.replace(path)
 
 
 def number_of(name: str) -> int:
@@ -119,6 +143,21 @@ def seen(client: Any, name: str) -> State:
         return None
 
 
+def seen_by_mount(path: Path) -> State:
+    try:
+        return whole(f"{path.parent.name}/{path.name}", path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def is_served(mount: Path) -> bool:
+    """Whether a mount answers, after the node that served it was killed."""
+    try:
+        return os.path.ismount(mount) and next(mount.iterdir(), None) is not None
+    except OSError:
+        return False
+
+
 def stored(remote: Any, name: str) -> State:
     """What the source holds, asked by plain HTTP."""
     connection = http.client.HTTPConnection(remote.endpoint.removeprefix("http://"), timeout=30)
@@ -130,7 +169,7 @@ def stored(remote: Any, name: str) -> State:
     return whole(name, content) if response.status == 200 else None
 
 
-def write_and_kill(machine: Any, kills: int) -> None:
+def write_and_kill(machine: Any, kills: int, mount: Path | None = None) -> None:
     seed = int(os.environ.get("PENSTOCK_TEST_SEED", time.time_ns() % 1_000_000))
     print(f"seed {seed}: set PENSTOCK_TEST_SEED to see it again")
     chance, ledger = random.Random(seed), Ledger()
@@ -138,10 +177,12 @@ def write_and_kill(machine: Any, kills: int) -> None:
     client = penstock.connect(machine.home.name)
     where = {"endpoint": remote.endpoint, "credentials": "anonymous"}
     client.attach("s3://bucket/runs", "/runs", writable=True, **where)
+    if mount is not None:
+        machine("mount", str(mount), "--path", "/runs")
     for round_number in range(kills):
         acknowledged = ledger.acknowledged
         writers = [
-            Writer(machine.home.name, ledger, number, random.Random(f"{seed}/{round_number}/{number}"))
+            Writer(machine.home.name, ledger, number, random.Random(f"{seed}/{round_number}/{number}"), mount)
             for number in range(WRITERS)
         ]
         machine.until(lambda before=acknowledged: ledger.acknowledged > before)
@@ -153,6 +194,12 @@ def write_and_kill(machine: Any, kills: int) -> None:
         client = penstock.connect(machine.home.name)
         for name in ledger.states:
             ledger.check(name, seen(client, name))
+        if mount is not None:
+            machine.until(lambda: is_served(mount))
+            for name in ledger.states:
+                ledger.check(name, seen_by_mount(mount / name))
+    if mount is not None:
+        machine("umount", str(mount))
     print(f"{ledger.acknowledged} changes were acknowledged, {ledger.cut_short} were cut short by {kills} kills")
     assert ledger.cut_short >= kills, "the node was killed while something was written"
 
@@ -174,6 +221,18 @@ def write_and_kill(machine: Any, kills: int) -> None:
 @pytest.mark.timeout(300)
 def test_what_was_acknowledged_before_a_kill_is_there_after_it_and_in_the_source_in_the_end(machine: Any) -> None:
     write_and_kill(machine, KILLS)
+
+
+@pytest.mark.timeout(300)
+def test_what_was_acknowledged_through_a_mount_before_a_kill_is_there_after_it(machine: Any, can_mount: None) -> None:
+    write_and_kill(machine, KILLS, machine.target())
+
+
+@pytest.mark.soak
+def test_what_was_acknowledged_through_a_mount_before_hundreds_of_kills_is_there_after_them(
+    machine: Any, can_mount: None
+) -> None:
+    write_and_kill(machine, KILLS_IN_SOAK // 2, machine.target())
 
 
 @pytest.mark.soak
