@@ -119,6 +119,7 @@ fn apply(table: &mut Table, files: &Arc<Files>, statement: &Statement, named: &m
         Record::Settled(record) => table.apply_settled((**record).clone(), home, 0),
         Record::Conflict { operation, error } => table.apply_conflict(*operation, error.clone()),
         Record::Discarded { operation } => table.apply_discarded(*operation),
+        Record::Outdated { operation, target } => table.apply_outdated(*operation, target),
         Record::Upload { operation, upload } => {
             with(table, *operation, |progress| progress.upload = Some((upload.clone(), Vec::new())));
         }

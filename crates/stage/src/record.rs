@@ -28,6 +28,8 @@ pub enum Record {
     Closed,
     /// A change in conflict was given up.
     Discarded { operation: OperationId },
+    /// A change that is in its source is not what the source has any more.
+    Outdated { operation: OperationId, target: Target },
 }
 
 /// A change, with what became of it so far.

@@ -242,8 +242,21 @@ impl Table {
         if matches!(change.phase(), Phase::Waiting | Phase::Brought) {
             let operation = change.operation();
             journal.keep(&Record::Conflict { operation, error: error.clone() });
+            // What the source got last from here is not what it has: nobody is shown that any more.
+            let target = change.target().clone();
+            if let Some(shown) = self.key(&target).and_then(|key| key.shown.as_ref()) {
+                let operation = shown.record.operation;
+                journal.keep(&Record::Outdated { operation, target: target.clone() });
+                self.apply_outdated(operation, &target);
+            }
             self.apply_conflict(operation, error);
         }
+    }
+
+    /// A change is not shown any more over what its source says.
+    pub fn apply_outdated(&mut self, operation: OperationId, target: &Target) {
+        let key = Bytes::copy_from_slice(target.key.as_bytes());
+        self.forget_shown(&target.scope, &key, operation);
     }
 
     /// A change will not be brought: the next one replaces what it was to replace.

@@ -141,6 +141,34 @@ fn what_is_given_up_frees_its_room_and_its_file() {
 }
 
 #[test]
+fn what_was_brought_before_a_conflict_is_shown_no_more_also_after_restarts() {
+    let bench = Bench::default();
+    let stage = bench.open();
+    put(&stage, "a", &content(1, 10));
+    bring(&stage, "before", 0).unwrap();
+    assert!(laid(&stage, "a").is_some());
+    put(&stage, "a", &content(2, 10));
+    let old = collide(&stage);
+    assert_eq!(laid(&stage, "a"), None);
+    let after = bench.after_a_kill();
+    assert_eq!(laid(&after.open(), "a"), None);
+    stage.discard(&old).unwrap();
+    for number in 0..100 {
+        put(&stage, "b", &content(number, SMALL_BYTES));
+        stage.expire(0);
+        if number % 10 == 0 {
+            let after = bench.after_a_kill();
+            assert_eq!(laid(&after.open(), "a"), None, "{number}");
+        }
+    }
+    // What is brought later is.
+    put(&stage, "a", &content(3, 10));
+    while bring(&stage, "ours", 1).is_some() {}
+    let after = bench.after_a_kill();
+    assert!(laid(&after.open(), "a").unwrap().settled.is_some());
+}
+
+#[test]
 fn a_conflict_is_settled_once() {
     let (_bench, stage) = alone();
     put(&stage, "a", &content(1, 10));
