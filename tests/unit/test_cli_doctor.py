@@ -193,12 +193,15 @@ def test_what_does_not_get_into_its_source_is_told() -> None:
         "conflicted": [{"path": None, "key": "lost/b", "reason": "the object changed"}] * 4,
         "recovered": [{"size": 1 << 20}, {"size": 2 << 20}],
     }
-    found = [each.text for each in node.check({**STATUS, "stage": stage}, "1.0") if each.subject == "stage"]
+    said = [each for each in node.check({**STATUS, "stage": stage}, "1.0") if each.subject == "stage"]
+    found = [each.text for each in said]
     assert found[:3] == ["/runs/a is not in its source (tries=3): no answer"] * 3
     assert found[3].startswith("2 more")
-    assert found[4:7] == ["lost/b is in conflict, both contents are kept: the object changed"] * 3
-    assert found[7].startswith("4 files in all")
-    assert found[8] == "not closed when the node ended, kept in /s/recovery: 2 files, 3.0 MiB"
+    assert found[4] == "not closed when the node ended, kept in /s/recovery: 2 files, 3.0 MiB"
+    assert found[5:8] == ["lost/b is in conflict, both contents are kept: the object changed"] * 3
+    assert found[8].startswith("4 files in all")
+    assert {each.next for each in said[:5]} == {"penstock status"}
+    assert {each.next for each in said[5:]} == {"penstock conflicts ls"}
 
 
 def test_a_mount_that_shows_nothing_is_told() -> None:

@@ -37,6 +37,7 @@ COMMANDS = {
     *("verify", "pin", "unpin", "doctor", "bench", "demo", "job ls", "job show", "job wait", "job cancel"),
     *("job retry", "cache ls", "cache why", "cache prune", "config show"),
     *(f"snapshot {each}" for each in ("create", "ls", "show", "diff", "rm", "mount")),
+    *(f"conflicts {each}" for each in ("ls", "show", "keep-mine", "keep-theirs")),
 }
 WITHOUT_DATA = {
     "up",
@@ -54,6 +55,8 @@ WITHOUT_DATA = {
     "mkdir",
     "touch",
     "persist",
+    "conflicts keep-mine",
+    "conflicts keep-theirs",
 }
 
 

@@ -40,4 +40,4 @@ pub use penstock_cache::{CacheEntry, CacheUsage, RealDisk};
 pub use penstock_catalog::{Change, Snapshot, SnapshotFacts};
 pub use penstock_stage::StageStatus;
 pub use snapshot::{Frozen, ImageOptions, attachment_of};
-pub use write::{WriteOptions, Writing};
+pub use write::{Conflict, ConflictPage, ConflictQuery, InSource, Keep, WriteOptions, Writing};

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{StreamExt, stream};
-use penstock_engine::{Engine, Entry, EntryPage, OpenFile, OpenOptions, ReadHint, WriteOptions};
+use penstock_engine::{ConflictQuery, Engine, Entry, EntryPage, OpenFile, OpenOptions, ReadHint, WriteOptions};
 use penstock_types::{ByteRange, Clock, Error, ErrorKind, Metrics, Priority, Result, TreePath, Version};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::arena::ArenaBudget;
 use crate::links::{LinkedFile, Links};
-use crate::protocol::{BATCH_PATHS_MAX, Link, Opened, PAGE_ENTRIES_MAX, REPLY_BYTES_MAX, Ready, Reply, Request};
+use crate::protocol::{
+    BATCH_PATHS_MAX, Link, Opened, PAGE_CONFLICTS_MAX, PAGE_ENTRIES_MAX, REPLY_BYTES_MAX, Ready, Reply, Request,
+};
 use crate::ring::Returned;
 use crate::session::{Lease, Session};
 
@@ -143,6 +145,16 @@ impl Answerer<'_> {
             Request::MakeDirectory { path } => self.make_directory(&path)?,
             Request::RemoveDirectory { path } => self.remove_directory(&path)?,
             Request::Persist { path, timeout_ms } => self.persist(&path, timeout_ms)?,
+            Request::Conflicts { path, below, look, after, limit } => {
+                let limit = (limit as usize).clamp(1, PAGE_CONFLICTS_MAX);
+                let query = ConflictQuery { below, look, after, limit };
+                Reply::Json(json(&self.wait(engine.conflicts(&TreePath::parse(&path)?, &query))?)?)
+            }
+            Request::ConflictContent { path, operation } => return self.conflict_content(&path, &operation),
+            Request::ResolveConflict { path, operation, keep } => {
+                let path = TreePath::parse(&path)?;
+                Reply::Json(json(&self.wait(engine.resolve_conflict(&path, &operation, keep))?)?)
+            }
             Request::Hello { .. } | Request::Release { .. } | Request::Goodbye => {
                 return Err(Error::new(ErrorKind::Internal, "answer a client", "the request is out of order"));
             }

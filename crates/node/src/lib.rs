@@ -33,7 +33,7 @@ pub use logging::start_logging;
 pub use mounts::{MountSpec, MountStatus};
 pub use node::{Node, NodeStatus};
 pub use penstock_engine::SnapshotFacts;
-pub use penstock_engine::{Entry, EntryKind, EntryPage, ReadHint};
+pub use penstock_engine::{Entry, EntryKind, EntryPage, Keep, ReadHint};
 pub use snapshots::{
     SnapshotChanges, SnapshotFile, SnapshotSummary, snapshot_changes, snapshot_files, snapshot_summary,
 };

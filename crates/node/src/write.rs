@@ -1,4 +1,5 @@
-//! Requests that write: drafts that are lent and committed, small contents, removals, and the wait for the source.
+//! Requests that write: drafts that are lent and committed, small contents, removals, the wait for the source, and what
+//! the source did not take.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -85,5 +86,13 @@ impl Answerer<'_> {
         let timeout = timeout_ms.map(Duration::from_millis);
         self.wait(self.service.engine.persist(&TreePath::parse(path)?, timeout))?;
         Ok(Reply::Done)
+    }
+
+    /// What a change in conflict holds: the client has the descriptor for itself, as long as it likes.
+    pub fn conflict_content(&self, path: &str, operation: &str) -> Result<Answer> {
+        let path = TreePath::parse(path)?;
+        self.check_scarcity(&path)?;
+        let descriptor = self.wait(async { self.service.engine.conflict_content(&path, operation) })?;
+        Ok(Answer { reply: Reply::Done, descriptor: Some(descriptor), granted: None })
     }
 }

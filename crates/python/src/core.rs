@@ -1,12 +1,12 @@
 //! The client of a node: one method for each question.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, IntoRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_node::EntryPage;
 use penstock_node::protocol::{REQUEST_BYTES_MAX, Reply, Request, Slot};
+use penstock_node::{EntryPage, Keep};
 use penstock_types::{ByteRange, Durability, Error, ErrorKind, Priority, Version};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -109,6 +109,47 @@ impl Core {
     fn persist(&self, py: Python<'_>, path: String, timeout_s: Option<f64>) -> PyResult<()> {
         let timeout_ms = timeout_s.map(milliseconds).transpose()?;
         done(&self.pool.ask(py, &Request::Persist { path, timeout_ms })?, "persist")
+    }
+
+    /// A page of what is in conflict at a path, or at and `below` it, as JSON.
+    #[pyo3(signature = (path, below=true, look=true, after=None, limit=256))]
+    fn conflicts_page(
+        &self,
+        py: Python<'_>,
+        path: String,
+        below: bool,
+        look: bool,
+        after: Option<String>,
+        limit: u32,
+    ) -> PyResult<String> {
+        self.ask_json(py, &Request::Conflicts { path, below, look, after, limit })
+    }
+
+    /// What a change in conflict holds: the number of a descriptor to read at offsets, which the caller closes.
+    fn conflict_content(&self, py: Python<'_>, path: String, operation: String) -> PyResult<RawFd> {
+        let exchange = self.pool.ask(py, &Request::ConflictContent { path, operation })?;
+        exchange.descriptor.map(IntoRawFd::into_raw_fd).ok_or_else(|| unexpected("read what is in conflict"))
+    }
+
+    /// Settles a conflict; with `mine`, our content stays. The conflict as it was, as JSON; `None` where the node ended
+    /// before it said so.
+    fn resolve_conflict(
+        &self,
+        py: Python<'_>,
+        path: String,
+        operation: String,
+        mine: bool,
+    ) -> PyResult<Option<String>> {
+        let keep = if mine { Keep::Mine } else { Keep::Theirs };
+        let mut unanswered = false;
+        let settled = self.pool.ask_noting(py, &Request::ResolveConflict { path, operation, keep }, &mut unanswered);
+        match settled.map(|exchange| exchange.reply) {
+            Ok(Reply::Json(text)) => Ok(Some(text)),
+            Ok(_) => Err(unexpected("settle a conflict")),
+            // It was settled the first time.
+            Err(error) if unanswered && is_kind(py, &error, ErrorKind::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whole files in one call: a view or an error each.

@@ -9,6 +9,7 @@ from penstock.cli import (
     bench,
     cache,
     configuration,
+    conflicts,
     demo,
     doctor,
     files,
@@ -54,5 +55,20 @@ def penstock(
     """Read a data lake at local-disk speed."""
 
 
-for _module in (node, attach, mount, snapshot, files, names, persist, jobs, cache, configuration, doctor, bench, demo):
+for _module in (
+    node,
+    attach,
+    mount,
+    snapshot,
+    files,
+    names,
+    persist,
+    conflicts,
+    jobs,
+    cache,
+    configuration,
+    doctor,
+    bench,
+    demo,
+):
     _module.register(app)

@@ -10,7 +10,7 @@ from penstock.units import format_count, format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["left_behind", "summary", "warnings"]
+__all__ = ["conflicts", "left_behind", "summary", "warnings"]
 
 NAMED_MAX = 3
 """Files of each kind that are named; `--json` has more."""
@@ -27,19 +27,23 @@ def summary(stage: dict[str, Any]) -> str:
 
 
 def warnings(stage: dict[str, Any]) -> Iterator[str]:
-    """What somebody should look at: uploads that fail, conflicts, files that a crash left half written."""
-    failures, conflicted, recovered = stage["failures"], stage["conflicted"], stage["recovered"]
+    """What somebody should look at: uploads that fail, files that a crash left half written."""
+    failures, recovered = stage["failures"], stage["recovered"]
     for each in failures[:NAMED_MAX]:
         yield f"{_name(each)} is not in its source (tries={each['tries']}): {each['reason']}"
     if len(failures) > NAMED_MAX:
         yield f"{len(failures) - NAMED_MAX:,} more do not get into their source: `penstock status --json`"
-    for each in conflicted[:NAMED_MAX]:
-        yield f"{_name(each)} is in conflict, both contents are kept: {each['reason']}"
-    if stage["conflicts"] > NAMED_MAX:
-        yield f"{format_count(stage['conflicts'], 'file')} in all in conflict: `penstock status --json`"
     if recovered:
         what = f"{format_count(len(recovered), 'file')}, {format_size(sum(each['size'] for each in recovered))}"
         yield f"not closed when the node ended, kept in {stage['directory']}/recovery: {what}"
+
+
+def conflicts(stage: dict[str, Any]) -> Iterator[str]:
+    """What somebody should settle."""
+    for each in stage["conflicted"][:NAMED_MAX]:
+        yield f"{_name(each)} is in conflict, both contents are kept: {each['reason']}"
+    if stage["conflicts"] > NAMED_MAX:
+        yield f"{format_count(stage['conflicts'], 'file')} in all in conflict: `penstock conflicts ls`"
 
 
 def left_behind(stage: dict[str, Any]) -> str | None:

@@ -111,7 +111,7 @@ def status(as_json: AsJson = False) -> None:
         return
     for name, text in _rows(known):
         output.say(f"{output.styled(name.ljust(12), 'bold')} {text}")
-    for problem in (*known["problems"], *backlog.warnings(known["stage"])):
+    for problem in (*known["problems"], *backlog.warnings(known["stage"]), *backlog.conflicts(known["stage"])):
         output.say(f"{output.styled('problem'.ljust(12), 'red')} {problem}")
     _print_attachments(known["attachments"])
 

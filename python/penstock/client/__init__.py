@@ -7,11 +7,12 @@ never decides: what is read comes from the core, what is asked for goes to the c
 from penstock.client.client import Client, connect
 from penstock.client.job import Job
 
-__all__ = ["AsyncClient", "Client", "Job", "connect", "connect_async"]
+__all__ = ["AsyncClient", "Client", "Conflict", "Job", "connect", "connect_async"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from penstock.client.aio import AsyncClient, connect_async
+    from penstock.client.conflicts import Conflict
 
 
 def __getattr__(name: str) -> object:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> object:
         from penstock.client import aio
 
         return getattr(aio, name)
+    if name == "Conflict":
+        from penstock.client import conflicts
+
+        return conflicts.Conflict
     raise AttributeError(f"module 'penstock.client' has no attribute {name!r}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from penstock._native import Entry, File, Lease, View, Writer
     from penstock.client.client import Durability, TreePath
+    from penstock.client.conflicts import Conflict, Keep
     from penstock.client.job import Job
     from penstock.policies.attachments import AttachOptions
 
@@ -155,6 +156,16 @@ class AsyncClient:
     async def persist(self, path: TreePath, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Waits until the source has everything that was written at or below a path before."""
         await asyncio.to_thread(self.client.persist, path, timeout)
+
+    async def conflicts(self, path: TreePath = "/") -> Sequence[Conflict]:
+        """What was written at or below a path and would have replaced a version that nobody here has seen."""
+        return await asyncio.to_thread(self.client.conflicts, path)
+
+    async def resolve_conflict(
+        self, path: TreePath, keep: Keep, operation: str | None = None, *, every: bool = False
+    ) -> Sequence[Conflict]:
+        """Settles a conflict; returns what was settled, newest first."""
+        return await asyncio.to_thread(partial(self.client.resolve_conflict, path, keep, operation, every=every))
 
     async def list(self, path: TreePath = "/") -> AsyncIterator[Entry]:
         """What is in a directory, in a stable order, as it comes."""

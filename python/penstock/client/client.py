@@ -14,10 +14,11 @@ from penstock.home import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from io import TextIOWrapper
+    from io import BufferedReader, TextIOWrapper
     from typing import Self, TypedDict, Unpack
 
     from penstock._native import Entry, File, Lease, View, Writer
+    from penstock.client.conflicts import Conflict, Keep
     from penstock.client.text import TextWriter
     from penstock.policies.attachments import AttachOptions
 
@@ -246,6 +247,71 @@ class Client:
         Cost: none where nothing waits.
         """
         self.core.persist(os.fspath(path), timeout)
+
+    def conflicts(self, path: TreePath = "/") -> Sequence[Conflict]:
+        """What was written at or below a path and would have replaced a version that nobody here has seen.
+
+        Args:
+            path: absolute path in the tree.
+        Returns:
+            One :class:`Conflict` each, oldest first, with what the source has now. A path that was written several
+            times may have several.
+        Raises:
+            NotFoundError: nothing is attached there.
+        Cost: one request to the source for each, many at the same time.
+        """
+        from penstock.client.conflicts import each_conflict
+
+        return [*each_conflict(self.core, os.fspath(path), below=True, look=True)]
+
+    def open_conflict(self, path: TreePath, operation: str | None = None) -> BufferedReader:
+        """Opens what was written here and is kept of a conflict, to read it.
+
+        Args:
+            path: absolute path in the tree.
+            operation: which conflict of the path; ``None`` for the newest.
+        Returns:
+            A binary file. It stays readable when the conflict is settled.
+        Raises:
+            NotFoundError: nothing of the path is in conflict, or nothing of that operation.
+            InvalidInputError: it is a removal.
+            CorruptError: its bytes are lost.
+        Cost: one round trip, two without an operation; no request to the source.
+        """
+        from penstock.client.conflicts import open_content
+
+        return open_content(self.core, os.fspath(path), operation)
+
+    def resolve_conflict(
+        self, path: TreePath, keep: Keep, operation: str | None = None, *, every: bool = False
+    ) -> Sequence[Conflict]:
+        """Settles a conflict. It is settled durably when this returns: at each moment one of both is.
+
+        Args:
+            path: absolute path of the file in the tree.
+            keep: ``mine`` makes what was written here the newest content of the path, as if it were written now: it
+                is uploaded on condition of what the source has at this moment, or removes that. ``theirs`` gives up
+                what was written here.
+            operation: which conflict of the path; ``None`` for the newest.
+            every: settle the older ones of the path as well; with ``mine``, the newest is what stays of them.
+        Returns:
+            What was settled, newest first.
+        Raises:
+            NotFoundError: nothing of the path is in conflict, or nothing of that operation; nothing is attached there.
+            ReadOnlyError: to keep ours, the attachment has to be writable.
+            UnavailableError: to keep ours, the source has to say what it has. It is away; both are kept.
+            CorruptError: to keep ours, its bytes must not be lost.
+            ValueError: ``keep`` is something else, or both an operation and ``every`` are given.
+        Cost: two round trips and a sync or two; one request to the source to keep ours.
+        """
+        from penstock.client.conflicts import settle
+
+        name = os.fspath(path)
+        if keep not in ("mine", "theirs"):
+            raise ValueError(f"settle the conflict of {name}: keep is 'mine' or 'theirs', not {keep!r}")
+        if every and operation is not None:
+            raise ValueError(f"settle the conflict of {name}: one operation is not every one")
+        return settle(self.core, name, keep, operation, every=every)
 
     def read_many(self, paths: Iterable[TreePath], *, return_errors: bool = False) -> list[Any]:
         """Whole files in one call; what is missing is fetched in parallel.

@@ -4,6 +4,7 @@
 //! create ─▶ draft (the writer's own descriptor) ─ commit ─▶ stage + journal ─▶ acknowledged ─▶ upload ─▶ source
 //! ```
 
+mod conflicts;
 mod lookups;
 mod names;
 mod persist;
@@ -24,6 +25,7 @@ use crate::entry::Entry;
 use crate::open::{Target as Found, is_a_directory, stale};
 use crate::transfer::StagedFile;
 
+pub use conflicts::{Conflict, ConflictPage, ConflictQuery, InSource, Keep};
 pub(crate) use lookups::Lookups;
 pub(crate) use names::Gone;
 pub(crate) use upload::keep_uploading;

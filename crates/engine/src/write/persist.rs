@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// The changes that `look` finds of what is at or below a path.
-    fn changes_below(
+    pub(super) fn changes_below(
         &self,
         path: &TreePath,
         look: impl Fn(&Stage, &str, &[u8]) -> Vec<Arc<Change>>,

@@ -96,8 +96,10 @@ impl Engine {
                     let _ = attached.source.abort_upload(&change.target().key, &upload).await;
                     self.stage.upload_lost(change);
                 }
+                // First, so that whoever learns of the conflict sees what is in the way.
+                self.forget(change);
                 self.stage.conflict(change, error);
-                self.forget(change).await;
+                self.announce_change(change).await;
             }
             Err(error) => {
                 metrics.upload_failures.inc();
@@ -145,14 +147,23 @@ impl Engine {
     }
 
     /// What was believed of the key of a change has turned out to be wrong: the source is asked next.
-    async fn forget(&self, change: &Change) {
+    fn forget(&self, change: &Change) {
         let target = change.target();
         for attached in self.tree.all().iter().filter(|attached| attached.scope == target.scope) {
             if let Some(inner) = attached.view.path_of(&target.key) {
                 attached.view.forget(&inner);
-                if let Ok(path) = TreePath::parse(&format!("{}/{inner}", attached.path)) {
-                    self.announce(&path).await;
-                }
+            }
+        }
+    }
+
+    /// Tells the kernels that something else has the key of a change now.
+    pub(super) async fn announce_change(&self, change: &Change) {
+        let target = change.target();
+        for attached in self.tree.all().iter().filter(|attached| attached.scope == target.scope) {
+            if let Some(inner) = attached.view.path_of(&target.key)
+                && let Ok(path) = TreePath::parse(&format!("{}/{inner}", attached.path))
+            {
+                self.announce(&path).await;
             }
         }
     }
@@ -396,7 +407,7 @@ fn part_bytes(size: u64) -> u64 {
 fn replaced(attached: &Attached, key: &ObjectKey) -> Error {
     let action = format!("upload {}", attached.describe(key));
     Error::new(ErrorKind::Conflict, action, "the source has a version that was not there when this was written")
-        .advise("both are kept; look at it with penstock status")
+        .advise("both are kept; look at them and choose: penstock conflicts ls")
 }
 
 /// Whether a change makes a directory that stays while it is empty.

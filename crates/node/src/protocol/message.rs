@@ -1,7 +1,7 @@
 //! Requests and their replies. The order of variants is the wire format: add at the end and raise the version.
 
 use bytes::Bytes;
-use penstock_engine::{Entry, EntryPage, Prefetched, ReadHint, Verified};
+use penstock_engine::{Entry, EntryPage, Keep, Prefetched, ReadHint, Verified};
 use penstock_types::{ByteRange, Durability, Error, Priority, Version};
 use serde::{Deserialize, Serialize};
 
@@ -166,6 +166,13 @@ pub enum Request {
         /// Absolute path.
         path: String,
     },
+    /// Waits until the source has everything below a path. Answer: [`Reply::Done`].
+    Persist {
+        /// Absolute path.
+        path: String,
+        /// `Timeout` after so many milliseconds; `None` waits for as long as it takes.
+        timeout_ms: Option<u64>,
+    },
     /// Gives a file or directory another name. Answer: [`Reply::Done`]. Goes on when the client goes.
     Rename {
         /// Absolute path.
@@ -185,12 +192,34 @@ pub enum Request {
         /// Absolute path.
         path: String,
     },
-    /// Waits until the source has everything below a path. Answer: [`Reply::Done`].
-    Persist {
+    /// A page of what is in conflict. Answer: [`Reply::Json`].
+    Conflicts {
         /// Absolute path.
         path: String,
-        /// `Timeout` after so many milliseconds; `None` waits for as long as it takes.
-        timeout_ms: Option<u64>,
+        /// What is below it as well; otherwise `NotFound` where nothing of the path is in conflict.
+        below: bool,
+        /// Ask the sources what they have now.
+        look: bool,
+        /// Last operation of the page before.
+        after: Option<String>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// What a change in conflict holds. Answer: [`Reply::Done`] with a descriptor to read.
+    ConflictContent {
+        /// Absolute path.
+        path: String,
+        /// The change.
+        operation: String,
+    },
+    /// Settles a conflict. Answer: [`Reply::Json`], the conflict as it was. Goes on when the client goes.
+    ResolveConflict {
+        /// Absolute path.
+        path: String,
+        /// The change.
+        operation: String,
+        /// Whose content stays.
+        keep: Keep,
     },
 }
 
@@ -234,14 +263,14 @@ pub enum Reply {
     Evicted(Vec<Result<u64, Error>>),
     /// To `Verify`, one each.
     Verified(Vec<Result<Verified, Error>>),
-    /// To `Why` and `CacheEntries`.
+    /// To `Why`, `CacheEntries`, `Conflicts` and `ResolveConflict`.
     Json(String),
     /// To `Create`.
     Created {
         /// The right to fill the file whose descriptor comes with it; released without a commit, it is discarded.
         lease: u64,
     },
-    /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory` and `Persist`.
+    /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory`, `Persist` and `ConflictContent`.
     Done,
 }
 

@@ -13,7 +13,7 @@ pub use message::{ArenaGrant, ArenaReturn, Link, Opened, Ready, Reply, Request, 
 pub use socket::{FrameReader, FrameWriter, Received};
 
 /// Version of everything in this module. A node and a client of different versions refuse each other.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 /// Largest body of a request, bytes: a batch of [`BATCH_PATHS_MAX`] paths of 1 KiB each.
 pub const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest body of a reply, bytes.
@@ -24,5 +24,7 @@ pub const BATCH_PATHS_MAX: usize = 4096;
 pub const SMALL_WRITE_BYTES_MAX: usize = 256 * 1024;
 /// Most entries in one page of a listing.
 pub const PAGE_ENTRIES_MAX: usize = 16 * 1024;
+/// Most conflicts in one page: each may be a request to its source.
+pub const PAGE_CONFLICTS_MAX: usize = 256;
 /// A client hears from a busy node at least this often, seconds; so silence three times as long is a dead node.
 pub const KEEP_ALIVE_S: u64 = 10;

@@ -33,6 +33,8 @@ def check(status: dict[str, Any], client_version: str) -> Iterator[Finding]:
             yield Finding("cache", Level.FAILURE, text, f"df -h {tier['directory']}" if full else "sudo dmesg | tail")
     for text in backlog.warnings(status["stage"]):
         yield Finding("stage", Level.WARNING, text, "penstock status")
+    for text in backlog.conflicts(status["stage"]):
+        yield Finding("stage", Level.WARNING, text, "penstock conflicts ls")
     corrupt = status["metrics"].get("cache_corrupt_pages", 0)
     if corrupt:
         text = f"{corrupt} pages were damaged or could not be read, and were dropped: the disk may be failing"
