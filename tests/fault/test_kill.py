@@ -89,8 +89,8 @@ def check_everything(client: Any, numbers: Sequence[int]) -> None:
 
 
 def kill_again_and_again(machine: Any, kills: int) -> None:
-    seed = int(os.environ.get("PENSTOCK_TEST_SEED", time.time_ns() % 1_000_000))
-    print(f"seed {seed}: set PENSTOCK_TEST_SEED to see it again")
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"seed {seed}: set TEST_SEED to see it again")
     chance = random.Random(seed)
     remote = machine.remote({})
     for number, size in enumerate(SIZES):

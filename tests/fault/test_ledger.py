@@ -170,8 +170,8 @@ def stored(remote: Any, name: str) -> State:
 
 
 def write_and_kill(machine: Any, kills: int, mount: Path | None = None) -> None:
-    seed = int(os.environ.get("PENSTOCK_TEST_SEED", time.time_ns() % 1_000_000))
-    print(f"seed {seed}: set PENSTOCK_TEST_SEED to see it again")
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"seed {seed}: set TEST_SEED to see it again")
     chance, ledger = random.Random(seed), Ledger()
     remote = machine.remote({})
     client = penstock.connect(machine.home.name)

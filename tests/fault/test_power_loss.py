@@ -85,8 +85,8 @@ def fill_and_lose_power(lake: Lake) -> dict[int, tuple[str, int]]:
 
 
 def test_pages_that_a_power_failure_took_are_found_and_fetched_again(machine: Any, store: Store) -> None:
-    seed = int(os.environ.get("PENSTOCK_TEST_SEED", time.time_ns() % 1_000_000))
-    print(f"seed {seed}: set PENSTOCK_TEST_SEED to see it again")
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"seed {seed}: set TEST_SEED to see it again")
     chance = random.Random(seed)
     with attached(machine, store) as lake:
         objects = fill_and_lose_power(lake)

@@ -83,8 +83,8 @@ class Writer:
 
 
 def race(machine: Any, source: Source, wanted: int, longest_s: float) -> None:
-    seed = int(os.environ.get("PENSTOCK_TEST_SEED", time.time_ns() % 1_000_000))
-    print(f"seed {seed}: set PENSTOCK_TEST_SEED to see it again")
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"seed {seed}: set TEST_SEED to see it again")
     writer = Writer(source, seed)
     machine("up", "--set", f"cache.size={CACHE_BYTES}")
     with penstock.connect(machine.home.name) as client:

@@ -87,8 +87,8 @@ CASES = [("0", "open"), ("1s", "open"), ("1s", "no-open"), ("immutable", "open")
 
 
 def race(machine: Any, freshness: str, way: str, wanted: int, longest_s: float) -> None:
-    seed = int(os.environ.get("PENSTOCK_TEST_SEED", time.time_ns() % 1_000_000))
-    print(f"seed {seed}: set PENSTOCK_TEST_SEED to see it again")
+    seed = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"seed {seed}: set TEST_SEED to see it again")
     shared = machine.directory / "table"
     table = Table(shared)
     shared.chmod(0o666)

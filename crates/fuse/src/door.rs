@@ -187,8 +187,8 @@ impl Filesystem for Door {
         _: &Request,
         node: INodeNo,
         _: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
         size: Option<u64>,
         _: Option<TimeOrNow>,
         modified: Option<TimeOrNow>,
@@ -200,7 +200,7 @@ impl Filesystem for Door {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let wanted = Wanted { uid, gid, size, modified };
+        let wanted = Wanted { size, modified };
         self.0.work("setattr", || writing::set_attributes(&self.0, NodeId(node.0), &wanted, reply));
     }
 

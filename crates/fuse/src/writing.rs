@@ -163,20 +163,15 @@ fn writer(service: &Service, handle: u64) -> Option<Arc<dyn NodeWriter>> {
 
 /// What a `setattr` wants changed, of what could be.
 pub struct Wanted {
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
     pub size: Option<u64>,
     pub modified: Option<TimeOrNow>,
 }
 
-/// Changes size and modification time. Mode and other times are the mount's: who sets them is shown what stays.
+/// Changes size and modification time. Owner, mode and other times are the mount's: who sets them is shown what stays.
+/// Programs that copy or unpack as root set them of everything, and would give up.
 pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, reply: ReplyAttr) {
     if !service.is_writable() {
         return reply.error(Errno::EROFS);
-    }
-    let options = &service.options;
-    if wanted.uid.is_some_and(|uid| uid != options.uid) || wanted.gid.is_some_and(|gid| gid != options.gid) {
-        return reply.error(Errno::EPERM);
     }
     let modified_ms = wanted.modified.map(|time| milliseconds(service.surroundings.clock.as_ref(), time));
     let change = AttributeChange { size: wanted.size, modified_ms };

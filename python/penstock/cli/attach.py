@@ -69,8 +69,8 @@ def attach(
     It stays until `penstock detach`, also over restarts. Credentials are looked up by the node, in the environment
     it was started with.
 
-    What is --writable is written from Python, by fsspec URLs and by `penstock cp` and `penstock rm`. Mounts show what
-    was written there, and are read-only themselves in this version.
+    What is --writable is written from Python, by fsspec URLs, by `penstock cp`, `mv`, `mkdir`, `touch` and `rm`, and by
+    every program on a mount.
     """
     from penstock.cli import connection
     from penstock.policies.attachments import request
