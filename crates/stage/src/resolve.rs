@@ -137,3 +137,31 @@ impl Drop for Resolving<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+mod tests {
+    use penstock_cache::RealDisk;
+    use penstock_testkit::ManualClock;
+    use penstock_types::{AttachmentId, Metrics, ObjectKey, StageConfig};
+
+    use super::*;
+    use crate::{StageParts, Target, Written};
+
+    #[test]
+    fn a_change_whose_end_is_on_the_way_to_the_disk_is_not_said_again_behind_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = StageConfig { directory: directory.path().join("stage"), size_bytes: 1 << 20, recovery_days: 1.0 };
+        let (clock, disk, metrics) = (Arc::new(ManualClock::default()), Arc::new(RealDisk), Metrics::default());
+        let stage = Stage::open(StageParts { config, clock, disk, metrics, seed: 1 }).unwrap();
+        let target = Target { scope: "s".into(), attachment: AttachmentId::from("a"), key: ObjectKey::from("k") };
+        let (base, durability) = (Base::Absent, Durability::Local);
+        let written = Written { target, base, exclusive: false, durability, modified_ms: 0, metadata: Vec::new() };
+        let change = stage.commit_small(Bytes::from_static(b"x"), written).unwrap();
+        let segment = change.progress().home.lock().unwrap().unwrap().segment;
+        for (phase, is_said) in [(Phase::Held, false), (Phase::Resolving, false), (Phase::Waiting, true)] {
+            change.progress().phase = phase;
+            assert_eq!(stage.table().restate(segment, &stage.journal), is_said, "{phase:?}");
+        }
+    }
+}
