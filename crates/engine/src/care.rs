@@ -6,7 +6,7 @@ use penstock_cache::{CacheEntry, Extent, PinRule};
 use penstock_types::{ByteRange, Error, ErrorKind, ObjectId, PAGE_SIZE, Priority, Result, TreePath};
 use serde::{Deserialize, Serialize};
 
-use crate::courtesy::JOB_STEP;
+use crate::courtesy::{JOB_FILE_BYTES, JOB_STEP};
 use crate::engine::Engine;
 use crate::open::{OpenFile, OpenOptions};
 use crate::pattern::ReadHint;
@@ -245,12 +245,20 @@ impl OpenFile {
         if self.extent().is_none() && !self.is_complete() {
             return Err(self.not_cached("the cache cannot take it", "raise cache.size, or read it without preloading"));
         }
-        let mut at = 0;
+        let courtesy = &self.engine.carrier.courtesy;
+        let (mut at, mut whole) = (0, None);
         while !self.is_complete() && at < size {
-            let courtesy = &self.engine.carrier.courtesy;
             let step = ByteRange::new(at, size.min(at + JOB_STEP));
-            let _turn = courtesy.turn(step.len()).await;
-            let ready = match courtesy.is_waited() {
+            // Who asked for all of it has that under way until the end, whoever begins to wait meanwhile.
+            let _step = match (&whole, courtesy.is_waited()) {
+                (Some(_), _) => None,
+                (None, true) => Some(courtesy.turn(step.len()).await),
+                (None, false) => {
+                    whole = Some(courtesy.turn((size - at).min(JOB_FILE_BYTES)).await);
+                    None
+                }
+            };
+            let ready = match whole.is_none() || courtesy.is_waited() {
                 true => self.ensure(step, ReadHint::Random).await?,
                 false => self.ensure(ByteRange::new(at, size), ReadHint::Whole).await?,
             };

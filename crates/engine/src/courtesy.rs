@@ -7,10 +7,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What jobs have under way together while somebody waits: a tenth of a second of a link of 40 MB/s.
-const JOB_BYTES_MAX: u64 = 4 << 20;
+/// What jobs have under way together otherwise: enough for a link of 1 GB/s with 60 ms to the first byte.
+const BYTES_MAX: u64 = 64 << 20;
+/// The same while somebody waits: a tenth of a second of a link of 40 MB/s.
+const WAITED_BYTES_MAX: u64 = 4 << 20;
 /// What a job asks for at once while somebody waits, so that several of its files get on.
 pub const JOB_STEP: u64 = 1 << 20;
+/// What a large file counts for otherwise, however much of it is asked for at once: some get on beside each other.
+pub const JOB_FILE_BYTES: u64 = 16 << 20;
 /// Who waited a moment ago will wait again: reads come in rows.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -55,15 +59,15 @@ impl Courtesy {
         self.state().is_waited()
     }
 
-    /// Waits until a job may have `bytes` more under way: at once where nobody waits; otherwise when jobs have little
-    /// under way, one of them always something.
+    /// Waits until a job may have `bytes` more under way; one job always may.
     pub async fn turn(&self, bytes: u64) -> Turn<'_> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             {
                 let mut state = self.state();
-                if !state.is_waited() || state.job_bytes == 0 || state.job_bytes + bytes <= JOB_BYTES_MAX {
+                let most = if state.is_waited() { WAITED_BYTES_MAX } else { BYTES_MAX };
+                if state.job_bytes == 0 || state.job_bytes + bytes <= most {
                     state.job_bytes += bytes;
                     return Turn { courtesy: self, bytes };
                 }
@@ -102,17 +106,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn jobs_take_what_they_like_while_nobody_waits() {
+    async fn jobs_fill_a_fast_link_while_nobody_waits() {
         let courtesy = Courtesy::default();
-        let _first = courtesy.turn(JOB_BYTES_MAX).await;
-        assert!(!is_late(&courtesy, 100 * JOB_BYTES_MAX).await);
+        let first = courtesy.turn(BYTES_MAX - 1).await;
+        assert!(!is_late(&courtesy, 1).await);
+        assert!(is_late(&courtesy, 2).await);
+        drop(first);
+        assert!(!is_late(&courtesy, BYTES_MAX).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn jobs_have_little_under_way_while_somebody_waits_and_a_moment_longer() {
         let courtesy = Courtesy::default();
         let waiting = courtesy.wait();
-        let first = courtesy.turn(JOB_BYTES_MAX - 1).await;
+        let first = courtesy.turn(WAITED_BYTES_MAX - 1).await;
         assert!(is_late(&courtesy, 2).await);
         assert!(!is_late(&courtesy, 1).await);
         drop(waiting);
@@ -127,7 +134,7 @@ mod tests {
     async fn a_job_always_gets_on() {
         let courtesy = Courtesy::default();
         let _waiting = courtesy.wait();
-        let large = courtesy.turn(10 * JOB_BYTES_MAX).await;
+        let large = courtesy.turn(10 * WAITED_BYTES_MAX).await;
         let next = courtesy.turn(JOB_STEP);
         let (next, ()) = tokio::join!(next, async { drop(large) });
         assert_eq!(next.bytes, JOB_STEP);
