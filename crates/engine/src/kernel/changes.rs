@@ -24,7 +24,7 @@ pub(super) struct MountedLive {
     is_closed: AtomicBool,
 }
 
-/// Paths that this mount's kernel is changing by itself right now.
+/// Paths that this mount's kernel is changing by itself right now, with all that is below.
 pub(super) struct Changing<'a> {
     mounted: &'a Mounted,
     paths: Vec<TreePath>,
@@ -133,6 +133,12 @@ impl Mounted {
         };
         let live = LiveFile::open(&self.engine, &path, Opening::Existing, truncate).await?;
         if known.is_some_and(|known| known.number() == live.number()) {
+            let waiting = Arc::clone(&live);
+            let came = move || {
+                waiting.end_waiting();
+                Ok(())
+            };
+            self.engine.blocking(came).await?;
             return Ok(self.opened_writer(live));
         }
         // The kernel looks the name up again, and finds the live file: it stays until then.
@@ -144,10 +150,15 @@ impl Mounted {
     /// Keeps a live file open for who was just told to look for it.
     fn wait_for_opener(&self, live: Arc<LiveFile>) {
         const PATIENCE: Duration = Duration::from_secs(2);
+        live.await_opener();
         let engine = Arc::clone(&self.engine);
         self.engine.parts.runtime.spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            live.release_later(&engine).await;
+            let nobody_came = move || {
+                live.end_waiting();
+                Ok(())
+            };
+            drop(engine.blocking(nobody_came).await);
         });
     }
 
@@ -224,7 +235,8 @@ impl Mounted {
     async fn change_live(&self, live: Arc<LiveFile>, change: AttributeChange) -> Result<()> {
         let work = move || {
             change.size.map_or(Ok(()), |size| live.set_size(size))?;
-            change.modified_ms.map_or(Ok(()), |modified_ms| live.set_time(modified_ms))
+            change.modified_ms.into_iter().for_each(|modified_ms| live.set_time(modified_ms));
+            Ok(())
         };
         self.engine.blocking(work).await
     }
@@ -264,10 +276,10 @@ impl Mounted {
     }
 }
 
-/// The methods of the trait, each as a question that is often answered without waiting.
+/// The methods of the trait.
 impl Mounted {
     pub(super) fn ask_open(self: &Arc<Self>, node: NodeId, truncate: bool) -> Answer<OpenedNode> {
-        self.ask(Arc::clone(self).open_for_writing(node, truncate))
+        self.wait(Arc::clone(self).open_for_writing(node, truncate))
     }
 
     pub(super) fn ask_create(

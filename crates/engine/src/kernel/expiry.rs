@@ -36,7 +36,8 @@ impl Mounted {
         self.changes.fetch_add(1, Ordering::SeqCst);
         let outdated = self.outdated(path);
         // The kernel knows what it changes by itself, and may hold what taking back would wait for.
-        if self.own_changes().contains(path) { None } else { self.expire(outdated) }
+        let is_own = self.own_changes().iter().any(|own| own == path || path.below(own).is_some());
+        if is_own { None } else { self.expire(outdated) }
     }
 
     /// The kernel has changed what a path means by itself.

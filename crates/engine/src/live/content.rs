@@ -3,13 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use penstock_stage::{Base, Draft};
+use penstock_stage::{Base, Draft, Target};
 use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, Result, TreePath};
 use rustix::fs::{copy_file_range, fstat};
 use rustix::io::{pread, pwrite, retry_on_intr};
 
 use crate::engine::Engine;
 use crate::kernel::MountedFile;
+use crate::live::file::Content;
 use crate::open::{OpenFile, OpenOptions};
 use crate::write::{Place, WriteOptions, base_of};
 
@@ -30,35 +31,54 @@ pub(crate) enum Opening {
 }
 
 impl Engine {
-    /// A draft with what a path holds, or an empty one.
-    pub(super) async fn draft_of(
+    /// What a path holds and the time of that, or an empty draft.
+    pub(super) async fn content_for(
         self: &Arc<Self>,
         path: &TreePath,
         opening: Opening,
         truncate: bool,
-    ) -> Result<(Place, Draft)> {
+    ) -> Result<(Place, Content, Option<i64>)> {
         let options = WriteOptions { exclusive: opening == Opening::New(true), durability: None };
-        let empty = |place: Place| {
-            let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
-            Ok((place, draft))
-        };
         for _ in 0..TRIES_MAX {
             let place = self.place(path, options, opening == Opening::Existing).await?;
             if place.base == Base::Absent && opening == Opening::Existing {
                 return Err(Error::new(ErrorKind::NotFound, format!("write {path}"), "nothing has that name"));
             }
             if truncate || place.base == Base::Absent {
-                return empty(place);
+                let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
+                return Ok((place, Content::Draft(draft), None));
             }
             let file = self.open(path, OpenOptions::default()).await?;
             if base_of(&file.attributes().version) != place.base {
                 continue;
             }
-            let (place, draft) = empty(place)?;
+            let begun_ms = Some(file.attributes().modified_ms);
+            if file.is_complete() {
+                // Who only reads it copies nothing.
+                return Ok((place, Content::Committed(file.descriptor()), begun_ms));
+            }
+            let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
             self.copy_open(file, &draft).await?;
-            return Ok((place, draft));
+            return Ok((place, Content::Draft(draft), begun_ms));
         }
         Err(Error::new(ErrorKind::Busy, format!("write {path}"), "others change it all the time").advise("try again"))
+    }
+
+    /// A draft for `target` of what was committed at `place` and can be read from `committed`: another name of the
+    /// staged file, or a copy where that is not there any more. Blocks.
+    pub(crate) fn draft_again(&self, place: &Place, target: &Target, committed: &OwnedFd) -> Result<Draft> {
+        let linked = || {
+            let Base::Staged(operation) = &place.base else { return None };
+            let change = self.stage.find(&place.target.scope, &place.target.key, &operation.version())?;
+            change.open().ok()?;
+            self.stage.link(target, &change.path()?).ok()
+        };
+        if let Some(draft) = linked() {
+            return Ok(draft);
+        }
+        let draft = self.stage.create(target)?;
+        copy_content(committed, &draft)?;
+        Ok(draft)
     }
 
     /// Copies all of an open file into a draft: on the disk where all of it is there, otherwise as it is brought.
@@ -82,7 +102,7 @@ impl Engine {
 }
 
 /// Copies all of a local file into a draft. Blocks.
-pub(crate) fn copy_content(from: &OwnedFd, draft: &Draft) -> Result<()> {
+pub(super) fn copy_content(from: &OwnedFd, draft: &Draft) -> Result<()> {
     let size = u64::try_from(fstat(from).map_err(failed)?.st_size).unwrap_or(0);
     draft.grow(size)?;
     let (mut read, mut written) = (0, 0);

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use penstock_stage::{Change, Draft, Pin, Target};
+use penstock_stage::{Change, Draft, Pin, Target, Written};
 use penstock_types::{Answer, Error, ErrorKind, Result, TreePath};
 use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
 use rustix::io::{pread, pwrite, retry_on_intr};
@@ -31,8 +32,14 @@ struct State {
     /// The key that it was opened as: who has it open may go on to write when it was removed.
     target: Target,
     content: Content,
+    /// Whether there is anything to commit.
+    is_dirty: AtomicBool,
     /// Handles that may write.
     writers: usize,
+    /// Those of them whose owner was told to look the name up and has not come yet.
+    awaited: usize,
+    /// The time of the version that it begins with, milliseconds since the Unix epoch.
+    begun_ms: Option<i64>,
     /// A time that somebody gave it, milliseconds since the Unix epoch.
     modified_ms: Option<i64>,
     /// Why a commit failed: who flushes again has to hear it, too.
@@ -41,10 +48,10 @@ struct State {
     _pin: Pin,
 }
 
-enum Content {
-    /// Not committed since it was written.
+pub(super) enum Content {
+    /// To be written to.
     Draft(Draft),
-    /// Committed, and never written again.
+    /// Never written again: what was committed, or what was there before.
     Committed(Arc<OwnedFd>),
 }
 
@@ -84,12 +91,14 @@ impl LiveFile {
                 }
                 return Ok(known);
             }
-            let (place, draft) = engine.draft_of(path, opening, truncate).await?;
+            let (place, content, begun_ms) = engine.content_for(path, opening, truncate).await?;
             let (target, laid) = (place.target.clone(), place.laid.clone());
             let made = |number| {
                 let (_pin, target) = (engine.stage.remember(&place.target), place.target.clone());
-                let (place, content, writers) = (Some(place), Content::Draft(draft), 0);
-                let state = State { place, target, content, writers, modified_ms: None, failed: None, _pin };
+                let (place, is_dirty) = (Some(place), AtomicBool::new(begun_ms.is_none()));
+                let (writers, awaited, modified_ms, failed) = (0, 0, None, None);
+                let state =
+                    State { place, target, content, is_dirty, writers, awaited, begun_ms, modified_ms, failed, _pin };
                 Arc::new(Self { engine: Arc::downgrade(engine), number, state: RwLock::new(state) })
             };
             let file = engine.live.add(path, &target, made);
@@ -128,7 +137,9 @@ impl LiveFile {
         let facts = fstat(state.content.descriptor()).map_err(|error| self.failed("look at", error))?;
         #[allow(clippy::cast_possible_wrap, reason = "nanoseconds are less than a thousand million")]
         let written_ms = facts.st_mtime * 1000 + facts.st_mtime_nsec as i64 / 1_000_000;
-        Ok((u64::try_from(facts.st_size).unwrap_or(0), state.modified_ms.unwrap_or(written_ms)))
+        let begun_ms = state.begun_ms.filter(|_| !state.is_dirty.load(Ordering::Relaxed));
+        let modified_ms = state.modified_ms.or(begun_ms).unwrap_or(written_ms);
+        Ok((u64::try_from(facts.st_size).unwrap_or(0), modified_ms))
     }
 
     /// Reads up to the end of the file; how many bytes. Waits where a commit is under way.
@@ -171,8 +182,11 @@ impl LiveFile {
         let state = self.state.try_read().ok()?;
         let Content::Draft(draft) = &state.content else { return None };
         let end = offset + data.len() as u64;
-        let fits = state.failed.is_none() && draft.try_grow(end.next_multiple_of(ROOM_STEP));
-        fits.then(|| self.write_all(draft, offset, data))
+        if state.failed.is_some() || !draft.try_grow(end.next_multiple_of(ROOM_STEP)) {
+            return None;
+        }
+        state.is_dirty.store(true, Ordering::Relaxed);
+        Some(self.write_all(draft, offset, data))
     }
 
     fn write_all(&self, draft: &Draft, mut offset: u64, mut data: &[u8]) -> Result<()> {
@@ -210,21 +224,18 @@ impl LiveFile {
         let engine = self.engine()?;
         let mut state = self.write_state();
         if size == 0 && matches!(state.content, Content::Committed(_)) {
-            // Nothing of what was committed is needed.
+            // Nothing of what was there is needed.
             state.content = Content::Draft(engine.stage.create(&state.target)?);
         }
         drop(state);
         self.change(size, |draft| ftruncate(draft.descriptor(), size).map_err(|error| self.failed("cut", error)))
     }
 
-    /// Gives it a time, which goes along with the next commit. Blocks.
-    ///
-    /// # Errors
-    /// As for writing.
-    pub(crate) fn set_time(&self, modified_ms: i64) -> Result<()> {
-        self.change(0, |_| Ok(()))?;
-        self.write_state().modified_ms = Some(modified_ms);
-        Ok(())
+    /// Gives it a time, which goes along with the next commit.
+    pub(crate) fn set_time(&self, modified_ms: i64) {
+        let mut state = self.write_state();
+        state.modified_ms = Some(modified_ms);
+        state.is_dirty.store(true, Ordering::Relaxed);
     }
 
     /// Changes the draft, which is made of what was committed where there is none, and which has room up to `end`.
@@ -237,6 +248,7 @@ impl LiveFile {
                 }
                 if let Content::Draft(draft) = &state.content {
                     draft.grow(end)?;
+                    state.is_dirty.store(true, Ordering::Relaxed);
                     return change(draft);
                 }
             }
@@ -265,18 +277,23 @@ impl LiveFile {
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
-        if state.place.is_none() || matches!(state.content, Content::Committed(_)) {
+        if state.place.is_none() || !state.is_dirty.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let (_, modified_ms) = self.facts_of(&state)?;
-        let State { place, content, failed, .. } = &mut *state;
+        let State { place, content, is_dirty, failed, .. } = &mut *state;
         let Some(place) = place else { return Ok(None) };
         let descriptor = Arc::clone(content.descriptor());
-        let Content::Draft(draft) = std::mem::replace(content, Content::Committed(descriptor)) else { return Ok(None) };
-        let committed = engine.written(place).and_then(|mut written| {
-            written.modified_ms = modified_ms;
+        let draft = match std::mem::replace(content, Content::Committed(Arc::clone(&descriptor))) {
+            Content::Draft(draft) => Ok(draft),
+            // It was given another time.
+            Content::Committed(_) => engine.draft_again(place, &place.target, &descriptor),
+        };
+        let committed = draft.and_then(|draft| {
+            let written = Written { modified_ms, ..engine.written(place)? };
             engine.stage.commit_all(vec![(draft, written)], Vec::new())
         });
+        is_dirty.store(false, Ordering::Relaxed);
         let change = committed.map(|mut committed| committed.remove(0)).inspect_err(|error| {
             *failed = Some(error.clone().during(format!("write {}", place.path)));
         })?;
@@ -300,7 +317,7 @@ impl LiveFile {
             Content::Committed(_) => None,
         };
         let (place, told) = commit(draft, &descriptor).inspect_err(|error| state.failed = Some(error.clone()))?;
-        state.place = Some(place);
+        (state.place, *state.is_dirty.get_mut()) = (Some(place), false);
         Ok(told)
     }
 
@@ -329,6 +346,22 @@ impl LiveFile {
         self.write_state().writers -= 1;
     }
 
+    /// Who was told to look the name up again is waited for; it holds a handle meanwhile.
+    pub(crate) fn await_opener(&self) {
+        self.write_state().awaited += 1;
+    }
+
+    /// Somebody came who may be the one that is waited for, or nobody will: gives the handle that was held for them
+    /// back, where there is one. Blocks.
+    pub(crate) fn end_waiting(&self) {
+        let mut state = self.write_state();
+        if state.awaited > 0 {
+            state.awaited -= 1;
+            drop(state);
+            self.release();
+        }
+    }
+
     /// A handle is gone. The last one commits what is left, and gives the path free. Blocks where something is left.
     pub(crate) fn release(&self) {
         let Ok(engine) = self.engine() else { return };
@@ -353,7 +386,7 @@ impl LiveFile {
     /// Whether the last handle could be closed without waiting.
     pub(crate) fn is_committed(&self) -> bool {
         let state = self.read_state();
-        state.place.is_none() || matches!(state.content, Content::Committed(_))
+        state.place.is_none() || !state.is_dirty.load(Ordering::Relaxed)
     }
 
     /// Gives the path free where nobody writes any more.

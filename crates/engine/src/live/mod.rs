@@ -12,7 +12,7 @@
 mod content;
 mod file;
 
-pub(crate) use content::{Opening, copy_content};
+pub(crate) use content::Opening;
 pub(crate) use file::LiveFile;
 
 use std::collections::{BTreeMap, HashMap};

@@ -246,7 +246,7 @@ impl Engine {
                 file.hand_over(|draft, committed| {
                     let draft = match draft {
                         Some(draft) => draft,
-                        None => me.draft_again(&to, committed)?,
+                        None => me.draft_again(&from, &to.target, committed)?,
                     };
                     let written = Written { modified_ms, ..me.written(&to)? };
                     let base = me.base_now(&from);
@@ -265,12 +265,5 @@ impl Engine {
     /// What a path holds by what is known: of a file that was just made, nothing.
     async fn place_now(&self, path: &TreePath) -> Result<Place> {
         self.place(path, Self::CERTAIN, false).await
-    }
-
-    /// A draft of what was committed before.
-    fn draft_again(&self, to: &Place, committed: &Arc<std::os::fd::OwnedFd>) -> Result<Draft> {
-        let draft = self.stage.create(&to.target)?;
-        crate::live::copy_content(committed, &draft)?;
-        Ok(draft)
     }
 }

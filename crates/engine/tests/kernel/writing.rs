@@ -137,6 +137,22 @@ fn an_object_is_changed_in_its_middle_and_a_reader_of_the_old_version_keeps_it()
 }
 
 #[test]
+fn who_opens_for_writing_and_writes_nothing_changes_nothing() {
+    let mount = mount("untouched");
+    mount.bench.put("large", 1, 1, 3_000_000);
+    mount.bench.put_bytes("small", Bytes::from_static(b"small"));
+    for name in ["large", "small"] {
+        let before = mount.found(NodeId::ROOT, name).modified_ms;
+        let opened = mount.open_to_write(NodeId::ROOT, name, false);
+        assert!(!mount.read(&opened.file, 0, 5).unwrap().is_empty());
+        mount.close(opened);
+        mount.bench.clock.advance(Duration::from_secs(10));
+        assert_eq!(mount.found(NodeId::ROOT, name).modified_ms, before);
+    }
+    assert_eq!(mount.bench.metrics.stage_commits.get(), 0);
+}
+
+#[test]
 fn truncating_fetches_nothing() {
     let mount = mount("truncate");
     mount.bench.put("a", 1, 1, 3_000_000);
