@@ -111,25 +111,17 @@ impl Mounted {
         Ok((directory, path))
     }
 
-    fn path_of_node(&self, id: NodeId) -> Result<TreePath> {
-        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
-        if let Some(live) = self.live_of(&node) {
-            return live?.path().ok_or_else(|| forgotten(id));
-        }
-        let directory = tree_path(&node.directory)?;
-        Ok(node.file.map_or(directory.clone(), |file| directory.join(&file.name)))
-    }
-
     async fn open_for_writing(self: Arc<Self>, id: NodeId, truncate: bool) -> Result<OpenedNode> {
         let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
-        if node.file.is_none() {
+        let Some(file) = &node.file else {
             let path = tree_path(&node.directory)?;
             return Err(Error::new(ErrorKind::IsADirectory, format!("write {path}"), "it is a directory"));
-        }
-        let known = self.live_of(&node).transpose()?;
-        let path = match &known {
-            Some(live) => live.path().ok_or_else(|| forgotten(id))?,
-            None => self.path_of_node(id)?,
+        };
+        // What nobody has open any more is looked for where it was when it was looked up.
+        let known = self.live_of(&node).and_then(Result::ok);
+        let path = match known.as_ref().and_then(|live| live.path()) {
+            Some(path) => path,
+            None => tree_path(&node.directory)?.join(&file.name),
         };
         let live = LiveFile::open(&self.engine, &path, Opening::Existing, truncate).await?;
         if known.is_some_and(|known| known.number() == live.number()) {
@@ -141,7 +133,7 @@ impl Mounted {
             self.engine.blocking(came).await?;
             return Ok(self.opened_writer(live));
         }
-        // The kernel looks the name up again, and finds the live file: it stays until then.
+        // The kernel looks the name up again, once, and finds the live file: it stays until then.
         self.wait_for_opener(live);
         self.engine.announce(&path).await;
         Err(Error::new(ErrorKind::StaleVersion, format!("write {path}"), "others read this version"))
@@ -201,6 +193,7 @@ impl Mounted {
         let (_, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
         self.engine.remove_directory(&path).await?;
+        self.engine.keep_directory(&path).await;
         self.note_change(&path);
         Ok(())
     }

@@ -184,8 +184,8 @@ impl Engine {
             _ => {}
         }
         let kept = match self.marker_base(&attached, &directory, &inner).await {
-            Ok(Base::Absent) => self.put_marker(&directory, &attached, &inner, Base::Absent).await,
-            Ok(_) => Ok(()),
+            Ok(base) if base != Base::Absent && self.stat(&directory).await.is_ok() => Ok(()),
+            Ok(base) => self.put_marker(&directory, &attached, &inner, base).await,
             Err(error) => Err(error),
         };
         if let Err(error) = kept {

@@ -1,6 +1,9 @@
 //! Directories as objects: a key that ends in `/` stands for a directory that may be empty, as in other stores. It has
 //! no content, and goes only when it is empty.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use bytes::Bytes;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -45,19 +48,63 @@ pub(super) fn make(root: &Root, action: &str, path: &[u8], request: &PutRequest)
     marker_attributes(&directory).ok_or_else(|| check::no_such_object(action))
 }
 
-/// Removes a directory where it is empty. What is in it keeps it, as it keeps the name of a directory in other stores.
-pub(super) fn remove(root: &Root, action: &str, path: &[u8]) -> Result<()> {
+/// Directories that were to go and were not empty: they go with the last that is in them. Whoever removes a tree does
+/// so in no order. Forgotten with the process: then they stay, empty.
+#[derive(Default)]
+pub(super) struct Leaving(Mutex<HashSet<Vec<u8>>>);
+
+impl Leaving {
+    /// Removes a directory where it is empty. What is in it keeps it, as it keeps the name of a directory in other
+    /// stores.
+    pub(super) fn remove(&self, root: &Root, action: &str, path: &[u8]) -> Result<()> {
+        if !remove_empty(root, action, path)? {
+            self.paths().insert(path.to_vec());
+            return Ok(());
+        }
+        self.follow(root, action, path)
+    }
+
+    /// A key was removed: directories above it that were to go and are empty now go, too.
+    pub(super) fn follow(&self, root: &Root, action: &str, key: &[u8]) -> Result<()> {
+        let mut left = key.strip_suffix(b"/").unwrap_or(key);
+        while let Some(slash) = left.iter().rposition(|byte| *byte == b'/') {
+            let directory = &left[..=slash];
+            if !self.paths().contains(directory) || !remove_empty(root, action, directory)? {
+                break;
+            }
+            self.paths().remove(directory);
+            left = &left[..slash];
+        }
+        Ok(())
+    }
+
+    /// Something is written: what is above it stays.
+    pub(super) fn stay(&self, key: &[u8]) {
+        let mut paths = self.paths();
+        if !paths.is_empty() {
+            paths.retain(|path| !key.starts_with(path));
+        }
+    }
+
+    fn paths(&self) -> MutexGuard<'_, HashSet<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the directory is gone.
+fn remove_empty(root: &Root, action: &str, path: &[u8]) -> Result<bool> {
     let path = &path[..path.len() - 1];
     let slash = path.iter().rposition(|byte| *byte == b'/');
     let (parent, name) = slash.map_or((&b""[..], path), |slash| (&path[..slash], &path[slash + 1..]));
     let parent = match root.open_directory(parent) {
         Ok(parent) => parent,
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(true),
         Err(errno) => return Err(error_of(action, errno)),
     };
     match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) => rustix::fs::fsync(&parent).map_err(|errno| error_of(action, errno)),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        Ok(()) => rustix::fs::fsync(&parent).map(|()| true).map_err(|errno| error_of(action, errno)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
         Err(errno) => Err(error_of(action, errno)),
     }
 }

@@ -40,6 +40,7 @@ pub(crate) struct Directory {
 struct Inner {
     root: Root,
     parked: Parked,
+    leaving: directories::Leaving,
     read_only: bool,
 }
 
@@ -49,7 +50,8 @@ impl Directory {
         let root = Root::open(path)?;
         let writable = rustix::fs::accessat(&root.fd, ".", rustix::fs::Access::WRITE_OK, rustix::fs::AtFlags::empty());
         let id = SourceId::from(format!("file:{}", path.display()).as_str());
-        Ok(Self { id, inner: Arc::new(Inner { root, parked: Parked::default(), read_only: writable.is_err() }) })
+        let (parked, leaving, read_only) = (Parked::default(), directories::Leaving::default(), writable.is_err());
+        Ok(Self { id, inner: Arc::new(Inner { root, parked, leaving, read_only }) })
     }
 
     fn action(&self, verb: &str, key: &ObjectKey) -> String {
@@ -147,9 +149,12 @@ impl Source for Directory {
 
     async fn put(&self, request: PutRequest) -> Result<ObjectAttributes> {
         let action = self.action("write", &request.key);
-        self.blocking(&action, move |inner, action| match directories::of(&request.key) {
-            Some(path) => directories::make(&inner.root, action, path, &request),
-            None => publish::put(&inner.root, action, &request),
+        self.blocking(&action, move |inner, action| {
+            inner.leaving.stay(request.key.as_bytes());
+            match directories::of(&request.key) {
+                Some(path) => directories::make(&inner.root, action, path, &request),
+                None => publish::put(&inner.root, action, &request),
+            }
         })
         .await
     }
@@ -163,8 +168,11 @@ impl Source for Directory {
         let (key, version) = (key.clone(), version.cloned());
         let action = self.action("delete", &key);
         self.blocking(&action, move |inner, action| match directories::of(&key) {
-            Some(path) => directories::remove(&inner.root, action, path),
-            None => publish::delete(&inner.root, action, &key, version.as_ref()),
+            Some(path) => inner.leaving.remove(&inner.root, action, path),
+            None => {
+                publish::delete(&inner.root, action, &key, version.as_ref())?;
+                inner.leaving.follow(&inner.root, action, key.as_bytes())
+            }
         })
         .await
     }
