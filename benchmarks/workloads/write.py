@@ -35,7 +35,7 @@ def run(lab: Lab) -> list[Verdict]:
     return verdicts
 
 
-def _pieces(body: bytes) -> list[memoryview]:
+def pieces_of(body: bytes) -> list[memoryview]:
     view = memoryview(body)
     return [view[at : at + PIECE] for at in range(0, len(body), PIECE)]
 
@@ -47,7 +47,7 @@ def _write(client: Client, path: str, pieces: list[memoryview]) -> None:
 
 
 def _large(lab: Lab, client: Client) -> list[Verdict]:
-    pieces, local, names = _pieces(content(LARGE, 2)), lab.path("large.bin"), _names("large")
+    pieces, local, names = pieces_of(content(LARGE, 2)), lab.path("large.bin"), numbered("large")
     ours = Side("penstock", f"{HOW}, 1 MiB at a time; uploaded to the slow store afterwards")
     disk = Side("local file system", f"{local_write.HOW}, 1 MiB at a time")
     steps = [
@@ -63,8 +63,8 @@ def _large(lab: Lab, client: Client) -> list[Verdict]:
 
 
 def _until_stored(lab: Lab, client: Client, store: Store) -> list[Verdict]:
-    body, names = content(LARGE, 3), _names("stored")
-    pieces, buffer = _pieces(body), memoryview(bytearray(PIECE))
+    body, names = content(LARGE, 3), numbered("stored")
+    pieces, buffer = pieces_of(body), memoryview(bytearray(PIECE))
     ours = Side("penstock", f"{HOW}, then client.persist: until the source has it")
     raw = Side("raw upload", raw_upload.HOW)
     back = Side("penstock, read back", "client.open().readinto of what was just written")
@@ -117,7 +117,7 @@ def _until_stored(lab: Lab, client: Client, store: Store) -> list[Verdict]:
 
 
 def _small(lab: Lab, client: Client, threads: int, bar: float) -> Verdict:
-    body, names = content(SMALL_BYTES, 4), _names(f"small-{threads}")
+    body, names = content(SMALL_BYTES, 4), numbered(f"small-{threads}")
     pieces = [memoryview(body)]
 
     def everywhere(write: Any) -> None:
@@ -152,6 +152,6 @@ def _small(lab: Lab, client: Client, threads: int, bar: float) -> Verdict:
     return Verdict(what, ours.median_s / disk.median_s, "≤", bar, sides=[ours, disk])
 
 
-def _names(stem: str) -> Any:
+def numbered(stem: str) -> Any:
     """Names that nobody had before."""
     return (f"{stem}-{number}" for number in range(1 << 30))

@@ -99,6 +99,10 @@ impl Engine {
 
     /// As [`Engine::known`], asking the source where it has to.
     async fn learn(&self, path: &TreePath) -> Result<Known> {
+        // Before a file is made, a kernel looks whether it is there.
+        if let Some((attached, inner)) = self.tree.find(path).filter(|(attached, _)| attached.spec.write.is_some()) {
+            self.list_if_due(path, (&attached, &inner)).await;
+        }
         let entry = match self.stat(path).await {
             Ok(entry) => Some(entry),
             Err(error) if error.kind() == ErrorKind::NotFound => None,

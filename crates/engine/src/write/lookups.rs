@@ -62,6 +62,17 @@ impl Engine {
         }
     }
 
+    /// Lists the directory of a name that is about to be asked for, where many of its names were before.
+    pub(crate) async fn list_if_due(&self, path: &TreePath, (attached, inner): (&Arc<Attached>, &str)) {
+        if let Some(directory) = path.parent()
+            && self.lookups.note(directory)
+        {
+            let parent = inner.rsplit_once('/').map_or("", |(parent, _)| parent);
+            // Should it fail, the question about the name alone tells why.
+            let _ = self.timely(attached, path, attached.view.list(parent, None, 1)).await;
+        }
+    }
+
     async fn ask_before_writing(
         &self,
         path: &TreePath,
@@ -70,13 +81,7 @@ impl Engine {
     ) -> Result<Item> {
         let is_failing = attached.health.failed_ago().is_some();
         let question = async {
-            if let Some(directory) = path.parent()
-                && self.lookups.note(directory)
-            {
-                let parent = inner.rsplit_once('/').map_or("", |(parent, _)| parent);
-                // Should it fail, the question about the name alone tells why.
-                let _ = self.timely(attached, path, attached.view.list(parent, None, 1)).await;
-            }
+            self.list_if_due(path, (attached, inner)).await;
             self.timely(attached, path, attached.view.stat(inner)).await
         };
         if !is_failing || certain {

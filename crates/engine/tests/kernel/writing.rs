@@ -119,6 +119,20 @@ fn a_flush_that_has_nothing_to_flush_costs_nothing() {
 }
 
 #[test]
+fn many_new_files_in_one_directory_are_a_few_questions_to_the_source() {
+    let mount = mount("many");
+    mount.bench.put_bytes("d/old", Bytes::from_static(b"old"));
+    let directory = mount.found(NodeId::ROOT, "d").node;
+    let before = mount.bench.metrics.source_requests.get();
+    for number in 0..100 {
+        assert!(!mount.is_there(directory, &number.to_string()));
+        mount.put_file(directory, &number.to_string(), b"new");
+    }
+    assert!(mount.bench.metrics.source_requests.get() - before < 12);
+    assert_eq!(mount.listed(directory).len(), 101);
+}
+
+#[test]
 fn an_object_is_changed_in_its_middle_and_a_reader_of_the_old_version_keeps_it() {
     let mount = mount("edit");
     mount.bench.put_bytes("a", Bytes::from_static(b"0123456789"));
