@@ -24,7 +24,7 @@ impl NodeId {
 pub enum Answer<T> {
     /// Known without waiting.
     Now(Result<T>),
-    /// Comes within the foreground deadline, as an error at the latest.
+    /// Comes within the foreground deadline, as an error at the latest; what became of a change, when that is known.
     Later(BoxFuture<'static, Result<T>>),
 }
 

@@ -93,7 +93,9 @@ impl LiveFile {
             }
             let (place, content, begun_ms) = engine.content_for(path, opening, truncate).await?;
             let (target, laid) = (place.target.clone(), place.laid.clone());
+            let mut is_ours = false;
             let made = |number| {
+                is_ours = true;
                 let (_pin, target) = (engine.stage.remember(&place.target), place.target.clone());
                 let (place, is_dirty) = (Some(place), AtomicBool::new(begun_ms.is_none()));
                 let (writers, awaited, modified_ms, failed) = (0, 0, None, None);
@@ -102,9 +104,9 @@ impl LiveFile {
                 Arc::new(Self { engine: Arc::downgrade(engine), number, state: RwLock::new(state) })
             };
             let file = engine.live.add(path, &target, made);
-            // Somebody may have opened, changed and closed it meanwhile; then it is as they left it.
+            // Somebody may have opened it meanwhile, and may have changed and closed it: then it is as they left it.
             let is_current = engine.stage.overlay(&target.scope).at(target.key.as_bytes()) == laid;
-            if is_current && file.join() {
+            if is_ours && is_current && file.join() {
                 return Ok(file);
             }
             file.retire(engine);
@@ -298,7 +300,9 @@ impl LiveFile {
             *failed = Some(error.clone().during(format!("write {}", place.path)));
         })?;
         engine.note_own(place, &change);
-        Ok(Some((place.path.clone(), change)))
+        let path = place.path.clone();
+        (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
+        Ok(Some((path, change)))
     }
 
     /// Takes the draft out to be committed elsewhere by `commit`, which says at which place it goes on; what was
@@ -311,6 +315,7 @@ impl LiveFile {
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
+        let (_, modified_ms) = self.facts_of(&state)?;
         let descriptor = Arc::clone(state.content.descriptor());
         let draft = match std::mem::replace(&mut state.content, Content::Committed(Arc::clone(&descriptor))) {
             Content::Draft(draft) => Some(draft),
@@ -318,6 +323,7 @@ impl LiveFile {
         };
         let (place, told) = commit(draft, &descriptor).inspect_err(|error| state.failed = Some(error.clone()))?;
         (state.place, *state.is_dirty.get_mut()) = (Some(place), false);
+        (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
         Ok(told)
     }
 
@@ -330,7 +336,8 @@ impl LiveFile {
 
     /// Takes a detaching back.
     pub(crate) fn reattach(self: &Arc<Self>, engine: &Engine, place: Place) {
-        engine.live.rename(self, (&place.path, &place.path), &place.target);
+        let (paths, targets) = ((&place.path, &place.path), (&place.target, &place.target));
+        engine.live.rename(self, paths, targets, engine.parts.clock.monotonic());
         self.write_state().place = Some(place);
     }
 

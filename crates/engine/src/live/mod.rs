@@ -108,14 +108,22 @@ impl LiveFiles {
         }
     }
 
-    /// A file goes on at another path, whose own live file, if there is one, loses it.
-    pub(crate) fn rename(&self, file: &Arc<LiveFile>, (from, to): (&TreePath, &TreePath), target: &Target) {
+    /// A file goes on at another path, whose own live file, if there is one, loses it. What is left to do at the first
+    /// one is held until `now` and a while.
+    pub(crate) fn rename(
+        &self,
+        file: &Arc<LiveFile>,
+        (from, to): (&TreePath, &TreePath),
+        (old, new): (&Target, &Target),
+        now: Duration,
+    ) {
         let mut paths = self.paths();
         if paths.get(from).is_some_and(|known| known.number() == file.number()) {
             paths.remove(from);
         }
         paths.insert(to.clone(), Arc::clone(file));
-        self.hold(target, Duration::MAX);
+        self.hold(old, now + SETTLING);
+        self.hold(new, Duration::MAX);
     }
 
     /// What was just committed of a key is not uploaded for a while.

@@ -239,7 +239,7 @@ impl Engine {
     async fn move_live(self: &Arc<Self>, live: &Arc<LiveFile>, one: &Moved) -> Result<()> {
         let (from, mut to) = (self.place_now(&one.from).await?, self.place(&one.to, Self::CERTAIN, true).await?);
         let (me, file, paths) = (Arc::clone(self), Arc::clone(live), (one.from.clone(), one.to.clone()));
-        let target = to.target.clone();
+        let targets = (from.target.clone(), to.target.clone());
         let change = self
             .blocking(move || {
                 let (_, modified_ms) = file.facts()?;
@@ -258,7 +258,8 @@ impl Engine {
                 })
             })
             .await?;
-        self.live.rename(live, (&paths.0, &paths.1), &target);
+        let now = self.parts.clock.monotonic();
+        self.live.rename(live, (&paths.0, &paths.1), (&targets.0, &targets.1), now);
         self.promised(&change).await
     }
 

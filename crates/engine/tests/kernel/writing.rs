@@ -235,6 +235,26 @@ fn what_is_renamed_while_it_is_open_goes_on_under_its_new_name() {
 }
 
 #[test]
+fn the_first_name_of_what_is_renamed_goes_from_the_source_though_the_file_stays_open() {
+    let mount = mount("rename-object");
+    mount.bench.put_bytes("a", Bytes::from_static(b"old"));
+    let old_ms = mount.found(NodeId::ROOT, "a").modified_ms;
+    let opened = mount.open_to_write(NodeId::ROOT, "a", false);
+    mount.write(&opened, 3, b" new");
+    mount.wait(mount.tree.rename((NodeId::ROOT, "a"), (NodeId::ROOT, "b"), Replace::Yes)).unwrap();
+    assert!(mount.found(NodeId::ROOT, "b").modified_ms > old_ms, "it was written just now");
+    let end = Instant::now() + Duration::from_secs(60);
+    while !mount.keys().is_empty() {
+        assert!(Instant::now() < end, "{:?}", mount.keys());
+        mount.bench.clock.advance(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    mount.close(opened);
+    mount.persist();
+    assert_eq!(mount.bench.object("b"), b"old new");
+}
+
+#[test]
 fn a_file_that_is_removed_while_it_is_open_stays_readable_and_writable_and_never_comes_back() {
     let mount = mount("unlink");
     mount.put_file(NodeId::ROOT, "other", b"1");
