@@ -240,6 +240,7 @@ impl Engine {
         let (from, mut to) = (self.place_now(&one.from).await?, self.place(&one.to, Self::CERTAIN, true).await?);
         let (me, file, paths) = (Arc::clone(self), Arc::clone(live), (one.from.clone(), one.to.clone()));
         let targets = (from.target.clone(), to.target.clone());
+        self.live.settle_first(&targets.1, self.parts.clock.monotonic());
         let change = self
             .blocking(move || {
                 let (_, modified_ms) = file.facts()?;
