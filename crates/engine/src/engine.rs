@@ -370,8 +370,9 @@ impl Engine {
 
     /// Flushes what is only in memory. Open files go on; nothing new is remembered afterwards.
     pub fn close(&self) {
-        self.live.clear();
         self.stage.close();
+        // Not before: what was written and never flushed stays, and the next start sets it aside.
+        self.live.clear();
         self.cache.close();
         self.catalog.close();
     }

@@ -64,14 +64,31 @@ impl Mounted {
     }
 
     /// The live file at a path, as the kernel is told of it: it never believes that for any time.
-    pub(super) fn tell_live(&self, directory: &Arc<str>, path: &TreePath, live: &LiveFile) -> Result<Looked> {
-        let (looked, node) = self.looked_live(directory, path, live)?;
+    pub(super) async fn tell_live(
+        &self,
+        directory: &Arc<str>,
+        path: &TreePath,
+        live: &Arc<LiveFile>,
+    ) -> Result<Looked> {
+        let (looked, node) = self.looked_live(directory, path, live).await?;
         self.hold(looked.found.as_ref(), node);
         Ok(looked)
     }
 
-    pub(super) fn looked_live(&self, directory: &Arc<str>, path: &TreePath, live: &LiveFile) -> Result<(Looked, Node)> {
-        let (size, modified_ms) = live.facts()?;
+    pub(super) async fn looked_live(
+        &self,
+        directory: &Arc<str>,
+        path: &TreePath,
+        live: &Arc<LiveFile>,
+    ) -> Result<(Looked, Node)> {
+        let (size, modified_ms) = match live.facts_now() {
+            Some(facts) => facts?,
+            // It is being committed.
+            None => {
+                let live = Arc::clone(live);
+                self.engine.blocking(move || live.facts()).await?
+            }
+        };
         let version = live::version_of(live.number());
         let file = FileNode { name: path.name().into(), size, modified_ms, version, way: Way::Live };
         let node = self.nodes.live_id(&file.version);
@@ -166,7 +183,7 @@ impl Mounted {
         let live = LiveFile::open(&self.engine, &path, Opening::New(exclusive), truncate).await?;
         let opened = self.opened_writer(Arc::clone(&live));
         // Others who show the same directory learn of it when it is closed.
-        let looked = self.tell_live(&directory, &path, &live)?;
+        let looked = self.tell_live(&directory, &path, &live).await?;
         self.note_change(&path);
         Ok(CreatedNode { looked, opened })
     }

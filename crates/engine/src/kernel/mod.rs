@@ -18,16 +18,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use penstock_types::{
-    Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, KernelExpiry, KernelTree, ListedNode, Looked,
-    NodeAttributes, NodeId, NodePage, ObjectAttributes, OpenedNode, Replace, Result, TreePath, TreeSpace,
+    Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, Freshness, KernelExpiry, KernelTree, ListedNode,
+    Looked, NodeAttributes, NodeId, NodePage, ObjectAttributes, OpenedNode, Replace, Result, TreePath, TreeSpace,
 };
 
+use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::entry::{Entry, EntryKind, EntryPage};
 use crate::kernel::nodes::{FileNode, Node, Nodes, Way};
 use crate::kernel::review::Review;
 use crate::kernel::told::{Names, NamesDigest};
-use crate::live::LiveFile;
 use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
 
 /// Names of one page of a directory.
@@ -100,7 +100,9 @@ impl Engine {
     /// As [`Engine::known`], asking the source where it has to.
     async fn learn(&self, path: &TreePath) -> Result<Known> {
         // Before a file is made, a kernel looks whether it is there.
-        if let Some((attached, inner)) = self.tree.find(path).filter(|(attached, _)| attached.spec.write.is_some()) {
+        let is_due =
+            |attached: &Attached| attached.spec.write.is_some() && attached.spec.freshness != Freshness::Seconds(0.0);
+        if let Some((attached, inner)) = self.tree.find(path).filter(|(attached, _)| is_due(attached)) {
             self.list_if_due(path, (&attached, &inner)).await;
         }
         let entry = match self.stat(path).await {
@@ -139,7 +141,8 @@ impl Mounted {
             Err(error) => return Answer::Now(Err(error)),
         };
         if let Some(live) = self.engine.live.at(&path) {
-            return self.lookup_live(directory, path, live);
+            let me = Arc::clone(self);
+            return self.ask(async move { me.tell_live(&directory, &path, &live).await });
         }
         let changes = self.changes();
         if let Some(known) = self.engine.known(&path) {
@@ -153,23 +156,6 @@ impl Mounted {
             }
             .boxed(),
         )
-    }
-
-    fn lookup_live(self: &Arc<Self>, directory: Arc<str>, path: TreePath, live: Arc<LiveFile>) -> Answer<Looked> {
-        if live.facts_now().is_some() {
-            return Answer::Now(self.tell_live(&directory, &path, &live));
-        }
-        // It is being committed.
-        let me = Arc::clone(self);
-        let looked = async move {
-            me.engine
-                .blocking({
-                    let me = Arc::clone(&me);
-                    move || me.tell_live(&directory, &path, &live)
-                })
-                .await
-        };
-        Answer::Later(looked.boxed())
     }
 
     /// Hands a name, as it was known after so many changes, to the kernel: its node is held from now on.
@@ -434,7 +420,7 @@ impl Mounted {
         for entry in &page.entries {
             let path = path.join(&entry.name);
             let (looked, node) = match live.iter().position(|(open, _)| *open == path) {
-                Some(at) => self.looked_live(&directory, &path, &live.swap_remove(at).1)?,
+                Some(at) => self.looked_live(&directory, &path, &live.swap_remove(at).1).await?,
                 None => self.looked(&directory, &path, entry, valid)?,
             };
             entries.push(ListedNode { name: entry.name.as_str().into(), looked, token: Arc::new(node) });
@@ -443,7 +429,7 @@ impl Mounted {
             // What was made and not closed yet comes last.
             for (path, file) in live {
                 if self.engine.stat_cached(&path).is_none_or(|known| known.is_err()) {
-                    let (looked, node) = self.looked_live(&directory, &path, &file)?;
+                    let (looked, node) = self.looked_live(&directory, &path, &file).await?;
                     entries.push(ListedNode { name: path.name().into(), looked, token: Arc::new(node) });
                 }
             }

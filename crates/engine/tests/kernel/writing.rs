@@ -364,6 +364,22 @@ fn a_time_that_is_given_is_shown_while_the_source_has_not_got_the_file() {
 }
 
 #[test]
+fn what_was_never_flushed_is_set_aside_when_the_node_ends_and_what_was_is_there() {
+    let mount = mount("ended");
+    mount.put_file(NodeId::ROOT, "a", b"closed");
+    let created = mount.create(NodeId::ROOT, "b");
+    mount.write(&created.opened, 0, b"never closed");
+    let Mount { bench, tree } = mount;
+    drop((created, tree));
+    let mount = Mount::of(bench.restart(), "/data", true);
+    assert_eq!(mount.listed(NodeId::ROOT), ["a"]);
+    assert_eq!(mount.all(NodeId::ROOT, "a"), b"closed");
+    let recovered = mount.bench.engine.status().stage.recovered;
+    let kept: Vec<Vec<u8>> = recovered.iter().map(|file| std::fs::read(&file.path).unwrap()).collect();
+    assert_eq!(kept, [b"never closed"]);
+}
+
+#[test]
 fn a_mount_of_a_read_only_attachment_changes_nothing() {
     let bench = Bench::start("read-only", &Setup { read_only: true, ..Setup::default() });
     bench.put_bytes("a", Bytes::from_static(b"a"));
