@@ -366,6 +366,24 @@ fn what_cannot_be_written_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_source_that_is_away_keeps_nobody_from_renaming_what_was_written() {
+    let bench = Bench::start("w-rename-away", &Setup::default());
+    let faulty = Faulty::attach(&bench);
+    faulty.fail(|_| Some(Fault::Fail(ErrorKind::Unavailable)));
+    write(&bench, "/faulty/step.tmp", b"checkpoint").unwrap();
+    let rename =
+        |from: &str, to: &str, replace| bench.runtime.block_on(bench.engine.rename(&path(from), &path(to), replace));
+    rename("/faulty/step.tmp", "/faulty/step", true).unwrap();
+    assert_eq!(read(&bench, "/faulty/step").unwrap(), b"checkpoint");
+    let uncertain = rename("/faulty/step", "/faulty/other", false).unwrap_err();
+    assert!(uncertain.is_transient(), "{uncertain}");
+    faulty.heal();
+    persist(&bench, "/faulty").unwrap();
+    assert_eq!(in_source(&bench, "step").unwrap(), b"checkpoint");
+    assert_eq!(in_source(&bench, "step.tmp").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn a_source_that_is_away_keeps_nobody_from_writing_and_loses_nothing() {
     let bench = Bench::start("away", &Setup { deadline_s: 1.0, ..Setup::default() });
     bench.put_bytes("dir/known", Bytes::from_static(b"first"));

@@ -219,7 +219,9 @@ impl Mounted {
         let ((_, from), (_, to)) = (self.child(from.0, &from.1)?, self.child(to.0, &to.1)?);
         let _changing = self.changing(&[&from, &to]);
         self.engine.rename(&from, &to, replace == Replace::Yes).await?;
-        self.engine.keep_directory(&from).await;
+        if from.parent() != to.parent() {
+            self.engine.keep_directory(&from).await;
+        }
         // The kernel goes on with the nodes that it has.
         self.nodes.move_directory(from.as_str(), to.as_str());
         self.note_change(&from);

@@ -12,7 +12,7 @@ use crate::engine::Engine;
 /// From so many questions about names in one directory on, the directory is listed.
 const LIST_FROM: u32 = 3;
 /// A source that failed so lately is not asked again.
-const AWAY: Duration = Duration::from_secs(5);
+pub(super) const AWAY: Duration = Duration::from_secs(5);
 /// How long one that failed before that is waited for.
 const SHORT: Duration = Duration::from_secs(1);
 /// Directories whose questions are counted.

@@ -130,15 +130,16 @@ impl Engine {
             return Err(is_a_directory(path));
         }
         let key = check_key(path, &attached, attached.view.key_of(&inner))?;
+        let was_removed = self.gone.contains(path, self.parts.clock.monotonic());
         self.revive(path);
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
         let certain = certain || options.exclusive;
         let found = self.look_before_writing(path, (&attached, &inner), certain).await?;
         let base = match found {
-            Some(Item::Directory) => return Err(is_a_directory(path)),
+            Some(Item::Directory) if !was_removed => return Err(is_a_directory(path)),
             Some(Item::File { .. }) if options.exclusive => return Err(taken(path)),
             Some(Item::File { attributes, .. }) => base_of(&attributes.version),
-            None => Base::Absent,
+            Some(Item::Directory) | None => Base::Absent,
         };
         let attachment = attached.spec.id.clone();
         let target = Target { scope: Arc::clone(&attached.scope), attachment, key };

@@ -14,6 +14,7 @@ use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::entry::{Entry, EntryKind};
 use crate::open::is_a_directory;
+use crate::write::lookups::AWAY;
 use crate::write::{WriteOptions, base_of, check_key, taken};
 
 /// Names that are looked at at once, to find one that is there.
@@ -178,6 +179,9 @@ impl Engine {
     pub(crate) async fn keep_directory(self: &Arc<Self>, removed: &TreePath) {
         let Some(directory) = removed.parent() else { return };
         let Ok((attached, inner)) = self.writable_at(&directory) else { return };
+        if attached.health.failed_ago().is_some_and(|ago| ago < AWAY) {
+            return;
+        }
         match self.has_names(&directory).await {
             Ok(true) => return,
             Err(error) if error.kind() != ErrorKind::NotFound => return,
@@ -270,20 +274,27 @@ impl Engine {
         self.gone.add(path, until);
     }
 
-    /// What has a name, open for writing or not; `None` for nothing.
-    pub(super) async fn kind_at(&self, path: &TreePath) -> Result<Option<EntryKind>> {
+    /// What has a name, open for writing or not; `None` for nothing. For `certain`, or as far as that is known while the
+    /// source is away.
+    pub(super) async fn kind_at(
+        &self,
+        path: &TreePath,
+        place: (&Arc<Attached>, &str),
+        certain: bool,
+    ) -> Result<Option<EntryKind>> {
         if self.live.at(path).is_some() {
             return Ok(Some(EntryKind::File));
         }
-        match self.stat(path).await {
-            Ok(entry) => Ok(Some(entry.kind)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(match self.look_before_writing(path, place, certain).await? {
+            Some(Item::Directory) if self.gone.contains(path, self.parts.clock.monotonic()) => None,
+            Some(Item::Directory) => Some(EntryKind::Directory),
+            Some(Item::File { .. }) => Some(EntryKind::File),
+            None => None,
+        })
     }
 
     /// How a path is looked at before it is renamed.
-    pub(super) const CERTAIN: WriteOptions = WriteOptions { exclusive: false, durability: None };
+    pub(super) const AS_IT_IS: WriteOptions = WriteOptions { exclusive: false, durability: None };
 
     /// Does work that blocks.
     pub(crate) async fn blocking<T: Send + 'static>(

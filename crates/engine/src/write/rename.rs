@@ -52,11 +52,11 @@ impl Engine {
 
     async fn rename_here(self: &Arc<Self>, from: &TreePath, to: &TreePath, replace: bool) -> Result<()> {
         let refuse = |kind, reason: &str| Err(Error::new(kind, format!("rename {from} to {to}"), reason));
-        let ((attached, _), (other, _)) = (self.writable_at(from)?, self.writable_at(to)?);
+        let ((attached, from_inner), (other, to_inner)) = (self.writable_at(from)?, self.writable_at(to)?);
         if !Arc::ptr_eq(&attached, &other) {
             return refuse(ErrorKind::CrossDevice, "they are in different attachments");
         }
-        let Some(kind) = self.kind_at(from).await? else {
+        let Some(kind) = self.kind_at(from, (&attached, &from_inner), true).await? else {
             return refuse(ErrorKind::NotFound, "nothing has the first name");
         };
         if from == to {
@@ -65,7 +65,8 @@ impl Engine {
         if to.below(from).is_some() {
             return refuse(ErrorKind::InvalidInput, "a directory cannot be moved into itself");
         }
-        match (kind, self.kind_at(to).await?) {
+        // A source that is away keeps nobody from renaming: the upload finds out what was not known.
+        match (kind, self.kind_at(to, (&other, &to_inner), !replace).await?) {
             (_, Some(_)) if !replace => return Err(taken(to)),
             (EntryKind::File, Some(EntryKind::Directory)) => {
                 return refuse(ErrorKind::IsADirectory, "a directory has the second name");
@@ -192,7 +193,7 @@ impl Engine {
 
     async fn move_file(self: &Arc<Self>, one: &Moved, batch: &mut Batch) -> Result<()> {
         let (from, to) =
-            (self.place(&one.from, Self::CERTAIN, true).await?, self.place(&one.to, Self::CERTAIN, true).await?);
+            (self.place(&one.from, Self::AS_IT_IS, true).await?, self.place(&one.to, Self::AS_IT_IS, false).await?);
         let (draft, attributes, metadata) = self.content_of(&from, &to).await?;
         let written = Written { modified_ms: attributes.modified_ms, metadata, ..self.written(&to)? };
         batch.drafts.push((draft, written));
@@ -237,7 +238,7 @@ impl Engine {
 
     /// A file that is open for writing is flushed straight to its new name, and goes on there.
     async fn move_live(self: &Arc<Self>, live: &Arc<LiveFile>, one: &Moved) -> Result<()> {
-        let (from, mut to) = (self.place_now(&one.from).await?, self.place(&one.to, Self::CERTAIN, true).await?);
+        let (from, mut to) = (self.place_now(&one.from).await?, self.place(&one.to, Self::AS_IT_IS, false).await?);
         let (me, file, paths) = (Arc::clone(self), Arc::clone(live), (one.from.clone(), one.to.clone()));
         let targets = (from.target.clone(), to.target.clone());
         self.live.settle_first(&targets.1, self.parts.clock.monotonic());
@@ -266,6 +267,6 @@ impl Engine {
 
     /// What a path holds by what is known: of a file that was just made, nothing.
     async fn place_now(&self, path: &TreePath) -> Result<Place> {
-        self.place(path, Self::CERTAIN, false).await
+        self.place(path, Self::AS_IT_IS, false).await
     }
 }

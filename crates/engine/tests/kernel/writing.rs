@@ -309,6 +309,9 @@ fn directories_are_made_survive_being_empty_and_are_removed_when_they_are() {
     assert!(mount.keys().is_empty());
     mount.wait(mount.tree.make_directory(NodeId::ROOT, "d")).unwrap();
     assert_eq!(mount.listed(NodeId::ROOT), ["d"]);
+    mount.wait(mount.tree.remove_directory(NodeId::ROOT, "d")).unwrap();
+    mount.put_file(NodeId::ROOT, "d", b"a file now");
+    assert_eq!(mount.all(NodeId::ROOT, "d"), b"a file now");
 }
 
 #[test]
