@@ -45,7 +45,7 @@ def check(lake: Lake, number: int, found: Any, start: int = 0) -> None:
 def assert_one_page_was_fetched_again(lake: Lake, before: int) -> None:
     assert lake.metric("cache_corrupt_pages") == 1
     assert PAGE_BYTES <= lake.metric("source_bytes") - before <= 4 * PAGE_BYTES
-    assert "1 pages did not match" in lake.machine("doctor", check=None).stdout
+    assert "1 pages were damaged or could not be read" in lake.machine("doctor", check=None).stdout
 
 
 def test_a_flipped_page_is_found_by_a_batch_and_fetched_again(lake: Lake) -> None:
