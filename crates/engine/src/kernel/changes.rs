@@ -142,9 +142,9 @@ impl Mounted {
         };
         let live = LiveFile::open(&self.engine, &path, Opening::Existing, truncate).await?;
         if known.is_some_and(|known| known.number() == live.number()) {
-            let waiting = Arc::clone(&live);
+            let (engine, waiting) = (Arc::clone(&self.engine), Arc::clone(&live));
             let came = move || {
-                waiting.end_waiting();
+                waiting.end_waiting(&engine);
                 Ok(())
             };
             self.engine.blocking(came).await?;
@@ -163,8 +163,9 @@ impl Mounted {
         let engine = Arc::clone(&self.engine);
         self.engine.parts.runtime.spawn(async move {
             tokio::time::sleep(PATIENCE).await;
+            let ending = Arc::clone(&engine);
             let nobody_came = move || {
-                live.end_waiting();
+                live.end_waiting(&ending);
                 Ok(())
             };
             drop(engine.blocking(nobody_came).await);

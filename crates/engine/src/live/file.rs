@@ -359,13 +359,14 @@ impl LiveFile {
     }
 
     /// Somebody came who may be the one that is waited for, or nobody will: gives the handle that was held for them
-    /// back, where there is one. Blocks.
-    pub(crate) fn end_waiting(&self) {
+    /// back, where there is one. Nobody has written by it, so that nothing is committed. Blocks.
+    pub(crate) fn end_waiting(&self, engine: &Engine) {
         let mut state = self.write_state();
         if state.awaited > 0 {
             state.awaited -= 1;
+            state.writers -= 1;
             drop(state);
-            self.release();
+            self.retire(engine);
         }
     }
 

@@ -167,6 +167,23 @@ fn who_opens_for_writing_and_writes_nothing_changes_nothing() {
 }
 
 #[test]
+fn nobody_but_the_mount_sees_a_file_that_was_emptied_before_it_is_closed() {
+    let mount = mount("emptied-file");
+    mount.put_file(NodeId::ROOT, "a", b"old");
+    let commits = mount.bench.metrics.stage_commits.get();
+    let opened = mount.open_to_write(NodeId::ROOT, "a", true);
+    mount.write(&opened, 0, b"ne");
+    let stat = mount.bench.runtime.block_on(mount.bench.engine.stat(&path("/data/a"))).unwrap();
+    assert_eq!((stat.size, mount.bench.metrics.stage_commits.get()), (3, commits));
+    assert_eq!(mount.all(NodeId::ROOT, "a"), b"ne");
+    // As when the node is killed now.
+    let Mount { bench, tree } = mount;
+    drop((opened, tree));
+    let mount = Mount::of(bench.restart(), "/data", true);
+    assert_eq!(mount.all(NodeId::ROOT, "a"), b"old");
+}
+
+#[test]
 fn truncating_fetches_nothing() {
     let mount = mount("truncate");
     mount.bench.put("a", 1, 1, 3_000_000);
