@@ -273,6 +273,28 @@ def test_a_cancelled_job_ends_as_such_and_a_retry_goes_on_where_it_was(make: Cal
     assert len(bench.tree.prefetched) <= 5000 - 2000 + 2 * PAGE_ENTRIES
 
 
+def test_a_job_that_is_told_to_have_ended_can_be_retried_at_once(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, saved = threading.Event(), threading.Event()
+    save = JobStore.save
+
+    def save_late(store: JobStore, job: Job, *, durable: bool) -> None:
+        if job.state.ended and not told.is_set():
+            told.set()
+            saved.wait(DEADLINE_S)
+        save(store, job, durable=durable)
+
+    monkeypatch.setattr(JobStore, "save", save_late)
+    bench = make(files(10))
+    job_id = str(bench.runner.submit(JobKind.PRELOAD, "/data")["id"])
+    assert told.wait(DEADLINE_S)
+    assert bench.runner.get(job_id)["state"] == "finished"
+    threading.Timer(0.2, saved.set).start()
+    bench.runner.retry(job_id)
+    assert bench.runner.wait(job_id, DEADLINE_S)["state"] == "finished"
+
+
 def test_a_page_that_a_cancel_cut_in_two_is_counted_once(make: Callable[..., Bench]) -> None:
     bench = make(files(128), workers=1)
     # In the first of two batches; the second one waits behind it and never begins.

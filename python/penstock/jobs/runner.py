@@ -23,6 +23,9 @@ __all__ = ["QUEUE_MAX", "JobLimits", "JobRunner"]
 QUEUE_MAX = 1000
 """Jobs that may wait; a further one is refused as busy."""
 
+PUT_AWAY_S = 10.0
+"""How long a job that has ended may take to put itself away."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +150,7 @@ class JobRunner:
         """
         with self._changed:
             known = self._find(job_id)
-            if known.run is not None or not known.job.state.ended:
+            if not self._is_put_away(known):
                 raise BusyError(f"retry job {job_id}", "it has not ended", f"wait: `penstock job wait {job_id}`")
             self._refuse_when_full(f"retry job {job_id}")
             known.job.again()
@@ -164,7 +167,7 @@ class JobRunner:
         """
         with self._changed:
             known = self._find(job_id)
-            if known.run is not None or not known.job.state.ended:
+            if not self._is_put_away(known):
                 advice = f"cancel it: `penstock job cancel {job_id}`"
                 raise BusyError(f"remove job {job_id}", "it has not ended", advice)
             self._store.remove(job_id)
@@ -183,6 +186,11 @@ class JobRunner:
             known = self._find(job_id)
             self._changed.wait_for(lambda: known.job.state.ended and known.run is None, timeout_s)
         return self.get(job_id)
+
+    def _is_put_away(self, known: _Known) -> bool:
+        """Whether a job has ended. What has is waited for: it is told a moment before its run has put itself away."""
+        self._changed.wait_for(lambda: known.run is None or not known.job.state.ended, PUT_AWAY_S)
+        return known.run is None and known.job.state.ended
 
     def stop(self, timeout_s: float) -> None:
         """Lets every run come to its next checkpoint; the next node goes on from there."""
