@@ -114,13 +114,18 @@ def test_a_second_node_on_a_home_is_refused_and_the_first_goes_on(machine: Any) 
     assert machine.json("status")["pid"] == pid
 
 
-def test_a_home_that_became_read_only_is_refused_and_works_again_when_it_is_writable(machine: Any) -> None:
-    """Rights do not bind root, a read-only mount does; the mount lives in a name space of its own."""
+def with_read_only(directory: Path) -> list[str]:
+    """How the command line is begun where it finds a directory mounted read-only."""
     if os.getuid() != 0:
         pytest.skip("needs a mount that root gives away")
-    machine.home.prepare()
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", script, str(machine.home.name), sys.executable, "-m", "penstock.cli"]
+    return ["unshare", "--mount", "sh", "-c", script, str(directory), sys.executable, "-m", "penstock.cli"]
+
+
+def test_a_home_that_became_read_only_is_refused_and_works_again_when_it_is_writable(machine: Any) -> None:
+    """Rights do not bind root, a read-only mount does; the mount lives in a name space of its own."""
+    machine.home.prepare()
+    command = with_read_only(machine.home.name)
     done = subprocess.run([*command, "up"], capture_output=True, text=True, env=machine.environment, timeout=60)
     assert done.returncode == 1, done.stderr
     assert "not writable" in done.stderr or "ead-only" in done.stderr
@@ -131,11 +136,8 @@ def test_a_home_that_became_read_only_is_refused_and_works_again_when_it_is_writ
 
 def test_a_cache_that_became_read_only_stops_no_start_and_status_says_so(machine: Any) -> None:
     """Both ways: the default cache, in the home, and one elsewhere that has to do while the default is out of reach."""
-    if os.getuid() != 0:
-        pytest.skip("needs a mount that root gives away")
     machine.home.prepare()
-    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", script, str(machine.home.cache), sys.executable, "-m", "penstock.cli"]
+    command = with_read_only(machine.home.cache)
     done = subprocess.run([*command, "up"], capture_output=True, text=True, env=machine.environment, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"{machine.home.cache} takes nothing" in done.stderr

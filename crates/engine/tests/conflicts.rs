@@ -12,12 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use penstock_engine::{Conflict, ConflictQuery, InSource, Keep, OpenOptions, WriteOptions};
+use penstock_engine::{Conflict, ConflictQuery, InSource, Keep, WriteOptions};
 use penstock_testkit::{Fault, FaultySource};
-use penstock_types::{ByteRange, ErrorKind, Freshness, ObjectKey, Result, TreePath};
-use support::{Bench, Setup};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use penstock_types::{ErrorKind, Freshness, ObjectKey, Result, TreePath};
+use support::{Bench, PATIENCE, Setup, persist, read};
 
 fn path(text: &str) -> TreePath {
     TreePath::parse(text).unwrap()
@@ -26,26 +24,6 @@ fn path(text: &str) -> TreePath {
 fn write(bench: &Bench, at: &str, data: &'static [u8]) {
     let data = Bytes::from_static(data);
     bench.runtime.block_on(bench.engine.write_small(&path(at), data, WriteOptions::default())).unwrap();
-}
-
-fn read(bench: &Bench, at: &str) -> Result<Vec<u8>> {
-    let file = bench.runtime.block_on(bench.engine.open(&path(at), OpenOptions::default()))?;
-    let mut out = vec![0; file.size() as usize];
-    let item = penstock_engine::BatchItem { file: &file, range: ByteRange::new(0, file.size()), at: 0 };
-    bench.engine.read_batch(&[item], &mut out).remove(0)?;
-    Ok(out)
-}
-
-/// Time stands still in these tests: each call has what waits after a failure tried again.
-fn persist(bench: &Bench, at: &str) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let persisted = bench.runtime.block_on(bench.engine.persist(&path(at), Some(Duration::from_millis(100))));
-        match persisted {
-            Err(error) if error.kind() == ErrorKind::Timeout && Instant::now() < end => {}
-            persisted => return persisted,
-        }
-    }
 }
 
 /// Bytes of an object of the source; `None` where there is none.

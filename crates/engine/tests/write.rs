@@ -11,16 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use penstock_engine::{BatchItem, Engine, Entry, OpenOptions, WriteOptions};
+use penstock_engine::{Entry, OpenOptions, WriteOptions};
 use penstock_source::OPERATION_METADATA;
 use penstock_testkit::{Fault, FaultySource, SourceCall, oracle};
 use penstock_types::{
     ByteRange, Durability, Error, ErrorKind, Freshness, ObjectKey, Precondition, PutRequest, ReadRequest, Result,
     TreePath,
 };
-use support::{Bench, MIB, Setup};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use support::{Bench, MIB, PATIENCE, Setup, persist, read};
 
 type Plan = Box<dyn Fn(&SourceCall) -> Option<Fault> + Send + Sync>;
 
@@ -69,30 +67,6 @@ fn write_large(bench: &Bench, at: &str, data: &[u8]) -> Result<Entry> {
         assert_eq!(written, data.len());
         writing.commit().await
     })
-}
-
-/// Time stands still in these tests: each call has what waits after a failure tried again.
-fn persist(bench: &Bench, at: &str) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let persisted = bench.runtime.block_on(bench.engine.persist(&path(at), Some(Duration::from_millis(100))));
-        match persisted {
-            Err(error) if error.kind() == ErrorKind::Timeout && Instant::now() < end => {}
-            persisted => return persisted,
-        }
-    }
-}
-
-fn read_from(engine: &Arc<Engine>, bench: &Bench, at: &str) -> Result<Vec<u8>> {
-    let file = bench.runtime.block_on(engine.open(&path(at), OpenOptions::default()))?;
-    let mut out = vec![0; file.size() as usize];
-    let item = BatchItem { file: &file, range: ByteRange::new(0, file.size()), at: 0 };
-    engine.read_batch(&[item], &mut out).remove(0)?;
-    Ok(out)
-}
-
-fn read(bench: &Bench, at: &str) -> Result<Vec<u8>> {
-    read_from(&bench.engine, bench, at)
 }
 
 /// What the source holds, asked past the engine.

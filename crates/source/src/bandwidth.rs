@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use penstock_types::{ObjectBody, ReadRequest, Result, Source};
 
-use crate::around::{Around, Call};
+use crate::around::Around;
 
 /// Bytes of this much time may come at once after a pause.
 const BURST: Duration = Duration::from_millis(100);
@@ -37,15 +37,6 @@ impl Bandwidth {
 }
 
 impl Around for Bandwidth {
-    async fn around<T, F, S>(&self, _: &Call, send: S) -> Result<T>
-    where
-        T: Send,
-        F: Future<Output = Result<T>> + Send,
-        S: Fn() -> F + Send + Sync,
-    {
-        send().await
-    }
-
     async fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> Result<ObjectBody> {
         let mut body = inner.read(request).await?;
         let bandwidth = self.clone();

@@ -21,15 +21,6 @@ const WINDOW_BYTES: usize = 1 << 20;
 pub(crate) struct Recheck;
 
 impl Around for Recheck {
-    async fn around<T, F, S>(&self, _: &Call, send: S) -> Result<T>
-    where
-        T: Send,
-        F: Future<Output = Result<T>> + Send,
-        S: Fn() -> F + Send + Sync,
-    {
-        send().await
-    }
-
     async fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> Result<ObjectBody> {
         let action = Call::of_read(&**inner, &request).action;
         let key = request.key.clone();

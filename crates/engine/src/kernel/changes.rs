@@ -128,7 +128,7 @@ impl Mounted {
         Ok((directory, path))
     }
 
-    async fn open_for_writing(self: Arc<Self>, id: NodeId, truncate: bool) -> Result<OpenedNode> {
+    pub(super) async fn open_for_writing(self: Arc<Self>, id: NodeId, truncate: bool) -> Result<OpenedNode> {
         let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
         let Some(file) = &node.file else {
             let path = tree_path(&node.directory)?;
@@ -172,7 +172,7 @@ impl Mounted {
         });
     }
 
-    async fn create(
+    pub(super) async fn create(
         self: Arc<Self>,
         parent: NodeId,
         name: String,
@@ -189,7 +189,7 @@ impl Mounted {
         Ok(CreatedNode { looked, opened })
     }
 
-    async fn make_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<Looked> {
+    pub(super) async fn make_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<Looked> {
         let (directory, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
         self.engine.make_directory(&path).await?;
@@ -198,7 +198,7 @@ impl Mounted {
         self.tell(&directory, &path, known, changes)
     }
 
-    async fn remove(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
+    pub(super) async fn remove(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
         let (_, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
         self.engine.remove(&path).await?;
@@ -207,7 +207,7 @@ impl Mounted {
         Ok(())
     }
 
-    async fn remove_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
+    pub(super) async fn remove_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<()> {
         let (_, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
         self.engine.remove_directory(&path).await?;
@@ -216,7 +216,12 @@ impl Mounted {
         Ok(())
     }
 
-    async fn rename(self: Arc<Self>, from: (NodeId, String), to: (NodeId, String), replace: Replace) -> Result<()> {
+    pub(super) async fn rename(
+        self: Arc<Self>,
+        from: (NodeId, String),
+        to: (NodeId, String),
+        replace: Replace,
+    ) -> Result<()> {
         let ((_, from), (_, to)) = (self.child(from.0, &from.1)?, self.child(to.0, &to.1)?);
         let _changing = self.changing(&[&from, &to]);
         self.engine.rename(&from, &to, replace == Replace::Yes).await?;
@@ -230,7 +235,7 @@ impl Mounted {
         Ok(())
     }
 
-    async fn set_attributes(self: Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
+    pub(super) async fn set_attributes(self: Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
         let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
         let known = self.live_of(&node).transpose()?;
         if node.file.is_some() && change != AttributeChange::default() {
@@ -286,54 +291,6 @@ impl Mounted {
         let _changing = self.changing(&[&path]);
         self.engine.announce(&path).await;
         self.engine.promised(&change).await
-    }
-}
-
-/// The methods of the trait.
-impl Mounted {
-    pub(super) fn ask_open(self: &Arc<Self>, node: NodeId, truncate: bool) -> Answer<OpenedNode> {
-        self.wait(Arc::clone(self).open_for_writing(node, truncate))
-    }
-
-    pub(super) fn ask_create(
-        self: &Arc<Self>,
-        parent: NodeId,
-        name: &str,
-        exclusive: bool,
-        truncate: bool,
-    ) -> Answer<CreatedNode> {
-        self.wait(Arc::clone(self).create(parent, name.to_owned(), exclusive, truncate))
-    }
-
-    pub(super) fn ask_make_directory(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Looked> {
-        self.wait(Arc::clone(self).make_directory(parent, name.to_owned()))
-    }
-
-    pub(super) fn ask_remove(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<()> {
-        self.wait(Arc::clone(self).remove(parent, name.to_owned()))
-    }
-
-    pub(super) fn ask_remove_directory(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<()> {
-        self.wait(Arc::clone(self).remove_directory(parent, name.to_owned()))
-    }
-
-    pub(super) fn ask_rename(
-        self: &Arc<Self>,
-        from: (NodeId, &str),
-        to: (NodeId, &str),
-        replace: Replace,
-    ) -> Answer<()> {
-        let (from, to) = ((from.0, from.1.to_owned()), (to.0, to.1.to_owned()));
-        self.wait(Arc::clone(self).rename(from, to, replace))
-    }
-
-    pub(super) fn ask_set_attributes(self: &Arc<Self>, node: NodeId, change: AttributeChange) -> Answer<Looked> {
-        self.wait(Arc::clone(self).set_attributes(node, change))
-    }
-
-    /// What blocks on the disk is not begun in a thread that speaks to the kernel.
-    fn wait<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
-        Answer::Later(work.boxed())
     }
 }
 

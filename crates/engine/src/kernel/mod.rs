@@ -468,6 +468,16 @@ impl Mounted {
     }
 }
 
+impl MountedTree {
+    /// Begins a change when it is waited for: what blocks on the disk is not for a thread that speaks to the kernel.
+    fn change<T, F>(&self, change: impl FnOnce(Arc<Mounted>) -> F) -> Answer<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        Answer::Later(change(Arc::clone(&self.0)).boxed())
+    }
+}
+
 impl KernelTree for MountedTree {
     fn lookup(&self, parent: NodeId, name: &str) -> Answer<Looked> {
         self.0.lookup(parent, name)
@@ -490,31 +500,33 @@ impl KernelTree for MountedTree {
     }
 
     fn open_for_writing(&self, node: NodeId, truncate: bool) -> Answer<OpenedNode> {
-        self.0.ask_open(node, truncate)
+        self.change(|mounted| mounted.open_for_writing(node, truncate))
     }
 
     fn create(&self, parent: NodeId, name: &str, exclusive: bool, truncate: bool) -> Answer<CreatedNode> {
-        self.0.ask_create(parent, name, exclusive, truncate)
+        let name = name.to_owned();
+        self.change(|mounted| mounted.create(parent, name, exclusive, truncate))
     }
 
     fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Looked> {
-        self.0.ask_make_directory(parent, name)
+        self.change(|mounted| mounted.make_directory(parent, name.to_owned()))
     }
 
     fn remove(&self, parent: NodeId, name: &str) -> Answer<()> {
-        self.0.ask_remove(parent, name)
+        self.change(|mounted| mounted.remove(parent, name.to_owned()))
     }
 
     fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
-        self.0.ask_remove_directory(parent, name)
+        self.change(|mounted| mounted.remove_directory(parent, name.to_owned()))
     }
 
     fn rename(&self, from: (NodeId, &str), to: (NodeId, &str), replace: Replace) -> Answer<()> {
-        self.0.ask_rename(from, to, replace)
+        let (from, to) = ((from.0, from.1.to_owned()), (to.0, to.1.to_owned()));
+        self.change(|mounted| mounted.rename(from, to, replace))
     }
 
     fn set_attributes(&self, node: NodeId, change: AttributeChange) -> Answer<Looked> {
-        self.0.ask_set_attributes(node, change)
+        self.change(|mounted| mounted.set_attributes(node, change))
     }
 
     fn open_directory(&self, node: NodeId) -> Answer<bool> {

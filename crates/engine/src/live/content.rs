@@ -94,7 +94,7 @@ impl Engine {
         while at < size {
             let range = ByteRange::new(at, size.min(at + STEP));
             let bytes = Arc::clone(&file).bring(range).await?;
-            tokio::task::block_in_place(|| write_at(draft.descriptor(), at, &bytes))?;
+            tokio::task::block_in_place(|| write_at(draft.descriptor(), at, &bytes)).map_err(failed)?;
             at += bytes.len() as u64;
         }
         Ok(())
@@ -129,7 +129,7 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, size: u64) -> Result<
         match retry_on_intr(|| pread(from, &mut buffer, at)).map_err(failed)? {
             0 => return Err(Error::new(ErrorKind::Disk, "copy what was written", "the file has become shorter")),
             read => {
-                write_at(to, at, &buffer[..read])?;
+                write_at(to, at, &buffer[..read]).map_err(failed)?;
                 at += read as u64;
             }
         }
@@ -137,9 +137,10 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, size: u64) -> Result<
     Ok(())
 }
 
-fn write_at(to: &OwnedFd, mut at: u64, mut data: &[u8]) -> Result<()> {
+/// Writes all of `data`.
+pub(super) fn write_at(to: &OwnedFd, mut at: u64, mut data: &[u8]) -> rustix::io::Result<()> {
     while !data.is_empty() {
-        let written = retry_on_intr(|| pwrite(to, data, at)).map_err(failed)?;
+        let written = retry_on_intr(|| pwrite(to, data, at))?;
         (at, data) = (at + written as u64, &data[written..]);
     }
     Ok(())

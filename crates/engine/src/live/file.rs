@@ -8,11 +8,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Wea
 use penstock_stage::{Change, Draft, Pin, Target, Written};
 use penstock_types::{Answer, Error, ErrorKind, Result, TreePath};
 use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
-use rustix::io::{pread, pwrite, retry_on_intr};
+use rustix::io::{pread, retry_on_intr};
 
 use crate::engine::Engine;
 use crate::live::Opening;
-use crate::live::content::copy_content;
+use crate::live::content::{copy_content, write_at};
 use crate::write::{Place, taken};
 
 /// Room is taken in steps of so many bytes: writers ask for it seldom.
@@ -191,14 +191,8 @@ impl LiveFile {
         Some(self.write_all(draft, offset, data))
     }
 
-    fn write_all(&self, draft: &Draft, mut offset: u64, mut data: &[u8]) -> Result<()> {
-        while !data.is_empty() {
-            let written = retry_on_intr(|| pwrite(draft.descriptor(), data, offset));
-            let written = written.map_err(|error| self.failed("write", error))?;
-            data = &data[written..];
-            offset += written as u64;
-        }
-        Ok(())
+    fn write_all(&self, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {
+        write_at(draft.descriptor(), offset, data).map_err(|error| self.failed("write", error))
     }
 
     /// Calls `fallocate` with the kernel's own mode.

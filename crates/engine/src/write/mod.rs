@@ -130,8 +130,8 @@ impl Engine {
             return Err(is_a_directory(path));
         }
         let key = check_key(path, &attached, attached.view.key_of(&inner))?;
-        let was_removed = self.gone.contains(path, self.parts.clock.monotonic());
-        self.revive(path);
+        let was_removed = self.was_removed(path);
+        self.gone.revive(path);
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
         let certain = certain || options.exclusive;
         let found = self.look_before_writing(path, (&attached, &inner), certain).await?;

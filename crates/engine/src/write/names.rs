@@ -15,7 +15,7 @@ use crate::engine::{Engine, nothing_attached};
 use crate::entry::{Entry, EntryKind};
 use crate::open::is_a_directory;
 use crate::write::lookups::AWAY;
-use crate::write::{WriteOptions, base_of, check_key, taken};
+use crate::write::{base_of, check_key, taken};
 
 /// Names that are looked at at once, to find one that is there.
 const LOOKED_AT: usize = 16;
@@ -26,7 +26,7 @@ pub(crate) struct Gone(Mutex<HashMap<TreePath, Duration>>);
 
 impl Gone {
     /// Whether a directory was removed here, and nothing was written below it since.
-    pub(crate) fn contains(&self, path: &TreePath, now: Duration) -> bool {
+    fn contains(&self, path: &TreePath, now: Duration) -> bool {
         let mut gone = self.gone();
         let Some(until) = gone.get(path) else { return false };
         if *until <= now {
@@ -45,7 +45,7 @@ impl Gone {
     }
 
     /// Something is written at or below a path: it and what is above are there again.
-    fn revive(&self, path: &TreePath) {
+    pub(super) fn revive(&self, path: &TreePath) {
         let mut gone = self.gone();
         if !gone.is_empty() {
             gone.retain(|removed, _| removed != path && path.below(removed).is_none());
@@ -73,7 +73,7 @@ impl Engine {
             return Err(taken(path));
         }
         let found = self.look_before_writing(path, (&attached, &inner), true).await?;
-        let is_gone = self.gone.contains(path, self.parts.clock.monotonic());
+        let is_gone = self.was_removed(path);
         if found.is_some() && !is_gone {
             return Err(taken(path));
         }
@@ -133,19 +133,20 @@ impl Engine {
         }
     }
 
+    /// Whether a directory of this path was removed here, and nothing was written at or below it since.
+    pub(super) fn was_removed(&self, path: &TreePath) -> bool {
+        self.gone.contains(path, self.parts.clock.monotonic())
+    }
+
     /// Whether an entry of a directory is a directory that was removed here.
     pub(crate) fn is_gone(&self, directory: &TreePath, entry: &Entry) -> bool {
-        entry.kind == EntryKind::Directory
-            && !self.gone.is_empty()
-            && self.gone.contains(&directory.join(&entry.name), self.parts.clock.monotonic())
+        let may_be = entry.kind == EntryKind::Directory && !self.gone.is_empty();
+        may_be && self.was_removed(&directory.join(&entry.name))
     }
 
     /// What was found at a path, unless that is a directory that was removed here.
     pub(crate) fn unless_gone(&self, path: &TreePath, found: Result<Item>) -> Result<Item> {
-        let is_gone = matches!(found, Ok(Item::Directory))
-            && !self.gone.is_empty()
-            && self.gone.contains(path, self.parts.clock.monotonic());
-        match is_gone {
+        match matches!(found, Ok(Item::Directory)) && self.was_removed(path) {
             true => Err(Error::new(ErrorKind::NotFound, format!("stat {path}"), "it was removed")),
             false => found,
         }
@@ -167,11 +168,6 @@ impl Engine {
                 return Ok(false);
             }
         }
-    }
-
-    /// Something is about to be written at a path.
-    pub(crate) fn revive(&self, path: &TreePath) {
-        self.gone.revive(path);
     }
 
     /// Keeps the directory of what was just removed: that of a store goes with the last object in it. Where that fails,
@@ -253,7 +249,7 @@ impl Engine {
     ) -> Result<()> {
         let target = self.marker(path, attached, inner)?;
         let written = self.marker_written(target, base, attached, path)?;
-        self.revive(path);
+        self.gone.revive(path);
         let me = Arc::clone(self);
         let made = self.blocking(move || me.stage.commit_small(Bytes::new(), written)).await?;
         self.announce(path).await;
@@ -286,15 +282,12 @@ impl Engine {
             return Ok(Some(EntryKind::File));
         }
         Ok(match self.look_before_writing(path, place, certain).await? {
-            Some(Item::Directory) if self.gone.contains(path, self.parts.clock.monotonic()) => None,
+            Some(Item::Directory) if self.was_removed(path) => None,
             Some(Item::Directory) => Some(EntryKind::Directory),
             Some(Item::File { .. }) => Some(EntryKind::File),
             None => None,
         })
     }
-
-    /// How a path is looked at before it is renamed.
-    pub(super) const AS_IT_IS: WriteOptions = WriteOptions { exclusive: false, durability: None };
 
     /// Does work that blocks.
     pub(crate) async fn blocking<T: Send + 'static>(

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::entry::EntryKind;
 use crate::live::LiveFile;
 use crate::open::{OpenOptions, object_id};
-use crate::write::{Place, base_of, taken};
+use crate::write::{Place, WriteOptions, base_of, taken};
 
 /// Files that one rename of a directory takes along.
 const FILES_MAX: usize = 10_000;
@@ -187,13 +187,15 @@ impl Engine {
             let draft = tokio::task::block_in_place(|| self.stage.create(&target))?;
             batch.drafts.push((draft, self.marker_written(target, base, attached, &one.to)?));
         }
-        self.revive(&one.to);
+        self.gone.revive(&one.to);
         Ok(())
     }
 
     async fn move_file(self: &Arc<Self>, one: &Moved, batch: &mut Batch) -> Result<()> {
-        let (from, to) =
-            (self.place(&one.from, Self::AS_IT_IS, true).await?, self.place(&one.to, Self::AS_IT_IS, false).await?);
+        let (from, to) = (
+            self.place(&one.from, WriteOptions::default(), true).await?,
+            self.place(&one.to, WriteOptions::default(), false).await?,
+        );
         let (draft, attributes, metadata) = self.content_of(&from, &to).await?;
         let written = Written { modified_ms: attributes.modified_ms, metadata, ..self.written(&to)? };
         batch.drafts.push((draft, written));
@@ -238,7 +240,10 @@ impl Engine {
 
     /// A file that is open for writing is flushed straight to its new name, and goes on there.
     async fn move_live(self: &Arc<Self>, live: &Arc<LiveFile>, one: &Moved) -> Result<()> {
-        let (from, mut to) = (self.place_now(&one.from).await?, self.place(&one.to, Self::AS_IT_IS, false).await?);
+        let (from, mut to) = (
+            self.place(&one.from, WriteOptions::default(), false).await?,
+            self.place(&one.to, WriteOptions::default(), false).await?,
+        );
         let (me, file, paths) = (Arc::clone(self), Arc::clone(live), (one.from.clone(), one.to.clone()));
         let targets = (from.target.clone(), to.target.clone());
         self.live.settle_first(&targets.1, self.parts.clock.monotonic());
@@ -263,10 +268,5 @@ impl Engine {
         let now = self.parts.clock.monotonic();
         self.live.rename(live, (&paths.0, &paths.1), (&targets.0, &targets.1), now);
         self.promised(&change).await
-    }
-
-    /// What a path holds by what is known: of a file that was just made, nothing.
-    async fn place_now(&self, path: &TreePath) -> Result<Place> {
-        self.place(path, Self::AS_IT_IS, false).await
     }
 }

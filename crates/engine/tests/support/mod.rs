@@ -1,22 +1,24 @@
 //! A real engine over a temporary directory and a memory source that the test can change from outside.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use penstock_engine::{Engine, EngineParts, RealDisk};
+use penstock_engine::{BatchItem, Engine, EngineParts, OpenOptions, RealDisk};
 use penstock_source::SourceParts;
 use penstock_testkit::{ManualClock, oracle};
 use penstock_types::{
-    AttachmentSpec, ByteRange, CacheConfig, DeadlineConfig, Durability, Freshness, ListRequest, Metrics, NodeConfig,
-    ObjectKey, Precondition, Priority, PutRequest, ReadRequest, Source, SourceConfig, SourceSpec, StageConfig,
-    TierConfig, TreePath, WriteSpec,
+    AttachmentSpec, ByteRange, CacheConfig, DeadlineConfig, Durability, ErrorKind, Freshness, ListRequest, Metrics,
+    NodeConfig, ObjectKey, Precondition, Priority, PutRequest, ReadRequest, Result, Source, SourceConfig, SourceSpec,
+    StageConfig, TierConfig, TreePath, WriteSpec,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 pub const MIB: u64 = 1024 * 1024;
+/// What comes, comes in this time.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Engine, outside hand on its source, and what holds them up.
 pub struct Bench {
@@ -139,6 +141,28 @@ impl Bench {
     pub fn path(&self, name: &str) -> TreePath {
         TreePath::parse(&format!("/data/{name}")).unwrap()
     }
+}
+
+/// Time stands still in these tests: each call has what waits after a failure tried again.
+pub fn persist(bench: &Bench, at: &str) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let persisted = bench
+            .runtime
+            .block_on(bench.engine.persist(&TreePath::parse(at).unwrap(), Some(Duration::from_millis(100))));
+        match persisted {
+            Err(error) if error.kind() == ErrorKind::Timeout && Instant::now() < end => {}
+            persisted => return persisted,
+        }
+    }
+}
+
+pub fn read(bench: &Bench, at: &str) -> Result<Vec<u8>> {
+    let file = bench.runtime.block_on(bench.engine.open(&TreePath::parse(at).unwrap(), OpenOptions::default()))?;
+    let mut out = vec![0; file.size() as usize];
+    let item = BatchItem { file: &file, range: ByteRange::new(0, file.size()), at: 0 };
+    bench.engine.read_batch(&[item], &mut out).remove(0)?;
+    Ok(out)
 }
 
 pub fn attachment(path: &str, source: SourceSpec, freshness: Freshness) -> AttachmentSpec {
