@@ -273,6 +273,21 @@ fn contract_5_changes_that_had_arrived_before_a_crash_are_no_conflict_when_they_
 }
 
 #[test]
+fn a_file_whose_object_somebody_removed_is_written_all_the_same() {
+    for (name, size) in [("gone", 1000), ("gone-in-parts", 17 * MIB)] {
+        let bench = Bench::start(name, &Setup::default());
+        bench.put_bytes("a", Bytes::from_static(b"before"));
+        assert_eq!(read(&bench, "/data/a").unwrap(), b"before");
+        bench.runtime.block_on(bench.outside.delete(&ObjectKey::from("a"), None)).unwrap();
+        let data = oracle::content(5, size, 0, size);
+        write_large(&bench, "/data/a", &data).unwrap();
+        persist(&bench, "/data").unwrap();
+        assert_eq!(in_source(&bench, "a").unwrap(), data);
+        assert_eq!(bench.metrics.conflicts.get(), 0);
+    }
+}
+
+#[test]
 fn writes_of_one_key_arrive_in_their_order() {
     let bench = Bench::start("order", &Setup::default());
     let faulty = Faulty::attach(&bench);

@@ -209,16 +209,10 @@ impl Engine {
         // A source that cannot keep a condition is admitted for a single writer alone.
         let absent = if capabilities.conditional_create { Precondition::Absent } else { Precondition::None };
         let sent = match change.base() {
-            Base::Absent => self.send(attached, change, size, absent).await,
+            Base::Absent => self.send(attached, change, size, absent.clone()).await,
             Base::Unconditional => self.send(attached, change, size, Precondition::None).await,
             Base::Version(version) if capabilities.conditional_replace => {
-                match self.send(attached, change, size, Precondition::Version(version)).await {
-                    // It was removed by somebody else: nobody's bytes are in the way.
-                    Err(error) if error.kind() == ErrorKind::NotFound => {
-                        self.send(attached, change, size, absent).await
-                    }
-                    sent => sent,
-                }
+                self.send(attached, change, size, Precondition::Version(version)).await
             }
             Base::Version(_) => self.send(attached, change, size, Precondition::None).await,
             Base::Staged(_) => return Err(out_of_turn(change)),
@@ -227,8 +221,9 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
                 Found::Ours(attributes) => Stored { attributes, sums: Vec::new() },
                 Found::Later(attributes) => return Ok(Stored { attributes, sums: Vec::new() }),
-                // The next try shows.
-                Found::Nothing => return Err(error.with_kind(ErrorKind::Unavailable)),
+                // Whoever removed what was to be replaced, be it a later change of ours before the node was killed:
+                // nobody's bytes are in the way.
+                Found::Nothing => self.send(attached, change, size, absent).await.map_err(come_again)?,
             },
             sent => sent?,
         };
@@ -392,6 +387,11 @@ fn metadata(change: &Change) -> Vec<(String, String)> {
     let mut metadata = change.metadata().to_vec();
     metadata.push((OPERATION_METADATA.to_owned(), change.operation().to_string()));
     metadata
+}
+
+/// A condition that does not hold a moment after it did is found out anew by the next try.
+fn come_again(error: Error) -> Error {
+    if error.kind() == ErrorKind::Conflict { error.with_kind(ErrorKind::Unavailable) } else { error }
 }
 
 fn out_of_turn(change: &Change) -> Error {
