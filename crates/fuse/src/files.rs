@@ -10,7 +10,7 @@ use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, Re
 use penstock_types::{Answer, ByteRange, Error, ErrorKind, Looked, NodeFile, NodeId, OpenedNode};
 use rustix::fs::OFlags;
 
-use crate::lent::Opening;
+use crate::lent::{Opening, Pages};
 use crate::service::Service;
 use crate::writing::{self, Writing};
 
@@ -80,9 +80,9 @@ impl OpenFile {
 
 /// Opens a file: for reading here, for writing where it is to be written or emptied.
 pub fn open(service: &Arc<Service>, node: NodeId, flags: OpenFlags, reply: ReplyOpen) {
-    let truncate = OFlags::from_bits_retain(flags.0.cast_unsigned()).contains(OFlags::TRUNC);
-    if truncate || flags.acc_mode() != OpenAccMode::O_RDONLY {
-        return writing::open(service, node, truncate, reply);
+    let wanted = OFlags::from_bits_retain(flags.0.cast_unsigned());
+    if wanted.contains(OFlags::TRUNC) || flags.acc_mode() != OpenAccMode::O_RDONLY {
+        return writing::open(service, node, wanted, reply);
     }
     if service.options.no_open {
         // The kernel never asks again, and asks for pages by their node.
@@ -108,7 +108,8 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
     });
     let mut let_go = Vec::new();
     // Under the lock, so that two opens of a node never make two ids; making one reads and waits for nothing.
-    let opening = service.lent().open(node, &opened.file, register, &mut let_go);
+    let wanted = if opened.keep_pages { Pages::Kept } else { Pages::Direct };
+    let opening = service.lent().open(node, &opened.file, wanted, register, &mut let_go);
     drop(let_go);
     match opening {
         Opening::Lent(lent) => {
@@ -116,15 +117,14 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
             let handle = service.files.insert(OpenFile::new(node, lent.file, true));
             reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &lent.id);
         }
-        Opening::Served(failed) => {
+        Opening::Served(pages, failed) => {
             if let Some(error) = failed {
                 let failed = Error::new(ErrorKind::ResourceLimit, "lend a file to the kernel", error.to_string());
                 service.fail("open", &failed.advise("it is served without"));
             }
-            let pages = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
             let file = Arc::clone(&opened.file);
             let handle = service.files.insert(OpenFile::new(node, file, false));
-            reply.opened(FileHandle(handle), pages | FopenFlags::FOPEN_NOFLUSH);
+            reply.opened(FileHandle(handle), pages.flags() | FopenFlags::FOPEN_NOFLUSH);
         }
     }
 }

@@ -16,9 +16,18 @@ const STACK_DEPTH: u32 = 1;
 /// `FUSE_DEV_IOC_BACKING_CLOSE`, from `linux/fuse.h`.
 const BACKING_CLOSE: rustix::ioctl::Opcode = opcode::write::<u32>(229, 2);
 
-/// Asks for what makes a mount quick, as far as the kernel offers it; whether it offers to read lent files. Never for
-/// writing from the kernel's pages later: what `write` said would not be here when the file is closed.
-pub fn configure(config: &mut KernelConfig) -> bool {
+/// What a kernel offers, of what a mount can do without.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Offered {
+    /// It reads lent files by itself.
+    pub lends: bool,
+    /// A file whose pages are not kept can be mapped shared all the same.
+    pub maps_direct: bool,
+}
+
+/// Asks for what makes a mount quick, as far as the kernel offers it. Never for writing from the kernel's pages later:
+/// what `write` said would not be here when the file is closed.
+pub fn configure(config: &mut KernelConfig) -> Offered {
     for wanted in [
         InitFlags::FUSE_ASYNC_READ,
         InitFlags::FUSE_ASYNC_DIO,
@@ -30,15 +39,18 @@ pub fn configure(config: &mut KernelConfig) -> bool {
         InitFlags::FUSE_ATOMIC_O_TRUNC,
         // No file has rights that a write takes away. Without it, the kernel asks before every write.
         InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        // Without it, a file whose pages are not kept cannot be mapped shared, as readers of weights do.
-        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     ] {
         // An older kernel lacks some: the mount works without each of them.
         let _ = config.add_capabilities(wanted);
     }
     let _ = config.set_max_background(BACKGROUND_REQUESTS_MAX);
     let _ = config.set_max_write(REQUEST_BYTES_MAX);
-    config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(STACK_DEPTH).is_ok()
+    Offered {
+        lends: config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok(),
+        // As readers of weights map them.
+        maps_direct: config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok(),
+    }
 }
 
 /// Tries to lend `file` and takes it back at once; why the kernel does not take it, in words for `mounts`.

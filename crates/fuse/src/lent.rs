@@ -10,6 +10,9 @@
 //! | lent                              | lent, by the same id     | lent, by the same id   |
 //! | served                            | served                   | served                 |
 //!
+//! Of those that are served, the first decides whether the kernel keeps pages of the node, too: what is written past the
+//! pages would not reach those that another handle is just filling.
+//!
 //! Lent beside served would break even where the kernel takes it: mapping a served handle makes the node one whose
 //! pages are cached, and nobody tells us. A node names one version, so that both kinds read the same bytes; the handle
 //! that is served though it could be lent is only slower.
@@ -18,6 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
+use fuser::FopenFlags;
 use penstock_types::{NodeFile, NodeId};
 
 /// A file that is larger than this part of all that is kept is not kept: it would drive out many others.
@@ -50,13 +54,33 @@ impl<I> Clone for Lent<I> {
     }
 }
 
+/// Whether the kernel keeps what a served handle reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Pages {
+    /// In its page cache, and writes through it.
+    #[default]
+    Kept,
+    /// Only for who maps the file: every read and write comes here.
+    Direct,
+}
+
+impl Pages {
+    /// What the kernel is told at the open.
+    pub fn flags(self) -> FopenFlags {
+        match self {
+            Self::Kept => FopenFlags::FOPEN_KEEP_CACHE,
+            Self::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        }
+    }
+}
+
 /// How a handle is opened.
 #[derive(Debug)]
 pub enum Opening<I> {
     /// The kernel reads what is behind the id.
     Lent(Lent<I>),
     /// The kernel asks for bytes; with the error that kept them from being lent, where there was one.
-    Served(Option<io::Error>),
+    Served(Pages, Option<io::Error>),
 }
 
 /// Ids of the files that are open, and of some that were: the next open of those costs no call.
@@ -74,13 +98,15 @@ struct Node<I> {
     lent: Option<Lent<I>>,
     lent_handles: usize,
     served_handles: usize,
+    /// Of the served handles.
+    pages: Pages,
     /// Key in `idle`, where it is there.
     idle: Option<u64>,
 }
 
 impl<I> Default for Node<I> {
     fn default() -> Self {
-        Self { lent: None, lent_handles: 0, served_handles: 0, idle: None }
+        Self { lent: None, lent_handles: 0, served_handles: 0, pages: Pages::default(), idle: None }
     }
 }
 
@@ -90,13 +116,15 @@ impl<I> LentFiles<I> {
         Self { nodes: HashMap::new(), idle: BTreeMap::new(), next_idle: 0, idle_bytes: 0, ids: 0, max }
     }
 
-    /// Counts another handle of `node`, and says of which kind it is. `register` makes an id for so many bytes and is
+    /// Counts another handle of `node`, and says of which kind it is: with `pages` where it is the first that is served.
+    /// `register` makes an id for so many bytes and is
     /// there when the tree lends; it is called at most once. What is put into `let_go` is to be dropped without the lock: the last use of
     /// a file may end there.
     pub fn open(
         &mut self,
         node: NodeId,
         file: &Arc<dyn NodeFile>,
+        pages: Pages,
         register: Option<impl FnOnce() -> io::Result<(I, u64)>>,
         let_go: &mut Vec<Lent<I>>,
     ) -> Opening<I> {
@@ -113,7 +141,7 @@ impl<I> LentFiles<I> {
         }
         if known.served_handles > 0 {
             known.served_handles += 1;
-            return Opening::Served(None);
+            return Opening::Served(known.pages, None);
         }
         let mut failed = None;
         if let (None, Some(register)) = (&known.lent, register) {
@@ -126,8 +154,8 @@ impl<I> LentFiles<I> {
             }
         }
         let Some(lent) = known.lent.clone() else {
-            known.served_handles += 1;
-            return Opening::Served(failed);
+            (known.served_handles, known.pages) = (1, pages);
+            return Opening::Served(pages, failed);
         };
         known.lent_handles += 1;
         self.shrink(let_go);
@@ -240,11 +268,11 @@ mod tests {
             let file: Arc<dyn NodeFile> = Arc::clone(content) as Arc<dyn NodeFile>;
             let register = lends.then_some(|| Ok((self.next.fetch_add(1, Ordering::Relaxed), content.bytes)));
             let mut let_go = Vec::new();
-            let opening = self.files.open(NodeId(node), &file, register, &mut let_go);
+            let opening = self.files.open(NodeId(node), &file, Pages::Kept, register, &mut let_go);
             self.closed.extend(let_go.iter().map(|lent| *lent.id));
             match opening {
                 Opening::Lent(lent) => Some(*lent.id),
-                Opening::Served(_) => None,
+                Opening::Served(..) => None,
             }
         }
 
@@ -284,6 +312,19 @@ mod tests {
         bench.close(7, true);
         assert_eq!(bench.open(7, &content, false), None, "an idle id does not decide");
         assert_eq!(bench.closed, [1]);
+    }
+
+    #[test]
+    fn the_first_handle_that_is_served_decides_whether_pages_are_kept() {
+        let (mut files, mut let_go) = (LentFiles::<u32>::new(IdleMax { ids: 8, bytes: 0 }), Vec::new());
+        let file: Arc<dyn NodeFile> = Arc::new(Content::default());
+        for (first, other) in [(Pages::Direct, Pages::Kept), (Pages::Kept, Pages::Direct)] {
+            for pages in [first, other, other] {
+                let opening = files.open(NodeId(7), &file, pages, None::<fn() -> io::Result<(u32, u64)>>, &mut let_go);
+                assert!(matches!(opening, Opening::Served(pages, None) if pages == first));
+            }
+            (0..3).for_each(|_| files.close(NodeId(7), false, &mut let_go));
+        }
     }
 
     #[test]
@@ -349,7 +390,8 @@ mod tests {
         let (mut files, mut let_go) = (LentFiles::<u32>::new(IdleMax { ids: 8, bytes: 0 }), Vec::new());
         let file: Arc<dyn NodeFile> = Arc::new(Content::default());
         let register = || Err(io::Error::from_raw_os_error(1));
-        assert!(matches!(files.open(NodeId(7), &file, Some(register), &mut let_go), Opening::Served(Some(_))));
+        let opening = files.open(NodeId(7), &file, Pages::Kept, Some(register), &mut let_go);
+        assert!(matches!(opening, Opening::Served(Pages::Kept, Some(_))));
         files.close(NodeId(7), false, &mut let_go);
         assert!(files.nodes.is_empty() && let_go.is_empty());
     }

@@ -75,7 +75,9 @@ impl Mount {
         })?;
         let lent = match lendable {
             _ if service.options.no_open => Err("nothing is opened that could be lent".into()),
-            _ if !service.lends() => Err("the kernel does not offer to read files by itself; Linux 6.9 does".into()),
+            _ if !service.offered().lends => {
+                Err("the kernel does not offer to read files by itself; Linux 6.9 does".into())
+            }
             None => Err("no file could be made beside the cache to try it with".into()),
             Some(file) => handshake::probe(session.as_fd(), file),
         };

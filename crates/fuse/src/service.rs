@@ -17,6 +17,7 @@ use crate::expiry::Expiry;
 use crate::failure::{FailureLog, errno};
 use crate::files::{LateReads, OpenFile};
 use crate::handles::Handles;
+use crate::handshake::Offered;
 use crate::lent::{IdleMax, LentFiles};
 use crate::under_way::UnderWay;
 use crate::unopened::Unopened;
@@ -69,7 +70,9 @@ pub struct Surroundings {
 pub struct Service {
     /// There after the handshake: what the tree gives depends on what the kernel can.
     tree: OnceLock<Arc<dyn KernelTree>>,
-    /// Whether the kernel reads lent files, as far as is known.
+    /// There after the first words with the kernel.
+    offered: OnceLock<Offered>,
+    /// Whether the kernel reads lent files, as was tried.
     lending: AtomicBool,
     /// Whether something could be written when it was mounted. What the kernel is told once depends on it.
     writable: AtomicBool,
@@ -90,6 +93,7 @@ impl Service {
     pub fn new(options: MountOptions, surroundings: Surroundings) -> Arc<Self> {
         Arc::new(Self {
             tree: OnceLock::new(),
+            offered: OnceLock::new(),
             lending: AtomicBool::new(false),
             writable: AtomicBool::new(false),
             files: Handles::default(),
@@ -105,14 +109,20 @@ impl Service {
         })
     }
 
-    /// Keeps what the kernel offered.
-    pub fn offer(&self, lending: bool) {
-        self.lending.store(lending, Ordering::Relaxed);
+    /// Keeps what the kernel offers.
+    pub fn offer(&self, offered: Offered) {
+        let first = self.offered.set(offered);
+        debug_assert!(first.is_ok(), "a mount has one kernel");
+    }
+
+    /// What the kernel offers.
+    pub fn offered(&self) -> Offered {
+        self.offered.get().copied().unwrap_or_default()
     }
 
     /// Keeps what came out of the handshake. To be called once, before a request is read.
     pub fn begin(&self, tree: Arc<dyn KernelTree>, lending: bool) {
-        self.offer(lending);
+        self.lending.store(lending, Ordering::Relaxed);
         self.writable.store(tree.is_writable(), Ordering::Relaxed);
         let begun = self.tree.set(tree);
         debug_assert!(begun.is_ok(), "a mount has one tree");

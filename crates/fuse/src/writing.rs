@@ -6,19 +6,15 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite,
-    TimeOrNow,
+    BackingId, Errno, FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite, TimeOrNow,
 };
 use penstock_types::{AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode};
 use rustix::fs::OFlags;
 
 use crate::files::OpenFile;
-use crate::lent::Opening;
+use crate::lent::{Opening, Pages};
 use crate::names::{self, change_done};
 use crate::service::Service;
-
-/// How a file that is written is opened. Every close has to be heard of, so that it can fail.
-const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
 
 /// A writer of the tree that was given to us; is told, once, when the last one who uses it lets go. That is so when the
 /// kernel closes the handle, and when the connection ends without it.
@@ -47,15 +43,16 @@ impl Drop for Writing {
 }
 
 /// Opens a file for writing, empty where `truncate` says so.
-pub fn open(service: &Arc<Service>, node: NodeId, truncate: bool, reply: ReplyOpen) {
+pub fn open(service: &Arc<Service>, node: NodeId, flags: OFlags, reply: ReplyOpen) {
     if !service.is_writable() {
         return reply.error(Errno::EROFS);
     }
     service.surroundings.metrics.kernel_opens.inc();
-    let answer = service.tree().open_for_writing(node, truncate);
+    let answer = service.tree().open_for_writing(node, flags.contains(OFlags::TRUNC));
     service.change("open", answer, move |service, opened| {
-        match opened.and_then(|opened| keep(service, node, &opened)) {
-            Ok(handle) => reply.opened(handle, OPENED),
+        match opened.and_then(|opened| keep(service, node, &opened, flags)) {
+            // Every close has to be heard of, so that it can fail.
+            Ok((handle, pages)) => reply.opened(handle, pages.flags()),
             Err(errno) => reply.error(errno),
         }
     });
@@ -70,21 +67,21 @@ pub fn create(service: &Arc<Service>, parent: NodeId, name: &OsStr, flags: i32, 
     service.surroundings.metrics.kernel_opens.inc();
     let flags = OFlags::from_bits_retain(flags.cast_unsigned());
     let answer = service.tree().create(parent, name, flags.contains(OFlags::EXCL), flags.contains(OFlags::TRUNC));
-    service.change("create", answer, |service, created| match created {
-        Ok(created) => created_as(service, &created, reply),
+    service.change("create", answer, move |service, created| match created {
+        Ok(created) => created_as(service, &created, flags, reply),
         Err(errno) => reply.error(errno),
     });
 }
 
-fn created_as(service: &Service, created: &CreatedNode, reply: ReplyCreate) {
+fn created_as(service: &Service, created: &CreatedNode, flags: OFlags, reply: ReplyCreate) {
     let Some(found) = &created.looked.found else {
         return reply.error(service.fail("create", &defect("the tree made nothing")));
     };
-    match keep(service, found.node, &created.opened) {
-        Ok(handle) => {
+    match keep(service, found.node, &created.opened, flags) {
+        Ok((handle, pages)) => {
             // There is one time for both in this form.
             let valid = service.name_valid(&created.looked).min(service.attributes_valid(&created.looked));
-            reply.created(&valid, &service.shown(found), Generation(0), handle, OPENED);
+            reply.created(&valid, &service.shown(found), Generation(0), handle, pages.flags());
         }
         Err(errno) => {
             service.tree().forget(found.node, 1);
@@ -93,19 +90,23 @@ fn created_as(service: &Service, created: &CreatedNode, reply: ReplyCreate) {
     }
 }
 
-/// Keeps a file that was opened for writing until the kernel closes it.
-fn keep(service: &Service, node: NodeId, opened: &OpenedNode) -> Result<FileHandle, Errno> {
+/// Keeps a file that was opened for writing until the kernel closes it. Who only writes, or begins with nothing, has
+/// little to read again: pages of the kernel would hold every byte a second time, and cost a copy of it.
+fn keep(service: &Service, node: NodeId, opened: &OpenedNode, flags: OFlags) -> Result<(FileHandle, Pages), Errno> {
+    let only_writes = flags.intersects(OFlags::WRONLY | OFlags::TRUNC | OFlags::EXCL);
+    let wanted = if only_writes && service.offered().maps_direct { Pages::Direct } else { Pages::Kept };
     let writing = Writing::of(service, opened)?;
     let mut let_go = Vec::new();
     let nothing_to_lend = None::<fn() -> std::io::Result<(BackingId, u64)>>;
-    let opening = service.lent().open(node, &opened.file, nothing_to_lend, &mut let_go);
-    if let Opening::Lent(_) = opening {
+    let opening = service.lent().open(node, &opened.file, wanted, nothing_to_lend, &mut let_go);
+    let Opening::Served(pages, _) = opening else {
         // The kernel reads it by itself and would not see what is written: the name has to mean another node.
         service.lent().close(node, true, &mut let_go);
         return Err(Errno::ESTALE);
-    }
+    };
     drop(let_go);
-    Ok(FileHandle(service.files.insert(OpenFile::written(node, Arc::clone(&opened.file), writing))))
+    let handle = service.files.insert(OpenFile::written(node, Arc::clone(&opened.file), writing));
+    Ok((FileHandle(handle), pages))
 }
 
 /// Writes all of `data`.
