@@ -192,8 +192,9 @@ impl Service {
         });
     }
 
-    /// Passes on what became of a change when it is there. Never gives one up: the tree limits by itself how long it
-    /// takes, an upload may take its time, and who was told that it took too long would not know what happened.
+    /// Passes on what became of a change when it is there. Begins it in a thread that may block, which answers where
+    /// nothing but the disk has to be waited for. Never gives one up: the tree limits by itself how long it takes, an
+    /// upload may take its time, and who was told that it took too long would not know what happened.
     pub fn change<T: Send + 'static>(
         self: &Arc<Self>,
         operation: &'static str,
@@ -205,11 +206,17 @@ impl Service {
             Answer::Later(future) => future,
         };
         let service = Arc::clone(self);
-        self.surroundings.runtime.spawn(async move {
+        let mut changing = Box::pin(async move {
             let ended = AssertUnwindSafe(future).catch_unwind().await;
             let result = ended.unwrap_or_else(|_panic| Err(defect()));
             finish(&service, result.map_err(|error| service.fail(operation, &error)));
         });
+        let runtime = self.surroundings.runtime.clone();
+        drop(self.surroundings.runtime.spawn_blocking(move || {
+            if (&mut changing).now_or_never().is_none() {
+                runtime.spawn(changing);
+            }
+        }));
     }
 
     /// Logs a failure; what to tell the kernel.

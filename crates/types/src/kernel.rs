@@ -25,6 +25,7 @@ pub enum Answer<T> {
     /// Known without waiting.
     Now(Result<T>),
     /// Comes within the foreground deadline, as an error at the latest; what became of a change, when that is known.
+    /// Polling a change may block its thread on the disk, where that is not one of a runtime's workers.
     Later(BoxFuture<'static, Result<T>>),
 }
 

@@ -12,6 +12,7 @@ use penstock_types::{
     Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, Looked, NodeAttributes, NodeFile, NodeId,
     NodeWriter, OpenedNode, Replace, Result, TreePath,
 };
+use tokio::task::block_in_place;
 
 use crate::kernel::nodes::{FileNode, Node, Way};
 use crate::kernel::{Mounted, forgotten, tree_path};
@@ -142,12 +143,7 @@ impl Mounted {
         };
         let live = LiveFile::open(&self.engine, &path, Opening::Existing, truncate).await?;
         if known.is_some_and(|known| known.number() == live.number()) {
-            let (engine, waiting) = (Arc::clone(&self.engine), Arc::clone(&live));
-            let came = move || {
-                waiting.end_waiting(&engine);
-                Ok(())
-            };
-            self.engine.blocking(came).await?;
+            block_in_place(|| live.end_waiting(&self.engine));
             return Ok(self.opened_writer(live));
         }
         // The kernel looks the name up again, once, and finds the live file: it stays until then.
@@ -163,12 +159,7 @@ impl Mounted {
         let engine = Arc::clone(&self.engine);
         self.engine.parts.runtime.spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            let ending = Arc::clone(&engine);
-            let nobody_came = move || {
-                live.end_waiting(&ending);
-                Ok(())
-            };
-            drop(engine.blocking(nobody_came).await);
+            block_in_place(|| live.end_waiting(&engine));
         });
     }
 
@@ -240,7 +231,7 @@ impl Mounted {
         let known = self.live_of(&node).transpose()?;
         if node.file.is_some() && change != AttributeChange::default() {
             match known {
-                Some(live) => self.change_live(live, change).await?,
+                Some(live) => change_live(&live, change)?,
                 None => return self.change_closed(id, change).await,
             }
         }
@@ -248,15 +239,6 @@ impl Mounted {
             Answer::Now(looked) => looked,
             Answer::Later(looked) => looked.await,
         }
-    }
-
-    async fn change_live(&self, live: Arc<LiveFile>, change: AttributeChange) -> Result<()> {
-        let work = move || {
-            change.size.map_or(Ok(()), |size| live.set_size(size))?;
-            change.modified_ms.into_iter().for_each(|modified_ms| live.set_time(modified_ms));
-            Ok(())
-        };
-        self.engine.blocking(work).await
     }
 
     /// A file that nobody has open for writing. Its time can be set as long as the source has not got it: then it has
@@ -268,13 +250,12 @@ impl Mounted {
         if change.size.is_some() || timed.is_some() {
             let change = AttributeChange { modified_ms: timed, ..change };
             let live = LiveFile::open(&self.engine, &target.path, Opening::Existing, change.size == Some(0)).await?;
-            let changed = self.change_live(Arc::clone(&live), change).await;
-            let committed = match changed {
+            let committed = match change_live(&live, change) {
                 Ok(()) => self.flush(&live).await,
                 Err(error) => Err(error),
             };
             let facts = live.facts();
-            live.release_later(&self.engine).await;
+            block_in_place(|| live.release());
             committed?;
             (shown.size, shown.modified_ms) = facts?;
             self.engine.announce(&target.path).await;
@@ -285,13 +266,19 @@ impl Mounted {
 
     /// Commits what was written, and tells everybody but this mount's kernel, which has it.
     async fn flush(&self, live: &Arc<LiveFile>) -> Result<()> {
-        let committing = Arc::clone(live);
-        let committed = self.engine.blocking(move || committing.commit()).await?;
-        let Some((path, change)) = committed else { return Ok(()) };
+        let Some((path, change)) = block_in_place(|| live.commit())? else { return Ok(()) };
         let _changing = self.changing(&[&path]);
         self.engine.announce(&path).await;
         self.engine.promised(&change).await
     }
+}
+
+fn change_live(live: &Arc<LiveFile>, change: AttributeChange) -> Result<()> {
+    block_in_place(|| {
+        change.size.map_or(Ok(()), |size| live.set_size(size))?;
+        change.modified_ms.into_iter().for_each(|modified_ms| live.set_time(modified_ms));
+        Ok(())
+    })
 }
 
 impl NodeFile for MountedLive {
@@ -328,6 +315,9 @@ impl NodeWriter for MountedLive {
     }
 
     fn flush(&self) -> Answer<()> {
+        if self.live.is_flushed() {
+            return Answer::Now(Ok(()));
+        }
         let (mounted, live) = (Arc::clone(&self.mounted), Arc::clone(&self.live));
         Answer::Later(async move { mounted.flush(&live).await }.boxed())
     }
@@ -345,7 +335,7 @@ impl NodeWriter for MountedLive {
             if let Err(error) = mounted.flush(&live).await {
                 tracing::error!(code = error.kind().code(), %error, "what was written last is lost: nobody flushed it");
             }
-            live.release_later(&mounted.engine).await;
+            block_in_place(|| live.release());
         });
     }
 }

@@ -9,6 +9,7 @@ use penstock_stage::{Change, Draft, Pin, Target, Written};
 use penstock_types::{Answer, Error, ErrorKind, Result, TreePath};
 use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
 use rustix::io::{pread, retry_on_intr};
+use tokio::task::block_in_place;
 
 use crate::engine::Engine;
 use crate::live::Opening;
@@ -48,6 +49,12 @@ struct State {
     _pin: Pin,
 }
 
+impl State {
+    fn has_nothing_to_commit(&self) -> bool {
+        self.place.is_none() || !self.is_dirty.load(Ordering::Relaxed)
+    }
+}
+
 pub(super) enum Content {
     /// To be written to.
     Draft(Draft),
@@ -85,9 +92,7 @@ impl LiveFile {
                     return Err(taken(path));
                 }
                 if truncate {
-                    let emptied = Arc::clone(&known);
-                    let emptied = engine.blocking(move || emptied.set_size(0)).await;
-                    emptied.inspect_err(|_| known.leave())?;
+                    block_in_place(|| known.set_size(0)).inspect_err(|_| known.leave())?;
                 }
                 return Ok(known);
             }
@@ -273,7 +278,7 @@ impl LiveFile {
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
-        if state.place.is_none() || !state.is_dirty.load(Ordering::Relaxed) {
+        if state.has_nothing_to_commit() {
             return Ok(None);
         }
         let (_, modified_ms) = self.facts_of(&state)?;
@@ -374,21 +379,14 @@ impl LiveFile {
         self.retire(&engine);
     }
 
-    /// As [`LiveFile::release`], in a thread that may block.
-    pub(crate) async fn release_later(self: Arc<Self>, engine: &Engine) {
-        let release = move || {
-            self.release();
-            Ok(())
-        };
-        if let Err(error) = engine.blocking(release).await {
-            tracing::error!(code = error.kind().code(), %error, "a file stays open that nobody has open");
-        }
-    }
-
     /// Whether the last handle could be closed without waiting.
     pub(crate) fn is_committed(&self) -> bool {
-        let state = self.read_state();
-        state.place.is_none() || !state.is_dirty.load(Ordering::Relaxed)
+        self.read_state().has_nothing_to_commit()
+    }
+
+    /// Whether a flush has nothing to do and nothing to say, where that is known without waiting.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.state.try_read().is_ok_and(|state| state.has_nothing_to_commit() && state.failed.is_none())
     }
 
     /// Gives the path free where nobody writes any more.
@@ -407,12 +405,8 @@ impl LiveFile {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
     ) -> Answer<T> {
-        let engine = match self.engine() {
-            Ok(engine) => engine,
-            Err(error) => return Answer::Now(Err(error)),
-        };
         let me = Arc::clone(self);
-        Answer::Later(Box::pin(async move { engine.blocking(move || work(&me)).await }))
+        Answer::Later(Box::pin(async move { block_in_place(|| work(&me)) }))
     }
 
     fn engine(&self) -> Result<Arc<Engine>> {

@@ -107,8 +107,7 @@ impl Engine {
             return Ok(());
         }
         let (target, durability) = (self.marker(path, &attached, &inner)?, attached.writable(path)?.durability);
-        let me = Arc::clone(self);
-        let removed = self.blocking(move || me.stage.remove(target, base, durability)).await?;
+        let removed = tokio::task::block_in_place(|| self.stage.remove(target, base, durability))?;
         self.announce(path).await;
         self.promised(&removed).await
     }
@@ -250,8 +249,7 @@ impl Engine {
         let target = self.marker(path, attached, inner)?;
         let written = self.marker_written(target, base, attached, path)?;
         self.gone.revive(path);
-        let me = Arc::clone(self);
-        let made = self.blocking(move || me.stage.commit_small(Bytes::new(), written)).await?;
+        let made = tokio::task::block_in_place(|| self.stage.commit_small(Bytes::new(), written))?;
         self.announce(path).await;
         self.promised(&made).await
     }
@@ -289,7 +287,7 @@ impl Engine {
         })
     }
 
-    /// Does work that blocks.
+    /// Does work that blocks, in another thread: for who may be polled by a thread that speaks to a kernel.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
