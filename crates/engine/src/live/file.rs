@@ -14,7 +14,7 @@ use tokio::task::block_in_place;
 use crate::engine::Engine;
 use crate::live::Opening;
 use crate::live::content::{copy_content, write_at};
-use crate::write::{Place, taken};
+use crate::write::{EarlySync, Place, begin_sync, taken};
 
 /// Room is taken in steps of so many bytes: writers ask for it seldom.
 const ROOM_STEP: u64 = 8 * 1024 * 1024;
@@ -23,6 +23,7 @@ const ROOM_STEP: u64 = 8 * 1024 * 1024;
 pub(crate) struct LiveFile {
     engine: Weak<Engine>,
     number: u64,
+    early: EarlySync,
     /// Written to under the shared lock, committed under the other.
     state: RwLock<State>,
 }
@@ -106,7 +107,8 @@ impl LiveFile {
                 let (writers, awaited, modified_ms, failed) = (0, 0, None, None);
                 let state =
                     State { place, target, content, is_dirty, writers, awaited, begun_ms, modified_ms, failed, _pin };
-                Arc::new(Self { engine: Arc::downgrade(engine), number, state: RwLock::new(state) })
+                let (engine, early, state) = (Arc::downgrade(engine), EarlySync::default(), RwLock::new(state));
+                Arc::new(Self { engine, number, early, state })
             };
             let file = engine.live.add(path, &target, made);
             // Somebody may have opened it meanwhile, and may have changed and closed it: then it is as they left it.
@@ -193,7 +195,13 @@ impl LiveFile {
             return None;
         }
         state.is_dirty.store(true, Ordering::Relaxed);
-        Some(self.write_all(draft, offset, data))
+        let written = self.write_all(draft, offset, data);
+        if let Some(range) = self.early.due(end) {
+            let descriptor = Arc::clone(draft.descriptor());
+            let begin = move || begin_sync(&descriptor, range);
+            self.engine().ok().map(|engine| engine.parts.runtime.spawn_blocking(begin));
+        }
+        Some(written)
     }
 
     fn write_all(&self, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {

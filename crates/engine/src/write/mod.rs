@@ -5,6 +5,7 @@
 //! ```
 
 mod conflicts;
+mod early;
 mod lookups;
 mod names;
 mod persist;
@@ -12,6 +13,7 @@ mod rename;
 mod upload;
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -26,6 +28,7 @@ use crate::open::{Target as Found, is_a_directory, stale};
 use crate::transfer::StagedFile;
 
 pub use conflicts::{Conflict, ConflictPage, ConflictQuery, InSource, Keep};
+pub(crate) use early::{EarlySync, begin_sync};
 pub(crate) use lookups::Lookups;
 pub(crate) use names::Gone;
 pub(crate) use upload::keep_uploading;
@@ -48,6 +51,9 @@ pub struct Writing {
     place: Place,
     draft: Mutex<Option<Draft>>,
     descriptor: Arc<OwnedFd>,
+    /// What the writer took room for last: what lies below the time before is written.
+    grown: AtomicU64,
+    early: EarlySync,
 }
 
 /// Where something is written, and what was there when the writing began.
@@ -73,7 +79,8 @@ impl Engine {
         let draft = tokio::task::block_in_place(|| self.stage.create(&place.target));
         let draft = draft.map_err(|error| error.during(action()))?;
         let descriptor = Arc::clone(draft.descriptor());
-        Ok(Writing { engine: Arc::clone(self), place, draft: Mutex::new(Some(draft)), descriptor })
+        let (draft, grown, early) = (Mutex::new(Some(draft)), AtomicU64::new(0), EarlySync::default());
+        Ok(Writing { engine: Arc::clone(self), place, draft, descriptor, grown, early })
     }
 
     /// Writes a small file as a whole: as [`Engine::create`] and [`Writing::commit`], with one sync in all.
@@ -202,8 +209,13 @@ impl Writing {
     /// `NoSpace` when the stage stays full.
     pub fn grow(&self, to: u64) -> Result<()> {
         let draft = self.draft.lock().expect("no panic while a draft is looked at");
-        let draft = draft.as_ref().ok_or_else(|| self.committed_already())?;
-        draft.grow(to).map_err(|error| error.during(self.action()))
+        let grown = draft.as_ref().ok_or_else(|| self.committed_already())?.grow(to);
+        drop(draft);
+        let before = self.grown.fetch_max(to, Ordering::Relaxed);
+        if let Some(range) = self.early.due(before.min(to)) {
+            begin_sync(&self.descriptor, range);
+        }
+        grown.map_err(|error| error.during(self.action()))
     }
 
     /// Makes what was written durable as declared, and visible.
