@@ -66,10 +66,10 @@ class Store:
         """Where it listens: on loopback alone."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def put(self, key: str, content: bytes) -> None:
-        """A new version of an object."""
+    def put(self, key: str, content: bytes, *, bare: bool = False) -> None:
+        """A new version of an object; a bare one has no ETag."""
         with self.lock:
-            self.objects[key] = (content, etag(content))
+            self.objects[key] = (content, "" if bare else etag(content))
 
     def delete(self, key: str) -> None:
         """Takes an object away."""
@@ -154,6 +154,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             fault(self, question, answer)
 
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        key, found = self._found()
+        if not self._holds(found):
+            self.send(error(412, "PreconditionFailed"))
+            return
+        self.server.store.put(key, content)
+        self.send(Answer(200, headers={"ETag": etag(content)}))
+
+    def do_DELETE(self) -> None:
+        key, found = self._found()
+        if found is None or not self._holds(found):
+            self.send(error(404, "NoSuchKey") if found is None else error(412, "PreconditionFailed"))
+            return
+        self.server.store.delete(key)
+        self.send(Answer(204))
+
     def send(self, answer: Answer, *, length: int | None = None) -> None:
         """Sends an answer with its length, or with one that is not its length."""
         self.send_response(answer.status)
@@ -174,26 +191,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         return
 
-    def _right(self) -> tuple[Question, Answer]:
-        url = urlsplit(self.path)
-        _, _, key = url.path.lstrip("/").partition("/")
+    def _found(self) -> tuple[str, tuple[bytes, str] | None]:
+        """The key that is asked for, and what it has."""
+        _, _, key = urlsplit(self.path).path.lstrip("/").partition("/")
         key = unquote(key)
+        with self.server.store.lock:
+            return key, self.server.store.objects.get(key)
+
+    def _holds(self, found: tuple[bytes, str] | None) -> bool:
+        """Whether the conditions of a request hold."""
+        match, none = self.headers.get("If-Match"), self.headers.get("If-None-Match")
+        return (match is None or (found is not None and match == found[1])) and (none is None or found is None)
+
+    def _right(self) -> tuple[Question, Answer]:
+        key, found = self._found()
         if not key:
+            url = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
             return Question("list", ""), Answer(200, self._listing(query), {"Content-Type": "application/xml"})
-        with self.server.store.lock:
-            found = self.server.store.objects.get(key)
         kind = "stat" if self.command == "HEAD" else "read"
         if found is None:
             return Question(kind, key), error(404, "NoSuchKey")
         whole, version = found
-        headers = {
-            "ETag": version,
-            "Last-Modified": formatdate(MODIFIED, usegmt=True),
-            "Accept-Ranges": "bytes",
-        }
-        condition = self.headers.get("If-Match")
-        if condition is not None and condition != headers["ETag"]:
+        headers = {"Last-Modified": formatdate(MODIFIED, usegmt=True), "Accept-Ranges": "bytes"}
+        if version:
+            headers["ETag"] = version
+        if not self._holds(found):
             return Question(kind, key), error(412, "PreconditionFailed")
         asked = self.headers.get("Range")
         if asked is None:
@@ -263,7 +286,7 @@ class Gate:
 def _contents(key: str, size: int, version: str) -> str:
     return (
         f"<Contents><Key>{quote(key)}</Key><LastModified>2023-11-14T22:13:20.000Z</LastModified>"
-        f"<ETag>{escape(version)}</ETag><Size>{size}</Size></Contents>"
+        f"{f'<ETag>{escape(version)}</ETag>' if version else ''}<Size>{size}</Size></Contents>"
     )
 
 

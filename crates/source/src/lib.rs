@@ -22,3 +22,4 @@ pub use environment::Environment;
 pub use open::{SourceParts, credential_scope, decorate, open, open_in};
 pub use probe::{Probe, probe};
 pub use retry::OPERATION_METADATA;
+pub use s3::is_weak;

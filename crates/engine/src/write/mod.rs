@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use penstock_catalog::Item;
+use penstock_source::is_weak;
 use penstock_stage::{Base, Change, Draft, Target, Written};
 use penstock_types::{Durability, Error, ErrorKind, Laid, ObjectId, ObjectKey, Result, TreePath, Version, WriteSpec};
 
@@ -145,7 +146,10 @@ impl Engine {
         let base = match found {
             Some(Item::Directory) if !was_removed => return Err(is_a_directory(path)),
             Some(Item::File { .. }) if options.exclusive => return Err(taken(path)),
-            Some(Item::File { attributes, .. }) => base_of(&attributes.version),
+            Some(Item::File { attributes, .. }) => {
+                attached.check_replaceable(path, &attributes.version)?;
+                base_of(&attributes.version)
+            }
             Some(Item::Directory) | None => Base::Absent,
         };
         let attachment = attached.spec.id.clone();
@@ -248,6 +252,18 @@ impl Attached {
             Error::new(ErrorKind::ReadOnly, format!("write {path}"), format!("{} is attached read-only", self.path))
                 .advise(format!("penstock detach {0}, and attach it again with --writable", self.path))
         })
+    }
+
+    /// Refuses to replace what a source cannot replace on condition, where others may write, too.
+    fn check_replaceable(&self, path: &TreePath, version: &Version) -> Result<()> {
+        if !is_weak(version) || self.spec.write.as_ref().is_some_and(|write| write.single_writer) {
+            return Ok(());
+        }
+        let reason = "the object has no ETag, so that the store cannot be asked to change this version only";
+        Err(Error::new(ErrorKind::Unsupported, format!("write {path}"), reason).advise(format!(
+            "penstock detach {0}, and attach it again with --single-writer where nobody else writes there",
+            self.path
+        )))
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use penstock_source::OPERATION_METADATA;
+use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Base, Change, Content, OperationId, Settled};
 use penstock_types::{
     ByteRange, CompletedPart, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, PartInfo,
-    Precondition, PutRequest, Result, Source, TreePath, UploadId,
+    Precondition, PutRequest, Result, Source, TreePath, UploadId, Version,
 };
 use tokio::sync::Semaphore;
 
@@ -186,11 +186,13 @@ impl Engine {
             Base::Staged(_) => return Err(out_of_turn(change)),
         };
         let deleted = match &version {
-            Some(version) if !source.capabilities().conditional_delete => match source.stat(key).await {
-                Ok(found) if found.attributes.version == *version => source.delete(key, None).await,
-                Ok(_) => Err(replaced(attached, key)),
-                Err(error) => Err(error),
-            },
+            Some(version) if !source.capabilities().conditional_delete || only_we_replace(attached, version) => {
+                match source.stat(key).await {
+                    Ok(found) if found.attributes.version == *version => source.delete(key, None).await,
+                    Ok(_) => Err(replaced(attached, key)),
+                    Err(error) => Err(error),
+                }
+            }
             version => source.delete(key, version.as_ref()).await,
         };
         match deleted {
@@ -211,6 +213,13 @@ impl Engine {
         let sent = match change.base() {
             Base::Absent => self.send(attached, change, size, absent.clone()).await,
             Base::Unconditional => self.send(attached, change, size, Precondition::None).await,
+            Base::Version(version) if only_we_replace(attached, &version) => {
+                match attached.source.stat(&change.target().key).await {
+                    Ok(found) if found.attributes.version != version => Err(replaced(attached, &change.target().key)),
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                    _ => self.send(attached, change, size, Precondition::None).await,
+                }
+            }
             Base::Version(version) if capabilities.conditional_replace => {
                 self.send(attached, change, size, Precondition::Version(version)).await
             }
@@ -254,7 +263,7 @@ impl Engine {
             // One empty directory is as good as another.
             _ if is_marker(change) && found.attributes.size == 0 => Ok(Found::Ours(found.attributes)),
             // The store was busy with the key, and what was to be replaced is still there.
-            _ if change.base() == Base::Version(found.attributes.version) => {
+            _ if !is_weak(&found.attributes.version) && change.base() == Base::Version(found.attributes.version) => {
                 Err(refused.clone().with_kind(ErrorKind::Unavailable))
             }
             _ => Err(replaced(attached, key)),
@@ -387,6 +396,11 @@ fn metadata(change: &Change) -> Vec<(String, String)> {
     let mut metadata = change.metadata().to_vec();
     metadata.push((OPERATION_METADATA.to_owned(), change.operation().to_string()));
     metadata
+}
+
+/// Whether a version has to be compared here, because the store cannot: one without an ETag, where nobody else writes.
+fn only_we_replace(attached: &Attached, version: &Version) -> bool {
+    is_weak(version) && attached.spec.write.as_ref().is_some_and(|write| write.single_writer)
 }
 
 /// A condition that does not hold a moment after it did is found out anew by the next try.

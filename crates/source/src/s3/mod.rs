@@ -33,8 +33,9 @@ use address::Address;
 use credentials::{Reference, RequestSigning};
 use http::HttpClient;
 use refusal::{Purpose, Refusal, Surroundings};
+pub use version::is_weak;
 use version::quoted;
-pub(crate) use version::{is_weak, weak_version_now};
+pub(crate) use version::weak_version_now;
 
 /// Most bytes of an error's body that are looked at.
 const MAX_ERROR_BYTES: usize = 64 << 10;

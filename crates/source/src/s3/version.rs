@@ -35,7 +35,7 @@ pub(crate) fn weak_version_now(attributes: &ObjectAttributes) -> Version {
 }
 
 /// Whether a version is only time and size.
-pub(crate) fn is_weak(version: &Version) -> bool {
+pub fn is_weak(version: &Version) -> bool {
     version.as_str().starts_with(WEAK)
 }
 
