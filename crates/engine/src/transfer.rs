@@ -132,8 +132,9 @@ pub struct Carrier {
 
 impl Carrier {
     pub fn new(runtime: Handle, budget: MemoryBudget, deadline: Duration) -> Arc<Self> {
-        let (courtesy, transfers) = Default::default();
-        Arc::new(Self { runtime, budget, deadline, courtesy, transfers })
+        // Half of what moving data may hold: readers who come find the other half free.
+        let courtesy = Courtesy::new(budget.bytes() / 2);
+        Arc::new(Self { runtime, budget, deadline, courtesy, transfers: Mutex::default() })
     }
 
     /// The one transfer that fills `extent`; made when nobody fills it yet.

@@ -22,8 +22,9 @@ use crate::session::{Lease, Session};
 /// source replaced it before it was complete.
 const LINK_ATTEMPTS: usize = 3;
 
-/// Files of one request that are brought, dropped or checked at the same time.
-const FILES_AT_ONCE: usize = 16;
+/// Files of one request that are brought, dropped or checked at the same time: with the workers of a job, as many
+/// requests as a source has under way at once.
+const FILES_AT_ONCE: usize = 32;
 
 /// What an entry takes in a frame beside its name and version, at most.
 const ENTRY_BYTES: usize = 40;
