@@ -88,8 +88,13 @@ pub(crate) enum Life {
 /// The right to read an extent's file by a descriptor of its own. Ends when it is dropped.
 pub struct Lease {
     extent: Arc<Extent>,
-    descriptor: Arc<OwnedFd>,
+    /// `None` only while it is dropped.
+    descriptor: Option<Arc<OwnedFd>>,
 }
+
+/// The last to close an unlinked file gives all of its pages back to the kernel: at this size some 10 ms, for which
+/// nobody waits who only ends a lease.
+const SLOW_TO_CLOSE_BYTES: u64 = 64 * 1024 * 1024;
 
 impl Extent {
     /// A new, empty extent; its file is made when it is filled or lent first.
@@ -297,7 +302,7 @@ impl Extent {
         state.leases += 1;
         self.touched.store(true, Ordering::Relaxed);
         self.tier.metrics.leases.inc();
-        Lease { extent: Arc::clone(self), descriptor }
+        Lease { extent: Arc::clone(self), descriptor: Some(descriptor) }
     }
 }
 
@@ -312,7 +317,7 @@ impl fmt::Debug for Extent {
 impl Lease {
     /// The read-only descriptor.
     pub fn descriptor(&self) -> &Arc<OwnedFd> {
-        &self.descriptor
+        self.descriptor.as_ref().expect("a lease has its descriptor until it is dropped")
     }
 
     /// What is lent.
@@ -332,6 +337,11 @@ impl Drop for Lease {
         self.extent.end_lease();
         if let Some(owner) = self.extent.owner.upgrade() {
             owner.descriptors.settle();
+        }
+        if self.extent.size >= SLOW_TO_CLOSE_BYTES && self.extent.is_gone() {
+            let descriptor = self.descriptor.take();
+            // Without a thread it is closed here and now.
+            let _ = std::thread::Builder::new().name("close".into()).spawn(move || drop(descriptor));
         }
     }
 }

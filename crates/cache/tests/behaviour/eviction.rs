@@ -175,6 +175,25 @@ fn an_evicted_extent_that_is_lent_stays_readable_and_counted_until_its_last_leas
 }
 
 #[test]
+fn a_large_evicted_file_is_given_back_by_another_thread_than_the_one_that_ends_its_last_lease() {
+    let home = Home::new(128 * MIB);
+    let cache = home.open();
+    let extent = cache.get_or_create(&id(1), 64 * MIB).unwrap();
+    fill(&extent, 1, ByteRange::new(0, PAGE)).unwrap();
+    let lease = extent.lend().unwrap();
+    cache.evict(&id(1)).unwrap();
+    let descriptor = Arc::downgrade(lease.descriptor());
+    assert!(descriptor.strong_count() > 0);
+    drop((lease, extent));
+    assert_eq!(cache.usage().tiers[0].used_bytes, 0, "it counts no more at once");
+    let patience = std::time::Instant::now() + Duration::from_secs(30);
+    while descriptor.strong_count() > 0 {
+        assert!(std::time::Instant::now() < patience, "it is closed");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn an_extent_that_somebody_holds_leaves_after_all_others() {
     let home = Home::new(MIB);
     let cache = home.open();
