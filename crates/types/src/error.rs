@@ -140,11 +140,14 @@ impl Error {
         self
     }
 
-    /// The same failure, said of another operation (an outer one that the caller knows by name).
+    /// The same failure, said of another operation (an outer one that the caller knows by name). Of the operations
+    /// inside it only the innermost is told, behind the reason, and that only if it names another object.
     #[must_use]
     pub fn during(mut self, action: impl Into<String>) -> Self {
         let inner_action = std::mem::replace(&mut self.inner.action, action.into());
-        if inner_action != self.inner.action {
+        let object = inner_action.rsplit(' ').next().unwrap_or_default();
+        let is_told = self.inner.reason.ends_with(')') || self.inner.action.contains(object);
+        if !is_told {
             self.inner.reason = format!("{} ({inner_action})", self.inner.reason);
         }
         self
@@ -216,6 +219,15 @@ mod tests {
             .advise("open it again")
             .fact("pinned", "v1");
         assert_eq!(error.to_string(), "read s3://b/k: the object changed; open it again (pinned=v1)");
+    }
+
+    #[test]
+    fn of_operations_in_one_another_the_outermost_and_the_innermost_are_told_and_no_object_twice() {
+        let error = Error::new(ErrorKind::Unavailable, "read s3://b/k", "the connection was reset");
+        let told = "open /data/k: the connection was reset (read s3://b/k)";
+        assert_eq!(error.clone().during("open /data/k").to_string(), told);
+        assert_eq!(error.clone().during("read /data/k").during("open /data/k").to_string(), told);
+        assert_eq!(error.during("remove s3://b/k").to_string(), "remove s3://b/k: the connection was reset");
     }
 
     #[test]
