@@ -150,6 +150,18 @@ def test_a_home_that_cannot_be_used_is_a_failure() -> None:
     assert disk.rights(locate("/proc/none", {})).level is Level.FAILURE
 
 
+def test_a_home_whose_sockets_are_elsewhere_says_where(tmp_path: Path) -> None:
+    home = locate(tmp_path / ("long" * 30), {})
+    try:
+        found = disk.rights(home)
+    finally:
+        home.run.rmdir()
+    assert found.level is Level.OK
+    assert str(home.run) in found.text
+    assert "too long" in found.text
+    assert disk.rights(locate(tmp_path, {})).text == str(tmp_path)
+
+
 STATUS: dict[str, Any] = {
     "pid": 7,
     "uptime_s": 5.0,

@@ -75,6 +75,9 @@ def rights(home: Home) -> Finding:
         home.prepare()
     except PenstockError as error:
         return Finding("home", Level.FAILURE, str(error), "export PENSTOCK_HOME=/a/directory/of/yours")
+    if home.run_stands_in():
+        text = f"{home.name}; its path is too long for a socket, so that sockets and locks are in {home.run}"
+        return Finding("home", Level.OK, text)
     return Finding("home", Level.OK, str(home.name))
 
 
