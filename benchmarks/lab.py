@@ -163,6 +163,11 @@ def penstock(client: Client, *arguments: str) -> None:
         raise RuntimeError(f"penstock {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
+def home_of(client: Client) -> Path:
+    """The home of the node behind a client."""
+    return _homes[client]
+
+
 def node_pid(client: Client) -> int:
     """Process of the node behind a client."""
     return int(_controls[client].status()["pid"])

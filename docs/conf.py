@@ -1,6 +1,7 @@
 """Sphinx configuration. `make docs` builds; warnings are errors."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
@@ -10,6 +11,8 @@ author = "the Penstock maintainers"
 copyright = "the Penstock maintainers"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
+# What needs it is described without it, too.
+autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

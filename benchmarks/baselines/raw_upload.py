@@ -1,7 +1,7 @@
 """One object by a raw multipart upload.
 
-Library: ``http.client`` and threads. Connections: 32, kept alive, parts of 8 MiB. Signing: none. Checksums: none.
-Source: memory of this process.
+Library: ``http.client`` and threads. Connections: 32, or one, kept alive, parts of 8 MiB. Signing: none. Checksums:
+none. Source: memory of this process.
 """
 
 import http.client
@@ -13,9 +13,10 @@ from typing import Any
 CONNECTIONS = 32
 PART_BYTES = 8 << 20
 HOW = f"http.client, multipart, {CONNECTIONS} connections, parts of 8 MiB, unsigned, no checksums, from memory"
+HOW_ONE = "http.client, multipart, one connection, parts of 8 MiB, unsigned, no checksums, from memory"
 
 
-def run(endpoint: str, bucket: str, key: str, body: memoryview) -> None:
+def run(endpoint: str, bucket: str, key: str, body: memoryview, connections: int = CONNECTIONS) -> None:
     own = local()
 
     def ask(method: str, query: str, content: Any = b"") -> tuple[http.client.HTTPMessage, bytes]:
@@ -40,6 +41,6 @@ def run(endpoint: str, bucket: str, key: str, body: memoryview) -> None:
         return f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
 
     count = -(-len(body) // PART_BYTES)
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
+    with ThreadPoolExecutor(connections) as pool:
         parts = "".join(pool.map(send, range(1, count + 1)))
     ask("POST", f"uploadId={upload}", f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode())

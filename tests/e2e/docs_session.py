@@ -1,7 +1,8 @@
 """Runs the code blocks of one page in order, as a reader would who types them all.
 
-Every ``bash`` and ``python`` block runs, unless the line before its fence is ``<!-- not run: REASON -->``. The Python
-blocks of a page share one namespace; each ``bash`` block is a shell of its own in the same directory.
+Every ``bash`` and ``python`` block runs, unless the line before its fence is ``<!-- not run: REASON -->``, or
+``<!-- needs: MODULE -->`` and that cannot be imported. The Python blocks of a page share one namespace; each ``bash``
+block is a shell of its own in the same directory.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 FENCE = re.compile(r"^```(bash|python)[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: (\S.*) -->\n\Z")
+NEEDS = re.compile(r"<!-- needs: (\w+) -->\n\Z")
 BLOCK_TIMEOUT_S = 240
 
 
@@ -33,8 +36,12 @@ def blocks_of(text: str) -> list[Block]:
     blocks = []
     for found in FENCE.finditer(text):
         refused = NOT_RUN.search(text[: found.start()])
+        needs = NEEDS.search(text[: found.start()])
+        reason = refused[1] if refused else None
+        if needs and find_spec(needs[1]) is None:
+            reason = f"{needs[1]} is not installed"
         line = text.count("\n", 0, found.start()) + 2
-        blocks.append(Block(found[1], found[2], line, refused[1] if refused else None))
+        blocks.append(Block(found[1], found[2], line, reason))
     return blocks
 
 
