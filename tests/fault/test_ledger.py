@@ -22,7 +22,8 @@ KILLS = 25
 KILLS_IN_SOAK = 500
 WRITERS = 4
 NAMES = 6
-SIZES = [0, 200, 4096, 100_001, 262_144, 262_145, 700_001, 3_000_001, 20_000_003]
+SIZES = [0, 200, 4096, 100_001, 262_144, 262_145, 700_001, 3_000_001, 20_000_003, 41_000_003]
+WEIGHTS = [2, 2, 2, 2, 2, 2, 2, 2, 2, 1]
 LONGEST_LIFE_S = 0.6
 """From the first acknowledgement to the kill."""
 
@@ -69,7 +70,7 @@ class Writer(threading.Thread):
     def _change(self) -> bool:
         name = f"{self.number}/{self.chance.randrange(NAMES)}"
         before = self.ledger.states[name]
-        size = self.chance.choice(SIZES)
+        (size,) = self.chance.choices(SIZES, WEIGHTS)
         new: State = (self.chance.randrange(1, 1 << 40) if size else 0, size)
         if None not in before and self.chance.random() < 0.2:
             new = None

@@ -23,7 +23,7 @@ use crate::live::LiveFiles;
 use crate::transfer::Carrier;
 use crate::tree::Tree;
 use crate::walks::Walks;
-use crate::write::{Gone, Lookups, keep_uploading};
+use crate::write::{Gone, Lookups, keep_streaming, keep_uploading};
 
 /// Files that a sample looks at, at most, and how long it waits for them: nothing depends on it but speed.
 const SAMPLE_FILES: usize = 1000;
@@ -138,6 +138,7 @@ impl Engine {
             parts,
         });
         runtime.spawn(keep_uploading(Arc::downgrade(&engine)));
+        runtime.spawn(keep_streaming(Arc::downgrade(&engine)));
         Ok(engine)
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::files::StagedFile;
 use crate::journal::Slot;
+use crate::stream::Stream;
 
 /// Begins the version of what is staged; behind it comes the operation.
 const STAGED: &str = "staged-";
@@ -170,6 +171,10 @@ pub struct Change {
     committed_ms: i64,
     /// Shared with the change that it is staged again as.
     file: Option<Arc<StagedFile>>,
+    /// What its upload is marked with, where that was begun before it was committed.
+    marker: Option<OperationId>,
+    /// What was sent of it while it was written; `None` after a restart.
+    stream: Option<Arc<Stream>>,
     progress: Mutex<Progress>,
     ending: Ending,
 }
@@ -184,6 +189,8 @@ pub(crate) struct ChangeParts {
     pub(crate) committed_ms: i64,
     /// `None` for a removal.
     pub(crate) file: Option<Arc<StagedFile>>,
+    pub(crate) marker: Option<OperationId>,
+    pub(crate) stream: Option<Arc<Stream>>,
 }
 
 /// Tells those who wait how a change ended. A change that takes the place of an earlier one goes on with its channel,
@@ -231,6 +238,8 @@ pub(crate) struct Progress {
     pub(crate) failures: u32,
     pub(crate) failure: Option<Error>,
     pub(crate) upload: Option<(UploadId, Vec<PartInfo>)>,
+    /// Number and CRC32C of parts that were sent while it was written; `None` where its upload was begun afterwards.
+    pub(crate) streamed: Option<Vec<(u32, u32)>>,
     /// The change whose place it takes, until its own record is durable.
     pub(crate) replaces: Option<Arc<Change>>,
     /// Where the newest record of all of it is in the journal.
@@ -239,13 +248,36 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(base: Base, phase: Phase, home: Slot) -> Self {
-        Self { base, phase, given_out: false, failures: 0, failure: None, upload: None, replaces: None, home }
+        Self {
+            base,
+            phase,
+            given_out: false,
+            failures: 0,
+            failure: None,
+            upload: None,
+            streamed: None,
+            replaces: None,
+            home,
+        }
+    }
+
+    /// An upload was begun, after the commit.
+    pub(crate) fn begin(&mut self, upload: UploadId) {
+        (self.upload, self.streamed) = (Some((upload, Vec::new())), None);
+    }
+
+    /// There is no upload any more.
+    pub(crate) fn lose_upload(&mut self) {
+        (self.upload, self.streamed) = (None, None);
     }
 
     /// The source has taken a part of the upload, perhaps again.
     pub(crate) fn add_part(&mut self, part: PartInfo) {
         if let Some((_, parts)) = &mut self.upload {
             parts.retain(|known| known.number != part.number);
+            if let Some(sums) = &mut self.streamed {
+                sums.retain(|(number, _)| *number != part.number);
+            }
             parts.push(part);
         }
     }
@@ -255,6 +287,26 @@ impl Change {
     /// Its name.
     pub fn operation(&self) -> OperationId {
         self.operation
+    }
+
+    /// What its uploads are marked with in the source: its name, unless the upload was begun before it had one.
+    pub fn marker(&self) -> OperationId {
+        self.marker.unwrap_or(self.operation)
+    }
+
+    pub(crate) fn is_marked(&self) -> bool {
+        self.marker.is_some()
+    }
+
+    /// What was sent of it while it was written; `None` where nothing was, and after a restart.
+    pub fn stream(&self) -> Option<&Arc<Stream>> {
+        self.stream.as_ref()
+    }
+
+    /// Where its upload was begun while it was written, number and CRC32C of the parts that were sent then and not
+    /// compared since.
+    pub fn streamed(&self) -> Option<Vec<(u32, u32)>> {
+        self.progress().streamed.clone()
     }
 
     /// Where it stands among the changes of this node.
@@ -361,10 +413,23 @@ impl Change {
     }
 
     pub(crate) fn new(parts: ChangeParts, progress: Progress, ending: Ending) -> Arc<Self> {
-        let ChangeParts { operation, target, content, durability, modified_ms, committed_ms, file } = parts;
+        let ChangeParts { operation, target, content, durability, modified_ms, committed_ms, file, marker, stream } =
+            parts;
         let progress = Mutex::new(progress);
         let ending = Ending::clone(&ending);
-        Arc::new(Self { operation, target, content, durability, modified_ms, committed_ms, file, progress, ending })
+        Arc::new(Self {
+            operation,
+            target,
+            content,
+            durability,
+            modified_ms,
+            committed_ms,
+            file,
+            marker,
+            stream,
+            progress,
+            ending,
+        })
     }
 
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {

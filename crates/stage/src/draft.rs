@@ -9,8 +9,10 @@ use bytes::Bytes;
 use penstock_types::Result;
 
 use crate::budget::Budget;
+use crate::change::Target;
 use crate::files::{Files, StagedFile};
 use crate::pins::Pin;
+use crate::stream::{Stream, StreamHold};
 
 /// A new file of the stage. Whoever has its descriptor writes there at any offset; dropped without a commit, it is
 /// gone and its bytes are free.
@@ -20,6 +22,8 @@ pub struct Draft {
     charge: Charge,
     /// What it is based on is remembered meanwhile.
     _pin: Option<Pin>,
+    /// What is sent of it while it is written.
+    stream: Option<StreamHold>,
 }
 
 /// Bytes of the budget, given back when they are dropped.
@@ -40,7 +44,14 @@ impl Draft {
 
     fn of((file, descriptor): (StagedFile, OwnedFd), budget: &Arc<Budget>, pin: Option<Pin>) -> Self {
         let charge = Charge { budget: Arc::clone(budget), bytes: Mutex::default() };
-        Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin }
+        Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin, stream: None }
+    }
+
+    /// Lets its parts be sent while it is written: by whom the stream is given to.
+    pub(crate) fn stream(&mut self, target: &Target) -> Arc<Stream> {
+        let stream = Stream::new(target, self.file.full_path());
+        self.stream = Some(StreamHold(Arc::clone(&stream)));
+        stream
     }
 
     /// The file, for reading and writing.
@@ -77,11 +88,11 @@ impl Draft {
         self.file.read_small(self.descriptor.as_fd(), max)
     }
 
-    /// Syncs file and name; the file and its size, which stays charged.
-    pub(crate) fn finish(self) -> Result<(StagedFile, u64)> {
+    /// Syncs file and name; the file and its size, which stays charged, and what was sent of it.
+    pub(crate) fn finish(self) -> Result<(StagedFile, u64, Option<StreamHold>)> {
         let size = self.file.sync(self.descriptor.as_fd())?;
         self.charge.keep_exactly(size);
-        Ok((self.file, size))
+        Ok((self.file, size, self.stream))
     }
 
     /// Writes content from the start on.

@@ -335,7 +335,7 @@ impl StagedFile {
         restored().map_err(|error| self.files.failed("restore", &path, &error))
     }
 
-    fn full_path(&self) -> PathBuf {
+    pub fn full_path(&self) -> PathBuf {
         self.files.path_of(self.name)
     }
 

@@ -26,6 +26,7 @@ mod schedule;
 mod shared_sync;
 mod stage;
 mod status;
+mod stream;
 mod table;
 
 pub use change::{Base, Change, Content, OperationId, Settled, Target, Written, operation_of};
@@ -33,3 +34,4 @@ pub use draft::Draft;
 pub use pins::Pin;
 pub use stage::{Bounds, Stage, StageParts};
 pub use status::{Conflicted, Failing, Recovered, StageStatus};
+pub use stream::{Orphan, Sent, SentPart, Standing, Stream};

@@ -15,7 +15,7 @@ use crate::change::{Change, ChangeParts, Ending, Phase, Progress};
 use crate::files::{FileName, Files, disk_error, is_left_by_restoring};
 use crate::journal::{Journal, JournalParts, Slot, Statement, replay};
 use crate::pins::Pins;
-use crate::record::{ChangeRecord, Record};
+use crate::record::{ChangeRecord, Record, StreamedRecord};
 use crate::stage::{Bounds, Stage, StageParts};
 use crate::status::Recovered;
 use crate::table::Table;
@@ -43,6 +43,7 @@ pub fn open(parts: StageParts, bounds: Bounds) -> Result<Stage> {
         apply(&mut table, &files, statement, &mut named);
     }
     table.forget_left();
+    table.set_uploads_free();
     let journal = Journal::begin(
         JournalParts {
             disk: Arc::clone(&parts.disk),
@@ -71,6 +72,7 @@ pub fn open(parts: StageParts, bounds: Bounds) -> Result<Stage> {
         house: Mutex::default(),
         recovered: Mutex::new(recovered),
         wake: Notify::new(),
+        streams: Mutex::default(),
         closed: AtomicBool::new(false),
         lock: Mutex::new(Some(lock)),
         table: Mutex::new(table),
@@ -114,17 +116,26 @@ fn apply(table: &mut Table, files: &Arc<Files>, statement: &Statement, named: &m
     match &statement.record {
         Record::Change(record) => {
             named.extend(record.file);
-            table.restore(&restored(files, record, statement, home), record.replaced);
+            table.restore(&restored(files, record, None, statement, home), record.replaced);
         }
+        Record::Streamed(streamed) => {
+            let record = &streamed.change;
+            named.extend(record.file);
+            table.restore(&restored(files, record, Some(streamed), statement, home), record.replaced);
+        }
+        Record::Early { operation, target, upload } => {
+            table.uploads.begun(*operation, target.clone(), upload.clone(), home);
+        }
+        Record::EarlyOver { operation } => table.uploads.apply_over(*operation),
         Record::Settled(record) => table.apply_settled((**record).clone(), home, 0),
         Record::Conflict { operation, error } => table.apply_conflict(*operation, error.clone()),
         Record::Discarded { operation } => table.apply_discarded(*operation),
         Record::Outdated { operation, target } => table.apply_outdated(*operation, target),
         Record::Upload { operation, upload } => {
-            with(table, *operation, |progress| progress.upload = Some((upload.clone(), Vec::new())));
+            with(table, *operation, |progress| progress.begin(upload.clone()));
         }
         Record::Part { operation, part } => with(table, *operation, |progress| progress.add_part(part.clone())),
-        Record::UploadLost { operation } => with(table, *operation, |progress| progress.upload = None),
+        Record::UploadLost { operation } => with(table, *operation, Progress::lose_upload),
         Record::First { .. } | Record::Closed => {}
     }
 }
@@ -136,7 +147,13 @@ fn with(table: &Table, operation: crate::OperationId, work: impl FnOnce(&mut Pro
 }
 
 /// A change as the journal tells of it. The source may have it: what was under way is not known.
-fn restored(files: &Arc<Files>, record: &ChangeRecord, statement: &Statement, home: Slot) -> Arc<Change> {
+fn restored(
+    files: &Arc<Files>,
+    record: &ChangeRecord,
+    streamed: Option<&StreamedRecord>,
+    statement: &Statement,
+    home: Slot,
+) -> Arc<Change> {
     let size = statement.place.length.into();
     let file = record.file.map(|name| match record.has_data {
         true => files.kept_in_journal(name, statement.place.sum, size, Slot::clone(&home)),
@@ -147,6 +164,7 @@ fn restored(files: &Arc<Files>, record: &ChangeRecord, statement: &Statement, ho
     progress.given_out = true;
     progress.upload.clone_from(&record.upload);
     progress.failure.clone_from(&record.conflict);
+    progress.streamed = streamed.and_then(|streamed| streamed.sums.clone());
     let ending = Ending::default();
     if let Some(error) = &record.conflict {
         ending.send_replace(Some(Err(error.clone())));
@@ -159,6 +177,8 @@ fn restored(files: &Arc<Files>, record: &ChangeRecord, statement: &Statement, ho
         modified_ms: record.modified_ms,
         committed_ms: record.committed_ms,
         file: file.map(Arc::new),
+        marker: streamed.map(|streamed| streamed.marker),
+        stream: None,
     };
     Change::new(parts, progress, ending)
 }

@@ -30,6 +30,12 @@ pub enum Record {
     Discarded { operation: OperationId },
     /// A change that is in its source is not what the source has any more.
     Outdated { operation: OperationId, target: Target },
+    /// An upload is begun for a draft, or about to be: `upload` is not known then.
+    Early { operation: OperationId, target: Target, upload: Option<UploadId> },
+    /// It was completed, or is gone.
+    EarlyOver { operation: OperationId },
+    /// As [`Record::Change`], of a change of which something was sent while it was written.
+    Streamed(Box<StreamedRecord>),
 }
 
 /// A change, with what became of it so far.
@@ -52,6 +58,16 @@ pub struct ChangeRecord {
     pub conflict: Option<Error>,
 }
 
+/// A change whose upload was begun before it was committed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StreamedRecord {
+    pub change: ChangeRecord,
+    /// What the upload is marked with.
+    pub marker: OperationId,
+    /// Number and CRC32C of parts that have to be compared; `None` where the change has another upload by now.
+    pub sums: Option<Vec<(u32, u32)>>,
+}
+
 /// A change that is in its source, and for how long that is to be remembered.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SettledRecord {
@@ -67,7 +83,7 @@ impl ChangeRecord {
     pub fn of(change: &Change, has_data: bool) -> Record {
         let progress = change.progress();
         let conflict = if progress.phase.is_conflict() { progress.failure.clone() } else { None };
-        Record::Change(Box::new(Self {
+        let record = Self {
             operation: change.operation(),
             target: change.target().clone(),
             base: progress.base.clone(),
@@ -80,7 +96,15 @@ impl ChangeRecord {
             replaced: progress.replaces.as_ref().map(|replaced| replaced.operation()),
             upload: progress.upload.clone(),
             conflict,
-        }))
+        };
+        match change.is_marked() {
+            true => Record::Streamed(Box::new(StreamedRecord {
+                change: record,
+                marker: change.marker(),
+                sums: progress.streamed.clone(),
+            })),
+            false => Record::Change(Box::new(record)),
+        }
     }
 }
 

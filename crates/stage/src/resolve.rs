@@ -101,6 +101,8 @@ impl Stage {
                 modified_ms: conflict.modified_ms(),
                 committed_ms: now_ms,
                 file: conflict.shared_file(),
+                marker: None,
+                stream: None,
             };
             let mut progress = Progress::new(base, Phase::Admitted, Slot::clone(home));
             progress.replaces = Some(Arc::clone(conflict));

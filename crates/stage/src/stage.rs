@@ -25,6 +25,7 @@ use crate::journal::{Journal, Slot, Ticket};
 use crate::pins::{Pin, Pins};
 use crate::record::{ChangeRecord, Record};
 use crate::status::{Recovered, StageStatus};
+use crate::stream::{Inherited, Stream, StreamHold};
 use crate::table::{Admission, Table};
 
 /// Content up to this size goes into the journal itself.
@@ -91,6 +92,8 @@ pub struct Stage {
     pub(crate) house: Mutex<House>,
     pub(crate) recovered: Mutex<Vec<Recovered>>,
     pub(crate) wake: Notify,
+    /// Drafts and changes of which something may be sent early. Goes before `table`.
+    pub(crate) streams: Mutex<Vec<Arc<Stream>>>,
     pub(crate) closed: AtomicBool,
     /// Held while the stage is open, so that no other process uses its directory.
     pub(crate) lock: Mutex<Option<OwnedFd>>,
@@ -129,7 +132,13 @@ impl Stage {
         self.check_open().map_err(|error| error.during(action()))?;
         self.budget.wait_for_room().map_err(|error| error.during(action()))?;
         let draft = Draft::create(&self.files, &self.budget, Some(self.pins.pin(target)));
-        draft.map_err(|error| error.during(action()))
+        let mut draft = draft.map_err(|error| error.during(action()))?;
+        // Behind a change that waits its turn is not near, and it may be replaced before.
+        if self.table().is_free(target) {
+            let stream = draft.stream(target);
+            self.streams.lock().expect("no panic while streams are listed").push(stream);
+        }
+        Ok(draft)
     }
 
     /// As [`Stage::create`], another name of a file that nobody writes to any more, to be committed as it is. Copies
@@ -178,7 +187,7 @@ impl Stage {
             draft.fill(&data)?;
             let new = match data.len() > INLINE_BYTES_MAX {
                 true => New::synced(draft)?,
-                false => New { file: draft.finish_unsynced(size), size, data: Some(data) },
+                false => New { file: draft.finish_unsynced(size), size, data: Some(data), stream: None },
             };
             self.put(written, new)
         };
@@ -344,7 +353,7 @@ impl Stage {
     /// A multipart upload was begun for the change; it takes the place of an earlier one.
     pub fn upload_begun(&self, change: &Change, upload: &UploadId) {
         self.note(|_, journal| {
-            change.progress().upload = Some((upload.clone(), Vec::new()));
+            change.progress().begin(upload.clone());
             journal.keep(&Record::Upload { operation: change.operation(), upload: upload.clone() });
         });
     }
@@ -359,9 +368,10 @@ impl Stage {
 
     /// The upload of the change is gone: the next try begins another.
     pub fn upload_lost(&self, change: &Change) {
-        self.note(|_, journal| {
-            change.progress().upload = None;
+        self.note(|table, journal| {
+            change.progress().lose_upload();
             journal.keep(&Record::UploadLost { operation: change.operation() });
+            table.uploads.forget(change.marker(), journal);
         });
     }
 
@@ -402,7 +412,7 @@ impl Stage {
     }
 
     /// Changes table and journal in one step, and writes what was added.
-    fn note(&self, work: impl FnOnce(&mut Table, &Journal)) {
+    pub(crate) fn note(&self, work: impl FnOnce(&mut Table, &Journal)) {
         work(&mut self.table(), &self.journal);
         self.journal.write_kept();
     }
@@ -441,6 +451,8 @@ struct New {
     size: u64,
     /// Its content, where the journal has it as well.
     data: Option<Bytes>,
+    /// What was sent of it.
+    stream: Option<StreamHold>,
 }
 
 impl New {
@@ -449,15 +461,15 @@ impl New {
         match draft.small(INLINE_BYTES_MAX)? {
             Some(data) => {
                 let size = data.len() as u64;
-                Ok(Self { file: draft.finish_unsynced(size), size, data: Some(data) })
+                Ok(Self { file: draft.finish_unsynced(size), size, data: Some(data), stream: None })
             }
             None => Self::synced(draft),
         }
     }
 
     fn synced(draft: Draft) -> Result<Self> {
-        let (file, size) = draft.finish()?;
-        Ok(Self { file, size, data: None })
+        let (file, size, stream) = draft.finish()?;
+        Ok(Self { file, size, data: None, stream })
     }
 }
 
@@ -473,10 +485,12 @@ fn new_change(
         Some(new) => Content::Put { size: new.size, metadata: written.metadata },
         None => Content::Remove,
     };
-    let file = new.map(|New { file, data, .. }| {
-        data.inspect(|data| file.is_in_journal(data, home));
-        file
-    });
+    let (mut file, mut inherited) = (None, None);
+    if let Some(New { file: made, data, size, stream }) = new {
+        data.inspect(|data| made.is_in_journal(data, home));
+        inherited = stream.and_then(|stream| stream.commit(&written.target, size));
+        file = Some(made);
+    }
     let parts = ChangeParts {
         operation,
         target: written.target,
@@ -485,9 +499,15 @@ fn new_change(
         modified_ms: written.modified_ms,
         committed_ms: now_ms,
         file: file.map(Arc::new),
+        marker: inherited.as_ref().map(|inherited| inherited.marker),
+        stream: inherited.as_ref().map(|inherited| Arc::clone(&inherited.stream)),
     };
     let ending = admission.ending();
     let mut progress = Progress::new(admission.base, Phase::Admitted, Slot::clone(home));
     progress.replaces = admission.replaced;
+    if let Some(Inherited { upload, parts, .. }) = inherited {
+        progress.streamed = Some(parts.iter().map(|part| (part.info.number, part.sum)).collect());
+        progress.upload = Some((upload, parts.into_iter().map(|part| part.info).collect()));
+    }
     Change::new(parts, progress, ending)
 }

@@ -16,6 +16,7 @@ use crate::pins::Pins;
 use crate::record::{ChangeRecord, Record, SettledRecord};
 use crate::schedule::Schedule;
 use crate::status::{Conflicted, Failing, NAMED_MAX, StageStatus};
+use crate::stream::EarlyUploads;
 
 /// How much longer, µs, what would be forgotten is kept while its key is being written.
 const PINNED_FOR_US: i64 = 60_000_000;
@@ -36,6 +37,8 @@ pub struct Table {
     refused: Vec<Arc<Change>>,
     pins: Pins,
     metrics: Metrics,
+    /// Uploads that were begun for drafts.
+    pub uploads: EarlyUploads,
 }
 
 /// The keys of one scope.
@@ -90,6 +93,7 @@ impl Table {
             refused: Vec::new(),
             pins,
             metrics,
+            uploads: EarlyUploads::default(),
         }
     }
 
@@ -113,6 +117,16 @@ impl Table {
             true => Admission { base: progress.base.clone(), replaced: Some(Arc::clone(newest)) },
             false => Admission { base: Base::Staged(newest.operation()), replaced: None },
         })
+    }
+
+    /// Whether the source has the newest content of a key, as far as this node has changed it.
+    pub fn is_free(&self, target: &Target) -> bool {
+        self.key(target).is_none_or(|key| key.newest().is_none())
+    }
+
+    /// After a replay: what no change goes on with is to be aborted.
+    pub fn set_uploads_free(&mut self) {
+        self.uploads.set_free(self.changes.values().filter(|change| change.phase() != Phase::Over));
     }
 
     /// What `base` is by now, of a key without changes that wait.
@@ -153,6 +167,9 @@ impl Table {
         if let Some(replaced) = replaced {
             self.key_mut(change.target()).take(replaced.operation());
             self.count(&replaced, -1);
+            if let Some(stream) = replaced.stream() {
+                stream.discard();
+            }
             let inherited = replaced.phase() == Phase::Resolving;
             self.leave(&replaced, 0, inherited);
         }
@@ -170,6 +187,9 @@ impl Table {
         let replaced = std::mem::take(&mut change.progress().replaces);
         self.key_mut(change.target()).take(change.operation());
         self.changes.remove(&change.operation());
+        if let Some(stream) = change.stream() {
+            stream.discard();
+        }
         if let Some(replaced) = replaced.filter(|replaced| replaced.phase() == Phase::Held) {
             replaced.progress().phase = Phase::Waiting;
         }
@@ -211,6 +231,9 @@ impl Table {
         let (operation, target) = (change.operation(), change.target().clone());
         let record = SettledRecord { operation, target, settled, expires };
         let (said, home) = journal.keep(&Record::Settled(Box::new(record.clone())));
+        if change.is_marked() {
+            self.uploads.forget(change.marker(), journal);
+        }
         self.apply_settled(record, home, said);
     }
 
@@ -395,6 +418,7 @@ impl Table {
             let (_, home) = journal.keep(&ChangeRecord::of(&change, false));
             change.progress().home = home;
         }
+        self.uploads.restate(|home| segment_of(home) == Some(segment), journal);
         for key in self.scopes.values_mut().flat_map(|scope| scope.keys.values_mut()) {
             if let Some(shown) = key.shown.as_mut().filter(|shown| segment_of(&shown.home) == Some(segment)) {
                 (_, shown.home) = journal.keep(&Record::Settled(Box::new(shown.record.clone())));
@@ -410,7 +434,7 @@ impl Table {
         const PART_BYTES: usize = 64;
         let parts = |change: &Arc<Change>| change.progress().upload.as_ref().map_or(0, |(_, parts)| parts.len());
         let changes: usize = self.changes.values().map(|change| RECORD_BYTES + PART_BYTES * parts(change)).sum();
-        (changes + RECORD_BYTES * self.expiring.len()) as u64
+        (changes + RECORD_BYTES * (self.expiring.len() + self.uploads.len())) as u64
     }
 
     pub fn status(&self) -> StageStatus {

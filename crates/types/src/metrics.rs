@@ -113,6 +113,10 @@ metrics! {
         uploads;
         /// Bytes brought into sources
         upload_bytes;
+        /// Bytes of files sent into sources while they were still being written
+        stream_bytes;
+        /// Bytes of those sent again, because the file had changed by its end
+        stream_bytes_again;
         /// Uploads that failed and are tried again
         upload_failures;
         /// Uploads that would have replaced a version that was not seen when they were written

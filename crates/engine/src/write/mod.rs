@@ -7,9 +7,12 @@
 mod conflicts;
 mod early;
 mod lookups;
+mod multipart;
 mod names;
+mod parts;
 mod persist;
 mod rename;
+mod stream;
 mod upload;
 
 use std::os::fd::OwnedFd;
@@ -32,6 +35,7 @@ pub use conflicts::{Conflict, ConflictPage, ConflictQuery, InSource, Keep};
 pub(crate) use early::{EarlySync, begin_sync};
 pub(crate) use lookups::Lookups;
 pub(crate) use names::Gone;
+pub(crate) use stream::keep_streaming;
 pub(crate) use upload::keep_uploading;
 
 /// Longest key that a store takes, bytes.

@@ -4,13 +4,11 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_source::{OPERATION_METADATA, is_weak};
-use penstock_stage::{Base, Change, Content, OperationId, Settled};
+use penstock_stage::{Base, Change, Content, OperationId, Settled, Target};
 use penstock_types::{
-    ByteRange, CompletedPart, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, PartInfo,
-    Precondition, PutRequest, Result, Source, TreePath, UploadId, Version,
+    ByteRange, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, Precondition, PutRequest,
+    Result, TreePath, Version,
 };
 use tokio::sync::Semaphore;
 
@@ -21,14 +19,8 @@ use crate::transfer::StagedFile;
 
 /// Changes that are brought at the same time.
 const CHANGES_AT_ONCE: usize = 32;
-/// Parts of one object that are on their way at the same time.
-const PARTS_AT_ONCE: usize = 16;
 /// Up to this size an object goes as one put.
 const PUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Size of a part, where that is not too many of them.
-const PART_BYTES: u64 = 8 * 1024 * 1024;
-/// Parts that an upload may have.
-const PARTS_MAX: u64 = 10_000;
 /// The uploader looks at least so often whether something waited long enough after a failure.
 const LOOK: Duration = Duration::from_millis(500);
 /// A change is shown over listings for so long beyond their freshness: one may be read to its end after it is stale.
@@ -45,10 +37,10 @@ enum Found {
 }
 
 /// What a change has become in the source.
-struct Stored {
-    attributes: ObjectAttributes,
-    /// CRC32C of each page that was sent; empty where parts of an earlier run were used.
-    sums: Vec<u32>,
+pub(super) struct Stored {
+    pub(super) attributes: ObjectAttributes,
+    /// CRC32C of each page; empty where they are not known.
+    pub(super) sums: Vec<u32>,
 }
 
 /// Brings changes into their sources as long as the engine is there.
@@ -91,11 +83,7 @@ impl Engine {
             Ok(stored) => self.settle(&attached, change, stored).await,
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 metrics.conflicts.inc();
-                if let Some((upload, _)) = change.upload() {
-                    // Parts that nobody will complete; should that fail, the store's own rules remove them.
-                    let _ = attached.source.abort_upload(&change.target().key, &upload).await;
-                    self.stage.upload_lost(change);
-                }
+                self.give_up_upload(&attached, change).await;
                 // First, so that whoever learns of the conflict sees what is in the way.
                 self.forget(change);
                 self.stage.conflict(change, error);
@@ -105,6 +93,19 @@ impl Engine {
                 metrics.upload_failures.inc();
                 self.stage.failed(change, error);
             }
+        }
+    }
+
+    /// Aborts the upload of a change, if it has one: nobody will complete it.
+    pub(super) async fn give_up_upload(&self, attached: &Attached, change: &Change) {
+        if let Some(stream) = change.stream() {
+            stream.take();
+            stream.idle().await;
+        }
+        if let Some((upload, _)) = change.upload() {
+            // Should that fail, the store's own rules remove the parts.
+            let _ = attached.source.abort_upload(&change.target().key, &upload).await;
+            self.stage.upload_lost(change);
         }
     }
 
@@ -170,7 +171,11 @@ impl Engine {
 
     /// An attachment that may write what was staged through the one of the change, which is itself if it is there.
     fn attached_for(&self, change: &Change) -> Option<Arc<Attached>> {
-        let target = change.target();
+        self.attached_at(change.target())
+    }
+
+    /// An attachment that may write what is written through the one of a target, which is itself if it is there.
+    pub(super) fn attached_at(&self, target: &Target) -> Option<Arc<Attached>> {
         let all = self.tree.all();
         let same = all.iter().find(|attached| attached.spec.id == target.attachment);
         let other = || all.iter().find(|attached| attached.scope == target.scope && attached.spec.write.is_some());
@@ -228,8 +233,14 @@ impl Engine {
         };
         let stored = match sent {
             Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
-                Found::Ours(attributes) => Stored { attributes, sums: Vec::new() },
-                Found::Later(attributes) => return Ok(Stored { attributes, sums: Vec::new() }),
+                Found::Ours(attributes) => {
+                    self.give_up_upload(attached, change).await;
+                    Stored { attributes, sums: Vec::new() }
+                }
+                Found::Later(attributes) => {
+                    self.give_up_upload(attached, change).await;
+                    return Ok(Stored { attributes, sums: Vec::new() });
+                }
                 // Whoever removed what was to be replaced, be it a later change of ours before the node was killed:
                 // nobody's bytes are in the way.
                 Found::Nothing => self.send(attached, change, size, absent).await.map_err(come_again)?,
@@ -258,7 +269,9 @@ impl Engine {
         let operation = found.metadata.iter().find(|(name, _)| name == OPERATION_METADATA);
         let operation = operation.and_then(|(_, value)| value.parse::<OperationId>().ok());
         match operation {
-            Some(operation) if operation == change.operation() => Ok(Found::Ours(found.attributes)),
+            Some(operation) if [change.operation(), change.marker()].contains(&operation) => {
+                Ok(Found::Ours(found.attributes))
+            }
             Some(operation) if self.is_later(change, operation) => Ok(Found::Later(found.attributes)),
             // One empty directory is as good as another.
             _ if is_marker(change) && found.attributes.size == 0 => Ok(Found::Ours(found.attributes)),
@@ -272,8 +285,8 @@ impl Engine {
 
     /// Whether an operation is a change of the same key that was committed here after this one, and waits as well.
     fn is_later(&self, change: &Change, operation: OperationId) -> bool {
-        let target = change.target();
-        operation > change.operation() && self.stage.find(&target.scope, &target.key, &operation.version()).is_some()
+        let found = self.stage.marked(change.target(), operation);
+        found.is_some_and(|later| later.operation() > change.operation())
     }
 
     async fn send(
@@ -286,10 +299,11 @@ impl Engine {
         let file = Arc::new(StagedFile { descriptor: change.open()?, size });
         let metrics = &self.parts.metrics;
         let stored = if size <= PUT_BYTES_MAX {
-            let (body, sums) = self.part(&file, ByteRange::new(0, size)).await?;
-            let request =
-                PutRequest { key: change.target().key.clone(), body, precondition, metadata: metadata(change) };
-            Stored { attributes: attached.source.put(request).await?, sums }
+            self.give_up_upload(attached, change).await;
+            let part = self.part(&file, ByteRange::new(0, size)).await?;
+            let (key, body) = (change.target().key.clone(), part.bytes);
+            let request = PutRequest { key, body, precondition, metadata: metadata(change) };
+            Stored { attributes: attached.source.put(request).await?, sums: part.sums }
         } else {
             self.send_in_parts(attached, change, &file, precondition).await?
         };
@@ -297,104 +311,11 @@ impl Engine {
         metrics.upload_bytes.inc_by(size);
         Ok(stored)
     }
-
-    async fn send_in_parts(
-        &self,
-        attached: &Attached,
-        change: &Arc<Change>,
-        file: &Arc<StagedFile>,
-        precondition: Precondition,
-    ) -> Result<Stored> {
-        let (source, key) = (&attached.source, &change.target().key);
-        let (upload, known) = self.upload_of(source.as_ref(), change).await?;
-        let part_bytes = part_bytes(file.size);
-        let parts = stream::iter((0..file.size.div_ceil(part_bytes)).map(|index| {
-            let range = ByteRange::new(index * part_bytes, ((index + 1) * part_bytes).min(file.size));
-            let number = u32::try_from(index + 1).expect("an upload has at most 10,000 parts");
-            let (known, upload) = (known.iter().find(|part| part.number == number), &upload);
-            async move {
-                let (body, sums) = self.part(file, range).await?;
-                if let Some(part) = known.filter(|part| part.size == range.len()) {
-                    return Ok((part.clone(), sums));
-                }
-                let part = source.put_part(key, upload, number, body).await?;
-                self.stage.upload_part(change, &part);
-                Ok::<_, Error>((part, sums))
-            }
-        }));
-        let parts: Vec<(PartInfo, Vec<u32>)> = match parts.buffered(PARTS_AT_ONCE).try_collect().await {
-            // Somebody aborted it, or the store gave it up: the next try begins another.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.stage.upload_lost(change);
-                return Err(error.with_kind(ErrorKind::Unavailable));
-            }
-            parts => parts?,
-        };
-        let completed: Vec<CompletedPart> =
-            parts.iter().map(|(part, _)| CompletedPart { number: part.number, etag: part.etag.clone() }).collect();
-        let done = source.complete_upload(key, &upload, &completed, precondition).await;
-        if let Err(error) = &done
-            && error.kind() == ErrorKind::NotFound
-        {
-            self.stage.upload_lost(change);
-        }
-        let sums = parts.into_iter().flat_map(|(_, sums)| sums).collect();
-        Ok(Stored { attributes: done?, sums })
-    }
-
-    /// The upload of a change: one that was begun, with the parts that the source has of it, or a new one.
-    async fn upload_of(&self, source: &dyn Source, change: &Change) -> Result<(UploadId, Vec<PartInfo>)> {
-        let key = &change.target().key;
-        if let Some((upload, noted)) = change.upload() {
-            match source.list_parts(key, &upload).await {
-                Ok(there) => {
-                    let same = |part: &PartInfo| noted.iter().any(|noted| noted == part);
-                    return Ok((upload, there.into_iter().filter(same).collect()));
-                }
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
-                    self.stage.upload_lost(change);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let upload = source.begin_upload(key, metadata(change)).await?;
-        self.stage.upload_begun(change, &upload);
-        Ok((upload, Vec::new()))
-    }
-
-    /// Bytes of a staged file with the checksums of their pages; waits for memory.
-    async fn part(&self, file: &Arc<StagedFile>, range: ByteRange) -> Result<(Bytes, Vec<u32>)> {
-        let held = self.carrier.budget.hold(range.len(), self.carrier.deadline).await?;
-        let file = Arc::clone(file);
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = vec![0; usize::try_from(range.len()).expect("a part fits memory")];
-            file.read(range, &mut bytes)?;
-            let sums = bytes.chunks(PAGE_SIZE_IN_MEMORY).map(crc32c::crc32c).collect();
-            Ok((Bytes::from_owner(Held { bytes, _held: held }), sums))
-        });
-        read.await.map_err(|error| Error::new(ErrorKind::Internal, "read a staged file", error.to_string()))?
-    }
 }
 
-/// A page, as a length in memory.
-#[allow(clippy::cast_possible_truncation, reason = "64 KiB")]
-const PAGE_SIZE_IN_MEMORY: usize = PAGE_SIZE as usize;
-
-/// Bytes that are accounted for as long as somebody has them.
-struct Held {
-    bytes: Vec<u8>,
-    _held: crate::budget::MemoryHold,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-fn metadata(change: &Change) -> Vec<(String, String)> {
+pub(super) fn metadata(change: &Change) -> Vec<(String, String)> {
     let mut metadata = change.metadata().to_vec();
-    metadata.push((OPERATION_METADATA.to_owned(), change.operation().to_string()));
+    metadata.push((OPERATION_METADATA.to_owned(), change.marker().to_string()));
     metadata
 }
 
@@ -413,11 +334,6 @@ fn out_of_turn(change: &Change) -> Error {
     Error::new(ErrorKind::Internal, action, "what it replaces is not in the source yet").advise("report it")
 }
 
-/// The size of parts: large files have larger ones, whole pages, so that they are not too many.
-fn part_bytes(size: u64) -> u64 {
-    size.div_ceil(PARTS_MAX).next_multiple_of(PAGE_SIZE).max(PART_BYTES)
-}
-
 fn replaced(attached: &Attached, key: &ObjectKey) -> Error {
     let action = format!("upload {}", attached.describe(key));
     Error::new(ErrorKind::Conflict, action, "the source has a version that was not there when this was written")
@@ -427,19 +343,4 @@ fn replaced(attached: &Attached, key: &ObjectKey) -> Error {
 /// Whether a change makes a directory that stays while it is empty.
 fn is_marker(change: &Change) -> bool {
     change.size() == Some(0) && change.target().key.as_bytes().ends_with(b"/")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn parts_are_whole_pages_and_at_most_ten_thousand(size in 1u64..(5 << 40)) {
-            let bytes = part_bytes(size);
-            prop_assert!(bytes.is_multiple_of(PAGE_SIZE) && bytes >= PART_BYTES);
-            prop_assert!(size.div_ceil(bytes) <= PARTS_MAX);
-        }
-    }
 }

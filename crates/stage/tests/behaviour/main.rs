@@ -12,4 +12,5 @@ mod overlay;
 mod power;
 mod resolving;
 mod restart;
+mod streaming;
 mod support;
