@@ -93,6 +93,15 @@ def test_every_command_has_a_sentence_and_examples_that_begin_with_it(name: str)
     assert all(f"penstock {name}" in line for line in lines[2:])
 
 
+@pytest.mark.parametrize("name", ["", *sorted({name.split()[0] for name in COMMANDS if " " in name})])
+def test_every_group_has_examples_that_begin_with_it(name: str) -> None:
+    group = typer.main.get_command(app)
+    lines = (group.commands[name] if name else group).epilog.split("\n\n")[0].splitlines()
+    assert lines[1] == "Examples:"
+    assert len(lines) > 2
+    assert all(line.strip().startswith(f"penstock {name}".rstrip()) for line in lines[2:])
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS - WITHOUT_DATA))
 def test_every_command_that_prints_data_can_print_json(name: str) -> None:
     assert any("--json" in parameter.opts for parameter in ALL[name].params)

@@ -20,6 +20,7 @@ from penstock.cli import (
     persist,
     snapshot,
 )
+from penstock.cli.examples import examples
 
 __all__ = ["app"]
 
@@ -42,7 +43,13 @@ app = typer.Typer(
 
     First steps: `penstock demo`, then `penstock attach s3://bucket/prefix /data` and `penstock ls /data`.
     """,
-    epilog="Exit codes: 0 done, 1 failed, 2 misused. PENSTOCK_HOME puts everything under one directory.",
+    epilog=examples(
+        "penstock demo",
+        "penstock attach s3://bucket/prefix /data --region eu-west-1",
+        "penstock ls /data",
+        "penstock doctor",
+    )
+    + "\n\nExit codes: 0 done, 1 failed, 2 misused. PENSTOCK_HOME puts everything under one directory.",
 )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.group import command_group
 from penstock.cli.options import AsJson, TreePath
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command(epilog=examples("penstock pin /data/train"))(pin)
     app.command(epilog=examples("penstock unpin /data/train"))(unpin)
-    group = typer.Typer(name="cache", no_args_is_help=True, rich_markup_mode=None, help="Look into the cache.")
+    group = command_group("cache", "Look into the cache.", "penstock cache ls", "penstock cache why /data/a.bin")
     group.command(epilog=examples("penstock cache ls", "penstock cache ls --json"))(ls)
     group.command(epilog=examples("penstock cache why /data/a.bin"))(why)
     group.command(epilog=examples("penstock cache prune --to 10GiB", "penstock cache prune --to 0"))(prune)

@@ -7,12 +7,13 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.group import command_group
 from penstock.cli.options import AsJson
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    group = typer.Typer(name="config", no_args_is_help=True, rich_markup_mode=None, help="See the configuration.")
+    group = command_group("config", "See the configuration.", "penstock config show --origin")
     group.command(
         epilog=examples("penstock config show", "penstock config show --origin", "penstock config show --json")
     )(show)

@@ -8,6 +8,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.group import command_group
 from penstock.cli.options import AsJson, TreePath
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ COPIED_AT_ONCE = 1 << 20
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    group = typer.Typer(
-        name="conflicts", no_args_is_help=True, rich_markup_mode=None, help="Look at conflicts, and settle them."
+    group = command_group(
+        "conflicts",
+        "Look at conflicts, and settle them.",
+        "penstock conflicts ls",
+        "penstock conflicts keep-mine /runs/exp1/model.bin",
     )
     group.command(epilog=examples("penstock conflicts ls", "penstock conflicts ls /runs/exp1 --json"))(ls)
     group.command(

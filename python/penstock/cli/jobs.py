@@ -6,6 +6,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.group import command_group
 from penstock.cli.options import AsJson, TreePath
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As `penstock job ls` shows it.")]
@@ -23,7 +24,9 @@ def register(app: typer.Typer) -> None:
     )(preload)
     app.command(epilog=examples("penstock evict /data/old", "penstock evict /data --no-wait"))(evict)
     app.command(epilog=examples("penstock verify /data", "penstock verify /data --no-wait"))(verify)
-    group = typer.Typer(name="job", no_args_is_help=True, rich_markup_mode=None, help="See and steer jobs.")
+    group = command_group(
+        "job", "See and steer jobs.", "penstock job ls", "penstock job show 3", "penstock job retry 3 --wait"
+    )
     group.command(epilog=examples("penstock job ls", "penstock job ls --json"))(ls)
     group.command(epilog=examples("penstock job show 3", "penstock job show 3 --json"))(show)
     group.command(epilog=examples("penstock job wait 3", "penstock job wait 3 --json"))(wait)

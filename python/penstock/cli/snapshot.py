@@ -8,6 +8,7 @@ import typer
 from penstock.cli import mount as mounting
 from penstock.cli import output
 from penstock.cli.examples import examples
+from penstock.cli.group import command_group
 from penstock.cli.options import AsJson, TreePath
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `penstock snapshot ls` shows it.")]
@@ -17,8 +18,11 @@ _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    group = typer.Typer(
-        name="snapshot", no_args_is_help=True, rich_markup_mode=None, help="Freeze paths, and mount what was frozen."
+    group = command_group(
+        "snapshot",
+        "Freeze paths, and mount what was frozen.",
+        "penstock snapshot create /data/train --name train-v1",
+        "penstock snapshot mount train-v1 /mnt/train",
     )
     group.command(epilog=examples("penstock snapshot create /data/train --name train-v1"))(create)
     group.command(epilog=examples("penstock snapshot ls", "penstock snapshot ls --json"))(ls)
