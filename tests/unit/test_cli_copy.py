@@ -140,6 +140,11 @@ def test_a_read_that_fails_in_the_middle_writes_nothing(
 def test_a_missing_local_file_is_one_of_the_failures(client: FakeTree, tmp_path: Path) -> None:
     [failure] = Run(client, [f"file://{tmp_path}/none"], "/data/x").failures
     assert failure.code == "not-found"
+    [failure] = Run(client, [f"{tmp_path}/none"], "/data/x").failures
+    assert failure.code == "not-found"
+    assert "no such local file" in failure.reason
+    [failure] = Run(client, ["/nowhere/none"], tmp_path / "x").failures
+    assert failure.action.startswith("stat /nowhere/none"), "what is to become local is missed in the tree"
 
 
 @pytest.mark.parametrize(

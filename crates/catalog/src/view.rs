@@ -376,6 +376,7 @@ impl View {
 
     pub(crate) fn not_found(&self, path: &str) -> Error {
         Error::new(ErrorKind::NotFound, self.action(path), "nothing has that name")
+            .advise("look for a slip in it; what was put there lately shows within the attachment's freshness")
     }
 
     pub(crate) fn not_a_directory(&self, path: &str) -> Error {

@@ -100,7 +100,7 @@ class Copy:
             into = True
         pairs: list[tuple[Place, Place]] = []
         for each in sources:
-            source = self._places.source(each)
+            source = self._places.source(each, target)
             action = f"copy {each} to {text}"
             if not source.in_tree and not target.in_tree:
                 advice = "give one path where something is attached, as in /data/a or penstock:///data/a"

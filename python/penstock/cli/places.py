@@ -40,19 +40,20 @@ class Places:
     """Tells paths of the tree from local ones.
 
     ``penstock://`` and ``file://`` say it. A relative path is local. An absolute one is of the tree where something is
-    attached at or above it; as a source also where the tree has it, or the local disk has not.
+    attached at or above it; as a source also where the tree has it, or nobody has and it is to become local.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._attachments: Sequence[dict[str, Any]] = client.attachments()
 
-    def source(self, text: str) -> Place:
-        """Where something is copied from."""
+    def source(self, text: str, target: Place) -> Place:
+        """Where something is copied from to ``target``."""
         place = self._said(text)
         if place is not None:
             return place
-        local = not self._attached(text) and os.path.lexists(text) and not self._in_tree(text)
+        # What is nowhere is missed where it was meant: what is copied into the tree, on the local disk.
+        local = not self._attached(text) and (os.path.lexists(text) or target.in_tree) and not self._in_tree(text)
         return Place(False, text) if local else Place(True, tree_path(text))
 
     def target(self, text: str) -> Place:
