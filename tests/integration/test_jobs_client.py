@@ -7,7 +7,7 @@ import pytest
 
 import penstock
 from fault.store import Gate, Store
-from penstock.errors import NotFoundError, TimedOutError
+from penstock.errors import InvalidInputError, NotFoundError, TimedOutError
 
 
 @pytest.fixture
@@ -34,6 +34,8 @@ def test_a_job_that_fails_as_a_whole_raises_its_error(client: Any) -> None:
         client.preload("/data/none").wait()
     with pytest.raises(NotFoundError, match="nothing is attached there"):
         client.preload("/elsewhere")
+    with pytest.raises(InvalidInputError, match="leave it out for no limit"):
+        client.preload("/data", max_bytes_per_s=0)
 
 
 def test_a_wait_that_is_over_leaves_the_job_alone(machine: Any) -> None:

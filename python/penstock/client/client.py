@@ -9,7 +9,7 @@ from penstock._native import Core
 from penstock.client.control import Control
 from penstock.client.job import Job
 from penstock.client.launch import start_node
-from penstock.errors import PenstockError, UnavailableError, UnsupportedError
+from penstock.errors import InvalidInputError, PenstockError, UnavailableError, UnsupportedError
 from penstock.home import locate
 
 if TYPE_CHECKING:
@@ -408,7 +408,11 @@ class Client:
             The job, which goes on without this process; :meth:`Job.wait` waits for it.
         Raises:
             NotFoundError: nothing is attached at the path. A file that is not there fails the job.
+            InvalidInputError: the rate is none.
         """
+        if max_bytes_per_s is not None and max_bytes_per_s < 1:
+            reason = f"max_bytes_per_s is {max_bytes_per_s}: at that rate it never ends"
+            raise InvalidInputError(f"preload {os.fspath(path)}", reason, "leave it out for no limit")
         return self._job("preload", path, {"max_bytes_per_s": max_bytes_per_s})
 
     def evict(self, path: TreePath) -> Job:
