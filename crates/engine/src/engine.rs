@@ -152,10 +152,19 @@ impl Engine {
         }
         let source = self.source(&spec.source)?;
         let deadline = self.parts.config.deadlines.attach();
+        let prefix = Attached::prefix(&spec);
         let probe = match probe {
-            true => Some(penstock_source::probe(source.as_ref(), &Attached::prefix(&spec), deadline).await?),
+            true => Some(penstock_source::probe(source.as_ref(), &prefix, deadline).await?),
             false => None,
         };
+        if probe.is_some() && spec.write.is_some() {
+            let tried = tokio::time::timeout(deadline, source.tried(&prefix)).await;
+            let tried = tried.unwrap_or_else(|_| {
+                let reason = format!("the source took no object within {:.0} s", deadline.as_secs_f64());
+                Err(Error::new(ErrorKind::Timeout, "write an object", reason).advise("attach it again later"))
+            });
+            tried.map_err(|error| error.during(format!("attach {path} writable")))?;
+        }
         self.attach_source(spec, source, probe)
     }
 
@@ -400,16 +409,14 @@ impl Engine {
         if let Some(known) = self.tree.all().iter().find(|attached| attached.spec.source == *spec) {
             return Ok(Arc::clone(&known.source));
         }
-        penstock_source::open(
-            spec,
-            &SourceParts {
-                config: self.parts.config.source.clone(),
-                deadline: self.parts.config.deadlines.foreground(),
-                metrics: self.parts.metrics.clone(),
-                clock: Arc::clone(&self.parts.clock),
-                seed: self.parts.seed,
-            },
-        )
+        let parts = SourceParts {
+            config: self.parts.config.source.clone(),
+            deadline: self.parts.config.deadlines.foreground(),
+            metrics: self.parts.metrics.clone(),
+            clock: Arc::clone(&self.parts.clock),
+            seed: self.parts.seed,
+        };
+        Ok(penstock_source::try_conditions(spec, penstock_source::open(spec, &parts)?))
     }
 }
 

@@ -106,6 +106,14 @@ impl Call {
     }
 }
 
+/// What completes an upload.
+pub(crate) struct Completion<'a> {
+    pub key: &'a ObjectKey,
+    pub upload: &'a UploadId,
+    pub parts: &'a [CompletedPart],
+    pub precondition: Precondition,
+}
+
 /// Behaviour around the calls of a source.
 pub(crate) trait Around: Send + Sync + 'static {
     /// Around any call whose answer is complete when it returns. `send` may be called again.
@@ -124,6 +132,43 @@ pub(crate) trait Around: Send + Sync + 'static {
     /// What is known of the source with what this behaviour noticed.
     fn observed(&self, inner: Observed) -> Observed {
         inner
+    }
+
+    /// What the source can do, with this behaviour.
+    fn capabilities(&self, inner: Capabilities) -> Capabilities {
+        inner
+    }
+
+    /// As [`Source::tried`].
+    fn tried(&self, inner: &Arc<dyn Source>, beside: &ObjectKey) -> impl Future<Output = Result<Capabilities>> + Send {
+        async move { inner.tried(beside).await }
+    }
+
+    /// Around a delete.
+    fn delete(
+        &self,
+        inner: &Arc<dyn Source>,
+        key: &ObjectKey,
+        version: Option<&Version>,
+    ) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            let call = Call::new(&**inner, Operation::Delete, key).once(version.is_some());
+            self.around(&call, || inner.delete(key, version)).await
+        }
+    }
+
+    /// Around the completion of an upload.
+    fn complete(
+        &self,
+        inner: &Arc<dyn Source>,
+        completion: Completion<'_>,
+    ) -> impl Future<Output = Result<ObjectAttributes>> + Send {
+        async move {
+            let Completion { key, upload, parts, precondition } = completion;
+            // Even without a condition: the second time the upload is gone.
+            let call = Call::new(&**inner, Operation::CompleteUpload, key).once(true);
+            self.around(&call, || inner.complete_upload(key, upload, parts, precondition.clone())).await
+        }
     }
 
     /// Around a put.
@@ -175,7 +220,11 @@ impl<A: Around> Source for Decorated<A> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        self.around.capabilities(self.inner.capabilities())
+    }
+
+    async fn tried(&self, beside: &ObjectKey) -> Result<Capabilities> {
+        self.around.tried(&self.inner, beside).await
     }
 
     fn describe(&self, key: &ObjectKey) -> String {
@@ -208,8 +257,7 @@ impl<A: Around> Source for Decorated<A> {
     }
 
     async fn delete(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
-        let call = self.call(Operation::Delete, key).once(version.is_some());
-        self.around.around(&call, || self.inner.delete(key, version)).await
+        self.around.delete(&self.inner, key, version).await
     }
 
     async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
@@ -233,10 +281,7 @@ impl<A: Around> Source for Decorated<A> {
         parts: &[CompletedPart],
         precondition: Precondition,
     ) -> Result<ObjectAttributes> {
-        // Even without a condition: the second time the upload is gone.
-        let call = self.call(Operation::CompleteUpload, key).once(true);
-        let send = || self.inner.complete_upload(key, upload, parts, precondition.clone());
-        self.around.around(&call, send).await
+        self.around.complete(&self.inner, Completion { key, upload, parts, precondition }).await
     }
 
     async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {

@@ -4,6 +4,7 @@
 mod around;
 mod bandwidth;
 mod check;
+mod conditions;
 mod environment;
 mod file;
 mod limit;
@@ -18,6 +19,7 @@ mod retry;
 mod s3;
 mod stall;
 
+pub use conditions::try_conditions;
 pub use environment::Environment;
 pub use open::{SourceParts, credential_scope, decorate, open, open_in};
 pub use probe::{Probe, probe};

@@ -215,8 +215,16 @@ pub trait Source: Send + Sync + 'static {
     /// Service, endpoint, bucket or directory, account.
     fn id(&self) -> &SourceId;
 
-    /// What it can do; constant for the life of the value.
+    /// What it can do, as far as is known.
     fn capabilities(&self) -> Capabilities;
+
+    /// What it can do, which may change with this: found out, once, by writing beside a key where only that tells.
+    ///
+    /// # Errors
+    /// What keeps it from being written.
+    async fn tried(&self, _beside: &ObjectKey) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
 
     /// How messages name a key: `s3://bucket/key`.
     fn describe(&self, key: &ObjectKey) -> String;
