@@ -191,13 +191,11 @@ impl Engine {
             Base::Staged(_) => return Err(out_of_turn(change)),
         };
         let deleted = match &version {
-            Some(version) if !source.capabilities().conditional_delete || only_we_replace(attached, version) => {
-                match source.stat(key).await {
-                    Ok(found) if found.attributes.version == *version => source.delete(key, None).await,
-                    Ok(_) => Err(replaced(attached, key)),
-                    Err(error) => Err(error),
-                }
-            }
+            Some(version) if only_we_replace(attached, version) => match source.stat(key).await {
+                Ok(found) if found.attributes.version == *version => source.delete(key, None).await,
+                Ok(_) => Err(replaced(attached, key)),
+                Err(error) => Err(error),
+            },
             version => source.delete(key, version.as_ref()).await,
         };
         match deleted {
@@ -212,11 +210,15 @@ impl Engine {
     }
 
     async fn bring_content(&self, attached: &Attached, change: &Arc<Change>, size: u64) -> Result<Stored> {
-        let capabilities = attached.source.capabilities();
-        // A source that cannot keep a condition is admitted for a single writer alone.
-        let absent = if capabilities.conditional_create { Precondition::Absent } else { Precondition::None };
+        let capabilities = attached.source.tried(&change.target().key).await?;
+        if !capabilities.conditional_replace && !attached.spec.write.as_ref().is_some_and(|write| write.single_writer) {
+            let action = format!("upload {}", attached.describe(&change.target().key));
+            let reason = "the store replaces objects whatever somebody else wrote: it ignores If-Match";
+            return Err(Error::new(ErrorKind::Unsupported, action, reason)
+                .advise("attach it with --single-writer where nobody else writes there"));
+        }
         let sent = match change.base() {
-            Base::Absent => self.send(attached, change, size, absent.clone()).await,
+            Base::Absent => self.send(attached, change, size, Precondition::Absent).await,
             Base::Unconditional => self.send(attached, change, size, Precondition::None).await,
             Base::Version(version) if only_we_replace(attached, &version) => {
                 match attached.source.stat(&change.target().key).await {
@@ -225,10 +227,7 @@ impl Engine {
                     _ => self.send(attached, change, size, Precondition::None).await,
                 }
             }
-            Base::Version(version) if capabilities.conditional_replace => {
-                self.send(attached, change, size, Precondition::Version(version)).await
-            }
-            Base::Version(_) => self.send(attached, change, size, Precondition::None).await,
+            Base::Version(version) => self.send(attached, change, size, Precondition::Version(version)).await,
             Base::Staged(_) => return Err(out_of_turn(change)),
         };
         let stored = match sent {
@@ -243,7 +242,7 @@ impl Engine {
                 }
                 // Whoever removed what was to be replaced, be it a later change of ours before the node was killed:
                 // nobody's bytes are in the way.
-                Found::Nothing => self.send(attached, change, size, absent).await.map_err(come_again)?,
+                Found::Nothing => self.send(attached, change, size, Precondition::Absent).await.map_err(come_again)?,
             },
             sent => sent?,
         };
