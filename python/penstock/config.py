@@ -155,6 +155,8 @@ class SourceSettings(_Section):
     """Tries per request within its deadline, the first one included."""
     max_rate: OptionalRate = None
     """Most bytes per second read from one source, as in `200MB`; `off` is no limit."""
+    max_upload_rate: OptionalRate = None
+    """Most bytes per second written to one source; `off` is no limit."""
     freshness: Freshness = "60s"
     """How long facts are believed where `attach` says nothing: a duration, `0` or `immutable`."""
 
@@ -251,6 +253,7 @@ class Settings(BaseSettings):
                 "max_requests": self.source.max_requests,
                 "max_attempts": self.source.max_attempts,
                 "max_bytes_per_s": self.source.max_rate,
+                "max_upload_bytes_per_s": self.source.max_upload_rate,
             },
             "metrics_port": None if self.node.metrics_port == "off" else self.node.metrics_port,
             "max_connections": self.node.max_connections,

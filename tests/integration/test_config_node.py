@@ -30,7 +30,7 @@ COVERED_HERE = {
     *("cache.directory", "cache.size", "cache.tiers", "cache.free_space_floor", "cache.scrub_interval_days"),
     *("memory.budget", "deadlines.foreground", "source.max_requests", "source.max_attempts", "source.max_rate"),
     *("source.freshness", "node.max_connections", "node.metrics_port", "node.drain_timeout", "log.level"),
-    *("jobs.keep", "jobs.max_rate"),
+    *("jobs.keep", "jobs.max_rate", "source.max_upload_rate"),
 }
 COVERED_ELSEWHERE = {
     *("cache.allow_network_filesystem", "deadlines.attach", "jobs.max_running", "jobs.workers", "node.idle_timeout"),
@@ -277,6 +277,21 @@ def test_a_rate_limits_what_comes_from_the_source(machine: Any, key: str) -> Non
     begun = time.monotonic()
     machine("preload", "/data", "--wait")
     assert time.monotonic() - begun >= 1.5
+
+
+def test_a_rate_limits_what_is_written_to_the_source_and_no_close(machine: Any) -> None:
+    up(machine, "source.max_upload_rate=2MiB")
+    root = machine.files("written", {})
+    root.mkdir(exist_ok=True)
+    with penstock.connect(machine.home.name, start=False) as client:
+        client.attach(f"file://{root}", "/runs", writable=True)
+        begun = time.monotonic()
+        for number in range(10):
+            with client.open(f"/runs/{number}", "wb") as file:
+                file.write(b"x" * (MIB // 2))
+        client.persist("/runs", timeout=60)
+        assert time.monotonic() - begun >= 1.5
+    assert sum(each.stat().st_size for each in root.iterdir() if each.is_file()) == 5 * MIB
 
 
 def test_freshness_of_attachments_that_say_nothing(machine: Any) -> None:

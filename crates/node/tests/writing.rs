@@ -73,7 +73,7 @@ fn config(home: &Path) -> NodeConfig {
         stage: StageConfig { directory: home.join("stage"), size_bytes: 256 * MIB, recovery_days: 7.0 },
         memory_budget_bytes: 64 * MIB,
         deadlines: DeadlineConfig { foreground_s: 10.0, attach_s: 5.0 },
-        source: SourceConfig { max_requests: 16, max_attempts: 2, max_bytes_per_s: None },
+        source: SourceConfig { max_requests: 16, max_attempts: 2, max_bytes_per_s: None, max_upload_bytes_per_s: None },
         metrics_port: None,
         max_connections: 16,
     }

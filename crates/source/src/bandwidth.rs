@@ -1,4 +1,4 @@
-//! Decorator: at most so many bytes per second from one source, over all its reads.
+//! Decorator: at most so many bytes per second from one source, over all its reads, and to it, over all its writes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,21 +8,35 @@ use tokio::time::Instant;
 
 use penstock_types::{ObjectBody, ReadRequest, Result, Source};
 
-use crate::around::Around;
+use crate::around::{Around, Call};
 
 /// Bytes of this much time may come at once after a pause.
 const BURST: Duration = Duration::from_millis(100);
 
-/// A budget of bytes per second. Clones share it.
+/// What may be read and written per second.
 #[derive(Clone)]
 pub(crate) struct Bandwidth {
+    read: Option<Rate>,
+    write: Option<Rate>,
+}
+
+/// A budget of bytes per second. Clones share it.
+#[derive(Clone)]
+struct Rate {
     bytes_per_s: u64,
     /// When everything that was let through so far would have arrived at the set rate.
     paid_until: Arc<Mutex<Instant>>,
 }
 
 impl Bandwidth {
-    pub(crate) fn new(bytes_per_s: u64) -> Self {
+    /// Limits in bytes per second; `None` is no limit.
+    pub(crate) fn new(read: Option<u64>, write: Option<u64>) -> Self {
+        Self { read: read.map(Rate::new), write: write.map(Rate::new) }
+    }
+}
+
+impl Rate {
+    fn new(bytes_per_s: u64) -> Self {
         Self { bytes_per_s: bytes_per_s.max(1), paid_until: Arc::new(Mutex::new(Instant::now())) }
     }
 
@@ -37,12 +51,23 @@ impl Bandwidth {
 }
 
 impl Around for Bandwidth {
+    async fn around<T, F, S>(&self, call: &Call, send: S) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+        S: Fn() -> F + Send + Sync,
+    {
+        if let Some(rate) = self.write.as_ref().filter(|_| call.bytes > 0) {
+            tokio::time::sleep(rate.charge(call.bytes, Instant::now())).await;
+        }
+        send().await
+    }
+
     async fn read(&self, inner: &Arc<dyn Source>, request: ReadRequest) -> Result<ObjectBody> {
         let mut body = inner.read(request).await?;
-        let bandwidth = self.clone();
+        let Some(rate) = self.read.clone() else { return Ok(body) };
         let chunks = body.chunks.then(move |chunk| {
-            let wait =
-                chunk.as_ref().map_or(Duration::ZERO, |chunk| bandwidth.charge(chunk.len() as u64, Instant::now()));
+            let wait = chunk.as_ref().map_or(Duration::ZERO, |chunk| rate.charge(chunk.len() as u64, Instant::now()));
             async move {
                 if !wait.is_zero() {
                     tokio::time::sleep(wait).await;
@@ -61,7 +86,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_holds_over_all_readers() {
-        let bandwidth = Bandwidth::new(1_000_000);
+        let bandwidth = Rate::new(1_000_000);
         let started = Instant::now();
         let readers = (0..4).map(|_| async {
             for _ in 0..10 {

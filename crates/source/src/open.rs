@@ -69,9 +69,9 @@ pub fn decorate(raw: Arc<dyn Source>, parts: &SourceParts) -> Arc<dyn Source> {
     let checked = Decorated::wrap(patient, Recheck);
     let limited = Decorated::wrap(checked, Limit::new(config.max_requests));
     let retried = Decorated::wrap(limited, Retry::new(*deadline, config.max_attempts, metrics.clone(), *seed));
-    match config.max_bytes_per_s {
-        Some(bytes_per_s) => Decorated::wrap(retried, Bandwidth::new(bytes_per_s)),
-        None => retried,
+    match (config.max_bytes_per_s, config.max_upload_bytes_per_s) {
+        (None, None) => retried,
+        (read, write) => Decorated::wrap(retried, Bandwidth::new(read, write)),
     }
 }
 

@@ -66,7 +66,7 @@ async fn no_more_requests_are_under_way_than_configured() {
         })
         .await;
         let parts = SourceParts {
-            config: SourceConfig { max_requests, max_attempts: 1, max_bytes_per_s: None },
+            config: SourceConfig { max_requests, max_attempts: 1, max_bytes_per_s: None, max_upload_bytes_per_s: None },
             ..parts(Duration::from_secs(10))
         };
         let source = opened(&server, &parts);
@@ -86,7 +86,7 @@ async fn a_request_is_tried_as_often_as_configured() {
     for max_attempts in [1, 3] {
         let server = ByteServer::start(|_| Answer::error("500 Internal Server Error", "InternalError")).await;
         let parts = SourceParts {
-            config: SourceConfig { max_requests: 4, max_attempts, max_bytes_per_s: None },
+            config: SourceConfig { max_requests: 4, max_attempts, max_bytes_per_s: None, max_upload_bytes_per_s: None },
             ..parts(Duration::from_secs(10))
         };
         let source = opened(&server, &parts);
@@ -112,7 +112,12 @@ async fn no_more_bytes_a_second_arrive_than_configured() {
     })
     .await;
     let parts = SourceParts {
-        config: SourceConfig { max_requests: 8, max_attempts: 1, max_bytes_per_s: Some(4 << 20) },
+        config: SourceConfig {
+            max_requests: 8,
+            max_attempts: 1,
+            max_bytes_per_s: Some(4 << 20),
+            max_upload_bytes_per_s: None,
+        },
         ..parts(Duration::from_secs(10))
     };
     let source = opened(&server, &parts);

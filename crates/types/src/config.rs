@@ -99,6 +99,8 @@ pub struct SourceConfig {
     pub max_attempts: u32,
     /// Most bytes per second read from one source; `None` is no limit.
     pub max_bytes_per_s: Option<u64>,
+    /// Most bytes per second written to one source; `None` is no limit.
+    pub max_upload_bytes_per_s: Option<u64>,
 }
 
 /// How long catalog facts are believed.

@@ -63,7 +63,7 @@ def _text(key: str, value: Any) -> str:
         return "(chosen by the node)" if key.startswith(("cache.", "stage.")) else "off"
     if key in ("cache.size", "stage.size", "memory.budget", "log.max_size"):
         return format_size(value)
-    if key.endswith("max_rate"):
+    if key.endswith(("max_rate", "max_upload_rate")):
         return f"{format_size(value)}/s"
     if key.startswith("deadlines.") or key.endswith("_timeout"):
         return format_duration(value) if value else "off"

@@ -210,7 +210,12 @@ fn permitted<T>(result: Result<T>, kinds: &[ErrorKind]) -> Option<T> {
 }
 
 fn source_config(policy: &Policy) -> SourceConfig {
-    SourceConfig { max_requests: 64, max_attempts: policy.attempts, max_bytes_per_s: None }
+    SourceConfig {
+        max_requests: 64,
+        max_attempts: policy.attempts,
+        max_bytes_per_s: None,
+        max_upload_bytes_per_s: None,
+    }
 }
 
 fn source_parts(policy: &Policy, metrics: Metrics, clock: Arc<ManualClock>) -> SourceParts {

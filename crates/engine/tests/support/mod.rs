@@ -63,7 +63,12 @@ impl Bench {
             stage: StageConfig { directory: home.path().join("stage"), size_bytes: 1 << 30, recovery_days: 7.0 },
             memory_budget_bytes: setup.memory_bytes,
             deadlines: DeadlineConfig { foreground_s: setup.deadline_s, attach_s: 5.0 },
-            source: SourceConfig { max_requests: 64, max_attempts: 3, max_bytes_per_s: None },
+            source: SourceConfig {
+                max_requests: 64,
+                max_attempts: 3,
+                max_bytes_per_s: None,
+                max_upload_bytes_per_s: None,
+            },
             metrics_port: None,
             max_connections: 16,
         };

@@ -60,6 +60,8 @@ pub(crate) struct S3 {
     clock_skew_ms: AtomicI64,
     /// An object without an ETag was met.
     weak_seen: AtomicBool,
+    /// Puts carry a checksum; not any more once the store refused one.
+    takes_sums: AtomicBool,
 }
 
 /// Identity of the bucket that a spec names; a spec that cannot be opened gets a name that nothing else has.
@@ -140,6 +142,7 @@ impl S3 {
             metrics: parts.metrics.clone(),
             clock_skew_ms: AtomicI64::new(UNKNOWN_SKEW),
             weak_seen: AtomicBool::new(false),
+            takes_sums: AtomicBool::new(true),
         })
     }
 

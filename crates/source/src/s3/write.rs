@@ -1,5 +1,7 @@
 //! Put, copy and delete, each with its condition.
 
+use std::sync::atomic::Ordering;
+
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use hyper::body::Incoming;
 
@@ -14,6 +16,8 @@ use crate::check;
 
 const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
 const COPY_SOURCE_IF_MATCH: HeaderName = HeaderName::from_static("x-amz-copy-source-if-match");
+/// CRC32C of what is sent or kept, in base64.
+const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-crc32c");
 const METADATA_DIRECTIVE: HeaderName = HeaderName::from_static("x-amz-metadata-directive");
 
 impl S3 {
@@ -22,16 +26,48 @@ impl S3 {
         check::key(&action, &request.key)?;
         self.check_condition(&action, &request.key, &request.precondition).await?;
         let size = request.body.len() as u64;
+        let sum = sum_of(&request.body);
         let call = Call::new(Method::PUT, self.address.uri(&request.key, &[])?)
             .body(request.body)
             .metadata(&action, &request.metadata)?
             .precondition(&action, &request.precondition)?;
-        let response = self.succeed(&action, purpose(&request.precondition, None), call).await?;
+        let response = self.put_with_sum(&action, purpose(&request.precondition, None), call, &sum).await?;
         let (parts, body) = response.into_parts();
         // Read to its end, so that the connection can be used again.
         let _ = http::collect(&action, body, MAX_ERROR_BYTES).await;
         let version = version_in(&action, &parts.headers)?;
+        if let Err(error) = check_sum(&action, &parts.headers, &sum) {
+            // So that nobody reads it, and no later try takes it for what was sent.
+            let _ = self.delete_if(&action, &request.key, Some(&version)).await;
+            return Err(error);
+        }
         self.written(&request.key, version, Some(size), &parts.headers).await
+    }
+
+    /// Sends a put with the checksum of its body, which the store compares. A store that will not have it gets puts
+    /// without from then on.
+    async fn put_with_sum(
+        &self,
+        action: &str,
+        purpose: Purpose,
+        call: Call,
+        sum: &HeaderValue,
+    ) -> Result<Response<Incoming>> {
+        /// What a store says that does not know the header, or the algorithm.
+        const REFUSALS: [ErrorKind; 2] = [ErrorKind::Unsupported, ErrorKind::InvalidInput];
+        if !self.takes_sums.load(Ordering::Relaxed) {
+            return self.succeed(action, purpose, call).await;
+        }
+        match self.succeed(action, purpose, call.clone().header(CHECKSUM, sum.clone())).await {
+            Err(error) if REFUSALS.contains(&error.kind()) => {
+                self.metrics.source_requests.inc();
+                let response = self.succeed(action, purpose, call).await?;
+                self.takes_sums.store(false, Ordering::Relaxed);
+                tracing::info!(code = "source-without-checksums", bucket = self.address.bucket(), %error);
+                Ok(response)
+            }
+            sent => sent,
+        }
     }
 
     pub(super) async fn copy_object(&self, request: CopyRequest) -> Result<ObjectAttributes> {
@@ -123,6 +159,23 @@ impl S3 {
             )),
             (Err(error), None) => Err(error),
         }
+    }
+}
+
+/// CRC32C of a body as the header has it.
+fn sum_of(body: &[u8]) -> HeaderValue {
+    let sum = reqsign_core::hash::base64_encode(&crc32c::crc32c(body).to_be_bytes());
+    HeaderValue::from_str(&sum).expect("base64 is plain text")
+}
+
+/// Compares what the store says that it has with what was sent, where it says so.
+fn check_sum(action: &str, headers: &HeaderMap, sent: &HeaderValue) -> Result<()> {
+    match headers.get(CHECKSUM) {
+        Some(found) if found.len() == sent.len() && found != sent => {
+            let reason = "the store has other bytes than were sent: checksum mismatch";
+            Err(Error::new(ErrorKind::Corrupt, action, reason).advise("look at the network and at proxies before it"))
+        }
+        _ => Ok(()),
     }
 }
 

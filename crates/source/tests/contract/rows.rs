@@ -34,7 +34,7 @@ fn environment() -> Environment {
 
 fn parts() -> SourceParts {
     SourceParts {
-        config: SourceConfig { max_requests: 32, max_attempts: 3, max_bytes_per_s: None },
+        config: SourceConfig { max_requests: 32, max_attempts: 3, max_bytes_per_s: None, max_upload_bytes_per_s: None },
         deadline: Duration::from_secs(20),
         metrics: Metrics::default(),
         clock: Arc::new(SystemClock::default()),

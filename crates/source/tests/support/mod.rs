@@ -171,7 +171,7 @@ pub fn with_keys() -> Environment {
 /// Parts with a deadline.
 pub fn parts(deadline: Duration) -> SourceParts {
     SourceParts {
-        config: SourceConfig { max_requests: 32, max_attempts: 4, max_bytes_per_s: None },
+        config: SourceConfig { max_requests: 32, max_attempts: 4, max_bytes_per_s: None, max_upload_bytes_per_s: None },
         deadline,
         metrics: Metrics::default(),
         clock: Arc::new(SystemClock::default()),
