@@ -2,10 +2,10 @@
 
 import io
 
-from penstock._core import VERSION, Core, Entry, File, Lease, Node, Remote, View, Writer, error_kinds
+from penstock._core import VERSION, Core, Entry, File, Lease, Node, Remote, View, Writer, crc32c, error_kinds
 
 # `isinstance(file, io.BufferedIOBase)` is how libraries ask whether something is a binary file.
 io.BufferedIOBase.register(File)
 io.BufferedIOBase.register(Writer)
 
-__all__ = ["VERSION", "Core", "Entry", "File", "Lease", "Node", "Remote", "View", "Writer", "error_kinds"]
+__all__ = ["VERSION", "Core", "Entry", "File", "Lease", "Node", "Remote", "View", "Writer", "crc32c", "error_kinds"]

@@ -128,6 +128,9 @@ class FakeTree:
             for name in moved:
                 self.files[target + name[len(source) :]] = self.files.pop(name)
 
+    def sets(self, path: str) -> list[Any]:
+        return []
+
     def rmdir(self, path: str) -> None:
         if self.stat(path).is_directory:
             raise NotEmptyError(f"remove {path}", "something is in it")

@@ -37,6 +37,7 @@ COMMANDS = {
     *("verify", "pin", "unpin", "doctor", "bench", "demo", "job ls", "job show", "job wait", "job cancel"),
     *("job retry", "cache ls", "cache why", "cache prune", "config show"),
     *(f"snapshot {each}" for each in ("create", "ls", "show", "diff", "rm", "mount")),
+    *(f"ckpt {each}" for each in ("ls", "watch", "persist", "restore", "gc")),
     *(f"conflicts {each}" for each in ("ls", "show", "keep-mine", "keep-theirs")),
 }
 WITHOUT_DATA = {
@@ -55,6 +56,9 @@ WITHOUT_DATA = {
     "mkdir",
     "touch",
     "persist",
+    "ckpt watch",
+    "ckpt persist",
+    "ckpt gc",
     "conflicts keep-mine",
     "conflicts keep-theirs",
 }

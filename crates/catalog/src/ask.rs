@@ -9,7 +9,7 @@ use crate::known::Answer;
 use crate::shadows::directory_of;
 
 /// Longest key a store takes, bytes; a longer one names nothing.
-const KEY_LIMIT: usize = 1024;
+pub(crate) const KEY_LIMIT: usize = 1024;
 /// Keys of one page while pieces of a long component are looked for.
 const PIECE_PAGE_KEYS: usize = 100;
 

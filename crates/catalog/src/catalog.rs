@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use penstock_types::{Clock, Freshness, Metrics, ObjectKey, Overlay, Result, Source};
 
 use crate::scope::{Scope, lock};
+use crate::sets::Layered;
 use crate::store::{Change, Store};
 use crate::timeline::Timeline;
 use crate::view::{View, ViewParts};
@@ -50,7 +51,9 @@ impl Catalog {
         overlay: Option<Arc<dyn Overlay>>,
     ) -> Arc<View> {
         let scope = self.scope(scope);
-        View::new(ViewParts { catalog: self.clone(), scope, source, prefix, freshness, overlay })
+        let (sets, written) = (scope.sets.clone(), overlay);
+        let overlay: Option<Arc<dyn Overlay>> = Some(Layered::new(written.clone(), sets.clone()));
+        View::new(ViewParts { catalog: self.clone(), scope, source, prefix, freshness, overlay, written, sets })
     }
 
     /// This moment on the time line by which facts are judged, µs: whatever is asked of a source later is newer.

@@ -159,7 +159,7 @@ fn item_at(seen: &Seen<'_>) -> Result<Option<Item>> {
         return Ok(None);
     }
     // A copy: what is kept of one name must not keep the keys of its whole chunk.
-    let key = ObjectKey::new(Bytes::copy_from_slice(&seen.key));
+    let key = seen.at.clone().unwrap_or_else(|| ObjectKey::new(Bytes::copy_from_slice(&seen.key)));
     Ok(seen.attributes()?.map(|attributes| Item::File { key, attributes }))
 }
 

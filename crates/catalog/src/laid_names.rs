@@ -66,7 +66,7 @@ impl Changes {
         // A marker stands for the directory that is below it.
         let object = laid.attributes.as_ref().filter(|object| object.size > 0 || !self.key.ends_with(b"/"));
         let answer = object.map_or(Answer::Absent, |attributes| {
-            let key = ObjectKey::new(Bytes::copy_from_slice(&self.key));
+            let key = laid.at.clone().unwrap_or_else(|| ObjectKey::new(Bytes::copy_from_slice(&self.key)));
             Answer::Found(Item::File { key, attributes: attributes.clone() })
         });
         Some(Fact { answer, sent: laid.settled.unwrap_or(self.now) })

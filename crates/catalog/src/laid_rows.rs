@@ -5,6 +5,7 @@ use bytes::Bytes;
 use penstock_types::{Laid, ObjectAttributes, Overlay, Result};
 
 use crate::scan::{Seen, Sight, Step, Told, scan_listed};
+use crate::sets::hide;
 use crate::shadows::directory_of;
 use crate::timeline::{LONG_AGO, Moment};
 
@@ -133,11 +134,12 @@ impl Laying<'_> {
 
     fn visit_listed(&self, row: &Seen<'_>, visit: &mut impl FnMut(&Seen<'_>) -> Result<Step>) -> Result<Step> {
         let beside = self.shape_of_listed(row)?;
-        visit(&Seen { key: row.key.clone(), sent: row.sent, beside, told: row.told })
+        visit(&Seen { key: row.key.clone(), sent: row.sent, beside, told: row.told, at: None })
     }
 
     fn seen<'b>(&self, key: Bytes, laid: &Laid, attributes: &'b ObjectAttributes, beside: bool) -> Seen<'b> {
-        Seen { key, sent: laid.settled.unwrap_or(self.sight.sent), beside, told: Told::Overlay(attributes) }
+        let (sent, at) = (laid.settled.unwrap_or(self.sight.sent), laid.at.clone());
+        Seen { key, sent, beside, told: Told::Overlay(attributes), at }
     }
 
     /// Whether an object that the listing does not have lies beside a directory; `None` while that may still come.
@@ -175,6 +177,9 @@ impl Laying<'_> {
     fn holds_any(&self, directory: &[u8]) -> Result<bool> {
         let mut found = false;
         merge(self.sight, self.overlay, (directory, true), false, &mut |seen: &Seen<'_>| {
+            if let Some(step) = hide(self.sight, seen)? {
+                return Ok(step);
+            }
             found = seen.key.starts_with(directory);
             Ok(Step::Stop)
         })?;

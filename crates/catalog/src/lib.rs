@@ -1,5 +1,5 @@
 //! The catalog: attributes and listings of sources, kept. Owns what is known of names, for how long it is believed,
-//! and the mapping between keys and paths; never reads content and never decides what is cached.
+//! and the mapping between keys and paths; reads no content but the manifests of sets, and never decides what is cached.
 
 mod ask;
 mod catalog;
@@ -19,6 +19,7 @@ mod present;
 mod ranges;
 mod scan;
 mod scope;
+mod sets;
 mod shadows;
 mod snapshot;
 mod split;
@@ -28,6 +29,7 @@ mod view;
 mod writer;
 
 pub use catalog::Catalog;
+pub use sets::SetPlace;
 pub use snapshot::{Change, Snapshot, SnapshotEntry, SnapshotFacts, SnapshotWriter};
 pub use view::View;
 

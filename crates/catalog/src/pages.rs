@@ -11,6 +11,7 @@ use crate::known::Covering;
 use crate::present::{self, Directory, Shown};
 use crate::scan::Sight;
 use crate::scope::is_of;
+use crate::sets::is_hidden;
 use crate::store::{Change, Kind};
 use crate::timeline::is_fresh;
 use crate::view::{PAGE_LIMIT, View};
@@ -18,6 +19,8 @@ use crate::{Item, ItemPage};
 
 /// A page is tried so often when the catalog itself, not the source, fails.
 const ATTEMPTS: usize = 3;
+/// A generation that no listing has.
+const NO_LISTING: u64 = u64::MAX - 1;
 
 /// What a page is of.
 #[derive(Clone, Copy)]
@@ -44,19 +47,33 @@ impl View {
         after: Option<&str>,
         limit: usize,
     ) -> Result<ItemPage> {
+        if is_hidden(path) {
+            return Err(self.not_found(path));
+        }
         let directory = self.directory(path)?;
+        self.refresh_set(path, false).await?;
+        self.refresh_below(&directory.prefix).await?;
         let cursor = after.map(Cursor::parse).transpose()?;
         let wanted = Wanted { kind, directory: &directory, limit: limit.clamp(1, PAGE_LIMIT), overlay };
         let mut attempt = 1;
         loop {
+            let shown = self.parts.sets.shown();
             let page = self.try_page(wanted, cursor.clone()).await;
+            // A set whose manifest was passed is shown behind it: read what it says, and read the page again.
+            if page.is_ok() && self.read_met(&directory.prefix).await? {
+                continue;
+            }
             match page {
                 // The catalog's own trouble: a damaged listing was dropped, a failing disk was left. Begin again.
                 Err(error) if attempt < ATTEMPTS && matches!(error.kind(), ErrorKind::Disk | ErrorKind::Cancelled) => {
                     attempt += 1;
                 }
                 Ok(page) if page.items.is_empty() && page.next.is_none() && cursor.is_none() => {
-                    return self.empty_page(path, page).await;
+                    let empty = self.empty_page(path, page).await?;
+                    if self.set_holding(path).is_some() && self.parts.sets.shown() != shown {
+                        continue;
+                    }
+                    return Ok(empty);
                 }
                 page => return page,
             }
@@ -66,7 +83,10 @@ impl View {
     async fn try_page(self: &Arc<Self>, wanted: Wanted<'_>, cursor: Option<Cursor>) -> Result<ItemPage> {
         let directory = wanted.directory;
         let metrics = &self.parts.catalog.metrics;
-        let feed = self.feed(wanted.kind, directory, cursor.as_ref().map(|cursor| cursor.generation))?;
+        let feed = match self.set_holding(&directory.path) {
+            Some(_) => Feed::Stored(self.sight_of_nothing()?),
+            None => self.feed(wanted.kind, directory, cursor.as_ref().map(|cursor| cursor.generation))?,
+        };
         let cursor = cursor.unwrap_or_else(|| Cursor::start(0, &directory.prefix));
         match feed {
             Feed::Stored(sight) => {
@@ -82,6 +102,12 @@ impl View {
                 self.follow(&ingest, wanted, cursor).await
             }
         }
+    }
+
+    /// No listing: what is in a set the set alone says.
+    fn sight_of_nothing(&self) -> Result<Sight> {
+        let (reader, sent) = (Arc::new(self.parts.catalog.writer.store().reader()?), self.parts.catalog.timeline.now());
+        Ok(Sight { reader, generation: NO_LISTING, sent, below: None, overlay: None })
     }
 
     /// The listing to read: the one that was begun with, else one that is fresh, else one that is under way or new.

@@ -205,7 +205,10 @@ impl Walker<'_> {
 
 fn item_of(seen: &Seen<'_>, directory: bool) -> Result<Item> {
     match seen.attributes()? {
-        Some(attributes) if !directory => Ok(Item::File { key: ObjectKey::new(seen.key.clone()), attributes }),
+        Some(attributes) if !directory => {
+            let key = seen.at.clone().unwrap_or_else(|| ObjectKey::new(seen.key.clone()));
+            Ok(Item::File { key, attributes })
+        }
         _ => Ok(Item::Directory),
     }
 }

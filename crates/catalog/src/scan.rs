@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_types::{Error, ErrorKind, ObjectAttributes, Overlay, Result};
+use penstock_types::{Error, ErrorKind, ObjectAttributes, ObjectKey, Overlay, Result};
 
 use crate::chunk::{Chunk, EntryRef, Malformed};
 use crate::laid_rows;
+use crate::sets::hide;
 use crate::store::Reader;
 use crate::timeline::Moment;
 
@@ -39,6 +40,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) sent: Moment,
     pub(crate) beside: bool,
     pub(crate) told: Told<'a>,
+    /// The key that has the bytes, where it is another one.
+    pub(crate) at: Option<ObjectKey>,
 }
 
 /// Who tells of an entry.
@@ -84,9 +87,13 @@ pub(crate) fn scan(
     inclusive: bool,
     mut visit: impl FnMut(&Seen<'_>) -> Result<Step>,
 ) -> Result<bool> {
+    let mut visit = |seen: &Seen<'_>| match hide(sight, seen)? {
+        Some(step) => Ok(step),
+        None => visit(seen),
+    };
     match sight.overlay.as_deref().filter(|overlay| !overlay.is_empty()) {
         Some(overlay) => laid_rows::scan(sight, overlay, (from, inclusive), &mut visit),
-        None => scan_listed(sight, from, inclusive, visit),
+        None => scan_listed(sight, from, inclusive, &mut visit),
     }
 }
 
@@ -128,7 +135,7 @@ fn scan_run(
         while index < chunk.len() {
             let entry = chunk.entry(index).map_err(damaged)?;
             let told = Told::Listing(entry);
-            let seen = Seen { key: keys.get(index), sent: chunk.sent, beside: entry.is_beside(), told };
+            let seen = Seen { key: keys.get(index), sent: chunk.sent, beside: entry.is_beside(), told, at: None };
             if sight.below.as_ref().is_some_and(|below| seen.key >= below.as_slice()) {
                 return Ok(Run::Ended);
             }

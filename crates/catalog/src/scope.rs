@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ingest::Ingest;
+use crate::sets::Sets;
 use crate::store::Kind;
 use crate::timeline::Moment;
 
@@ -14,6 +15,8 @@ const DOUBTS: usize = 65_536;
 /// One scope of facts.
 pub(crate) struct Scope {
     pub(crate) number: u32,
+    /// The sets that are known.
+    pub(crate) sets: Arc<Sets>,
     /// Listings that ended so far: what was cached before one is compared with it once.
     listings: AtomicU64,
     under_way: Mutex<Vec<Arc<Ingest>>>,
@@ -26,6 +29,7 @@ impl Scope {
     pub(crate) fn new(number: u32) -> Self {
         Self {
             number,
+            sets: Arc::default(),
             listings: AtomicU64::new(0),
             under_way: Mutex::default(),
             doubts: Mutex::default(),

@@ -15,6 +15,7 @@ use crate::named;
 use crate::present::{self, Directory};
 use crate::scan::Sight;
 use crate::scope::Scope;
+use crate::sets::{Layered, Sets, is_hidden};
 use crate::store::Kind;
 use crate::timeline::{ABSENCE_LIMIT, fresh_for, is_fresh, is_fresh_absence, keeps_names};
 use crate::{Catalog, Item, ItemPage, NamedItem};
@@ -29,7 +30,11 @@ pub(crate) struct ViewParts {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) prefix: ObjectKey,
     pub(crate) freshness: Freshness,
+    /// What is laid over what the source says: changes made here, and sets.
     pub(crate) overlay: Option<Arc<dyn Overlay>>,
+    /// The changes made here alone.
+    pub(crate) written: Option<Arc<dyn Overlay>>,
+    pub(crate) sets: Arc<Sets>,
 }
 
 /// The tree below one prefix of one source, as paths; `""` is its root. Every method may be called at once from many
@@ -51,14 +56,14 @@ impl View {
     ///
     /// Cost: no request. About a microsecond for a path that was asked for lately; a look into the store for others.
     pub fn stat_cached(&self, path: &str) -> Option<Result<Item>> {
-        let fact = self.known(path)?;
+        let fact = self.known_whole(path)?;
         self.parts.catalog.metrics.catalog_hits.inc();
         Some(self.result(path, fact))
     }
 
     /// As [`View::stat_cached`], and how much longer it may be believed.
     pub fn stat_valid(&self, path: &str) -> Option<(Result<Item>, Duration)> {
-        let fact = self.known(path)?;
+        let fact = self.known_whole(path)?;
         self.parts.catalog.metrics.catalog_hits.inc();
         let left = fresh_for(self.parts.freshness, fact.sent, self.parts.catalog.timeline.now());
         let absent = !matches!(fact.answer, Answer::Found(_));
@@ -91,12 +96,22 @@ impl View {
             return known;
         }
         self.parts.catalog.metrics.catalog_misses.inc();
-        let place = self.place(path)?;
-        let told = match self.relist(path, &place).await {
-            Some(told) => told,
-            None => self.ask(path, place, self.parts.freshness, 0).await?,
+        if is_hidden(path) {
+            return Err(self.not_found(path));
+        }
+        self.refresh_set(path, false).await?;
+        let fact = match self.known(path) {
+            Some(known) => known,
+            None => {
+                let place = self.place(path)?;
+                let told = match self.relist(path, &place).await {
+                    Some(told) => told,
+                    None => self.ask(path, place, self.parts.freshness, 0).await?,
+                };
+                self.lay(path, told).await?
+            }
         };
-        self.result(path, self.lay(path, told).await?)
+        self.or_set(path, fact, false).await
     }
 
     /// Asks the source what a path names, whatever is known. A name that was changed here and that the source has not
@@ -107,13 +122,36 @@ impl View {
     /// # Errors
     /// As [`View::stat`].
     pub async fn revalidate(self: &Arc<Self>, path: &str) -> Result<Item> {
-        if let Some(fact) = self.unsettled(path) {
+        self.refresh_set(path, true).await?;
+        if let Some(fact) = self.known_of_set(path).or_else(|| self.unsettled(path)) {
             self.parts.catalog.metrics.catalog_hits.inc();
             return self.result(path, fact);
         }
         self.parts.catalog.metrics.catalog_misses.inc();
         let told = self.ask(path, self.place(path)?, Freshness::Seconds(0.0), 0).await?;
-        self.result(path, self.lay(path, told).await?)
+        let fact = self.lay(path, told).await?;
+        self.or_set(path, fact, true).await
+    }
+
+    /// What was learnt of a path, or what a set says of it of which the source says nothing.
+    async fn or_set(&self, path: &str, fact: Fact, ask: bool) -> Result<Item> {
+        let is_absent = matches!(fact.answer, Answer::Absent | Answer::BelowFile);
+        if is_absent && let Some(fact) = self.read_met_below(path).await? {
+            return self.result(path, fact);
+        }
+        if is_absent && !is_hidden(path) && self.set_holding(path).is_none() && self.find_set(path, ask).await? {
+            return self.result(path, self.known_of_set(path).unwrap_or(fact));
+        }
+        self.result(path, fact)
+    }
+
+    /// What is known and fresh, also of the sets that a path may be in. Nobody sees hidden keys.
+    fn known_whole(&self, path: &str) -> Option<Fact> {
+        let fact = self.known(path)?;
+        match is_hidden(path) {
+            true => Some(Fact { answer: Answer::Absent, ..fact }),
+            false => Some(fact).filter(|fact| self.knows_sets(path, fact)),
+        }
     }
 
     /// The names of a directory, `limit` at most, in an order that stays the same. `after` is the position that the
@@ -145,7 +183,8 @@ impl View {
     /// # Errors
     /// As [`View::list`].
     pub async fn walk_source(self: &Arc<Self>, path: &str, after: Option<&str>, limit: usize) -> Result<ItemPage> {
-        self.page(path, (Kind::Tree, None), after, limit).await
+        let sets: Arc<dyn Overlay> = Layered::new(None, self.parts.sets.clone());
+        self.page(path, (Kind::Tree, Some(&sets)), after, limit).await
     }
 
     /// Forgets what is known of a path: it turned out to be wrong.
@@ -232,6 +271,9 @@ impl View {
 
     /// What is known and fresh.
     pub(crate) fn known(&self, path: &str) -> Option<Fact> {
+        if let Some(fact) = self.known_of_set(path) {
+            return Some(fact);
+        }
         match self.changes(path) {
             Some(changes) => self.known_laid(path, &changes),
             None => self.known_source(path),

@@ -8,7 +8,7 @@ use penstock_catalog::{Catalog, Item};
 use penstock_source::{Probe, SourceParts, credential_scope};
 use penstock_stage::{Stage, StageParts, StageStatus};
 use penstock_types::{
-    AttachmentSpec, Clock, Disk, Error, ErrorKind, ListRequest, Metrics, NodeConfig, Priority, Result, Source,
+    AttachmentSpec, Clock, Disk, Error, ErrorKind, ListRequest, Metrics, NodeConfig, Overlay, Priority, Result, Source,
     SourceSpec, TreePath,
 };
 use serde::Serialize;
@@ -20,10 +20,11 @@ use crate::attachment::{Attached, AttachmentStatus, Health, SourceOrigin};
 use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
 use crate::live::LiveFiles;
+use crate::sets::Sets;
 use crate::transfer::Carrier;
 use crate::tree::Tree;
 use crate::walks::Walks;
-use crate::write::{Gone, Lookups, keep_streaming, keep_uploading};
+use crate::write::{Gone, Lookups, Staged, keep_streaming, keep_uploading};
 
 /// Files that a sample looks at, at most, and how long it waits for them: nothing depends on it but speed.
 const SAMPLE_FILES: usize = 1000;
@@ -42,6 +43,7 @@ pub struct Engine {
     pub(crate) lookups: Lookups,
     pub(crate) live: LiveFiles,
     pub(crate) gone: Gone,
+    pub(crate) sets: Sets,
     pub(crate) watchers: Watchers,
     pub(crate) pins: Mutex<PinRule>,
 }
@@ -133,6 +135,7 @@ impl Engine {
             lookups,
             live,
             gone,
+            sets: Sets::default(),
             watchers,
             pins,
             parts,
@@ -190,7 +193,7 @@ impl Engine {
     ) -> Result<Arc<Attached>> {
         let path = TreePath::parse(&spec.path)?;
         let scope: Arc<str> = credential_scope(&spec.source).into();
-        let overlay = Some(self.stage.overlay(&scope));
+        let overlay: Option<Arc<dyn Overlay>> = Some(Arc::new(Staged::of(&self.stage, &scope)));
         let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness, overlay);
         let origins: Vec<Arc<dyn penstock_types::Origin>> = vec![Arc::new(SourceOrigin(Arc::clone(&source)))];
         let health = Health::new(Arc::clone(&self.parts.clock));

@@ -133,13 +133,13 @@ impl Answerer<'_> {
             Request::CacheEntries { after, limit } => {
                 Reply::Json(json(&engine.cache_entries(after, page_limit(limit)))?)
             }
-            Request::Create { path, exclusive, durability } => {
-                return self.create(&path, WriteOptions { exclusive, durability });
+            Request::Create { path, exclusive, durability, set } => {
+                return self.create(&path, WriteOptions { exclusive, durability }, set.as_ref());
             }
             Request::Grow { lease, to } => return self.grow(lease, to),
             Request::Commit { lease } => return self.commit(lease),
-            Request::WriteSmall { path, data, exclusive, durability } => {
-                self.write_small(&path, data, WriteOptions { exclusive, durability })?
+            Request::WriteSmall { path, data, exclusive, durability, set } => {
+                self.write_small(&path, data, WriteOptions { exclusive, durability }, set.as_ref())?
             }
             Request::Remove { path } => self.remove(&path)?,
             Request::Rename { from, to, replace } => self.rename(&from, &to, replace)?,
@@ -156,9 +156,7 @@ impl Answerer<'_> {
                 let path = TreePath::parse(&path)?;
                 Reply::Json(json(&self.wait(engine.resolve_conflict(&path, &operation, keep))?)?)
             }
-            Request::Hello { .. } | Request::Release { .. } | Request::Goodbye => {
-                return Err(Error::new(ErrorKind::Internal, "answer a client", "the request is out of order"));
-            }
+            request => self.about_sets(request)?,
         };
         Ok(reply.into())
     }
@@ -318,7 +316,7 @@ pub fn check_range(range: ByteRange) -> Result<()> {
         .fact("end", range.end))
 }
 
-fn page_limit(limit: u32) -> usize {
+pub(crate) fn page_limit(limit: u32) -> usize {
     (limit as usize).clamp(1, PAGE_ENTRIES_MAX)
 }
 
@@ -328,6 +326,6 @@ fn too_many(count: usize) -> Error {
         .fact("limit", BATCH_PATHS_MAX)
 }
 
-fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+pub(crate) fn json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Error::new(ErrorKind::Internal, "write JSON", error.to_string()))
 }

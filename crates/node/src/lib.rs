@@ -26,6 +26,7 @@ mod node;
 pub mod protocol;
 pub mod ring;
 mod session;
+mod sets;
 mod snapshots;
 mod write;
 
@@ -33,7 +34,7 @@ pub use logging::start_logging;
 pub use mounts::{MountSpec, MountStatus};
 pub use node::{Node, NodeStatus};
 pub use penstock_engine::SnapshotFacts;
-pub use penstock_engine::{Entry, EntryKind, EntryPage, Keep, ReadHint};
+pub use penstock_engine::{Entry, EntryKind, EntryPage, Keep, ReadHint, SetRef};
 pub use snapshots::{
     SnapshotChanges, SnapshotFile, SnapshotSummary, snapshot_changes, snapshot_files, snapshot_summary,
 };

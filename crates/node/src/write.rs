@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use penstock_engine::WriteOptions;
+use penstock_engine::{SetRef, WriteOptions};
 use penstock_types::{Error, ErrorKind, Result, TreePath};
 
 use crate::answer::{Answer, Answerer};
@@ -16,10 +16,14 @@ use crate::session::Lease;
 
 impl Answerer<'_> {
     /// A file to write into, which becomes the content of `path` when it is committed.
-    pub fn create(&self, path: &str, options: WriteOptions) -> Result<Answer> {
+    pub fn create(&self, path: &str, options: WriteOptions, set: Option<&SetRef>) -> Result<Answer> {
         let path = TreePath::parse(path)?;
         self.check_scarcity(&path)?;
-        let writing = self.wait(self.service.engine.create(&path, options))?;
+        let engine = &self.service.engine;
+        let writing = match set {
+            Some(set) => self.wait(engine.create_in_set(&path, set, options.exclusive))?,
+            None => self.wait(engine.create(&path, options))?,
+        };
         let descriptor = writing.descriptor();
         self.check_descriptors(&path, descriptor.as_raw_fd())?;
         let lease = self.session.lend(Lease::Draft(Arc::new(writing)))?;
@@ -45,7 +49,7 @@ impl Answerer<'_> {
     }
 
     /// A content that came with the request.
-    pub fn write_small(&self, path: &str, data: Bytes, options: WriteOptions) -> Result<Reply> {
+    pub fn write_small(&self, path: &str, data: Bytes, options: WriteOptions, set: Option<&SetRef>) -> Result<Reply> {
         let path = TreePath::parse(path)?;
         if data.len() > SMALL_WRITE_BYTES_MAX {
             let reason = "its content is too large to come with the request";
@@ -53,7 +57,11 @@ impl Answerer<'_> {
                 .fact("bytes", data.len())
                 .fact("limit", SMALL_WRITE_BYTES_MAX));
         }
-        Ok(Reply::Entry(self.wait(self.service.engine.write_small(&path, data, options))?))
+        let engine = &self.service.engine;
+        Ok(Reply::Entry(match set {
+            Some(set) => self.wait(engine.write_small_in_set(&path, data, set, options.exclusive))?,
+            None => self.wait(engine.write_small(&path, data, options))?,
+        }))
     }
 
     /// A file that is no more.

@@ -119,7 +119,7 @@ impl Client {
     }
 
     fn create(&mut self, path: &str) -> (u64, OwnedFd) {
-        match self.ask(&Request::Create { path: path.into(), exclusive: false, durability: None }) {
+        match self.ask(&Request::Create { path: path.into(), exclusive: false, durability: None, set: None }) {
             Reply::Created { lease } => (lease, self.reader.take_descriptor().unwrap()),
             reply => panic!("{reply:?}"),
         }
@@ -127,7 +127,7 @@ impl Client {
 
     fn write_small(&mut self, path: &str, data: &[u8], exclusive: bool) -> Result<Entry, Error> {
         let data = Bytes::copy_from_slice(data);
-        entry(self.ask(&Request::WriteSmall { path: path.into(), data, exclusive, durability: None }))
+        entry(self.ask(&Request::WriteSmall { path: path.into(), data, exclusive, durability: None, set: None }))
     }
 
     fn stat(&mut self, path: &str) -> Result<Entry, Error> {
@@ -229,7 +229,7 @@ fn a_draft_whose_reply_nobody_read_is_taken_back_when_the_connection_ends() {
     let bench = Bench::start();
     let keeper = bench.client();
     let mut vanishing = Client::connect(bench.home.path(), Some(keeper.session));
-    vanishing.send(&Request::Create { path: "/runs/a".into(), exclusive: false, durability: None });
+    vanishing.send(&Request::Create { path: "/runs/a".into(), exclusive: false, durability: None, set: None });
     bench.until("it is lent", |status| status.clients.iter().any(|client| client.leases == 1));
     drop(vanishing);
     bench.until("it is taken back", |status| status.clients.iter().all(|client| client.leases == 0));
@@ -261,7 +261,7 @@ fn what_may_not_be_written_is_refused_with_its_kind() {
     assert_eq!(kind_of(client.write_small("/runs", b"2", false)), ErrorKind::IsADirectory);
     assert_eq!(kind_of(client.write_small("/nowhere/a", b"2", false)), ErrorKind::NotFound);
     assert_eq!(kind_of(client.write_small("relative", b"2", false)), ErrorKind::InvalidInput);
-    let create = Request::Create { path: "/fixed/a".into(), exclusive: false, durability: None };
+    let create = Request::Create { path: "/fixed/a".into(), exclusive: false, durability: None, set: None };
     assert_eq!(kind_of(entry(client.ask(&create))), ErrorKind::ReadOnly);
     assert_eq!(client.read("/runs/taken"), b"1");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_node::protocol::{REQUEST_BYTES_MAX, Reply, Request, Slot};
-use penstock_node::{EntryPage, Keep};
+use penstock_node::{EntryPage, Keep, SetRef};
 use penstock_types::{ByteRange, Durability, Error, ErrorKind, Priority, Version};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -18,7 +18,7 @@ use crate::errors::{exception, is_kind, raise};
 use crate::file::File;
 use crate::link::Lease;
 use crate::view::View;
-use crate::writer::Writer;
+use crate::writer::{Given, Writer};
 
 /// Entries, and the cursor of the next page.
 type Page<'py> = (Bound<'py, PyList>, Option<String>);
@@ -76,10 +76,62 @@ impl Core {
 
     /// Opens a file for writing; with `exclusive`, only where nothing has its name. Without a durability, what the
     /// attachment says.
-    #[pyo3(signature = (path, exclusive=false, durability=None))]
-    fn create(&self, py: Python<'_>, path: String, exclusive: bool, durability: Option<&str>) -> PyResult<Writer> {
+    #[pyo3(signature = (path, exclusive=false, durability=None, of_set=None))]
+    fn create(
+        &self,
+        py: Python<'_>,
+        path: String,
+        exclusive: bool,
+        durability: Option<&str>,
+        of_set: Option<(String, String)>,
+    ) -> PyResult<Writer> {
         let durability = durability.map(|name| durability_of(&path, name)).transpose()?;
-        Writer::open(py, &self.pool, path, exclusive, durability)
+        Writer::open(py, &self.pool, path, exclusive, durability, of_set.map(set_ref))
+    }
+
+    /// Begins a set of files: its id, as JSON.
+    fn begin_set(&self, py: Python<'_>, path: String) -> PyResult<String> {
+        self.ask_json(py, &Request::BeginSet { path })
+    }
+
+    /// Makes the files of a set appear.
+    #[pyo3(signature = (path, set_id, durability=None))]
+    fn publish_set(&self, py: Python<'_>, path: String, set_id: String, durability: Option<&str>) -> PyResult<()> {
+        let durability = durability.map(|name| durability_of(&path, name)).transpose()?;
+        let request = Request::PublishSet { set: set_ref((path.clone(), set_id.clone())), durability };
+        let mut unanswered = false;
+        match self.pool.ask_noting(py, &request, &mut unanswered) {
+            Ok(exchange) => done(&exchange, "publish_set"),
+            // It may have been published the first time: the node ended before it said so.
+            Err(error) if unanswered && is_kind(py, &error, ErrorKind::AlreadyExists) => {
+                let there = self.set_files(py, path, None, 1)?;
+                if there.contains(&format!("\"id\":\"{set_id}\"")) { Ok(()) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up a set that was not published; with `left_behind`, one that was begun in the directory `path`.
+    #[pyo3(signature = (path, set_id, left_behind=false))]
+    fn discard_set(&self, py: Python<'_>, path: String, set_id: String, left_behind: bool) -> PyResult<()> {
+        let request = Request::DiscardSet { set: set_ref((path, set_id)), left_behind };
+        self.change(py, &request, "discard_set", ErrorKind::NotFound)
+    }
+
+    /// Removes a set.
+    fn remove_set(&self, py: Python<'_>, path: String) -> PyResult<()> {
+        self.change(py, &Request::RemoveSet { path }, "remove_set", ErrorKind::NotFound)
+    }
+
+    /// The sets at and below a path, as JSON.
+    fn sets(&self, py: Python<'_>, path: String) -> PyResult<String> {
+        self.ask_json(py, &Request::Sets { path })
+    }
+
+    /// A page of the files of a set, as JSON.
+    #[pyo3(signature = (path, after=None, limit=8192))]
+    fn set_files(&self, py: Python<'_>, path: String, after: Option<String>, limit: u32) -> PyResult<String> {
+        self.ask_json(py, &Request::SetFiles { path, after, limit })
     }
 
     /// Removes a file.
@@ -373,6 +425,19 @@ impl Core {
         }
         Ok(())
     }
+}
+
+fn set_ref((root, id): (String, String)) -> SetRef {
+    SetRef { root, id }
+}
+
+/// The CRC32C of bytes that follow those with the sum `before`.
+#[pyfunction]
+#[pyo3(signature = (data, before=0))]
+pub fn crc32c(py: Python<'_>, data: &Bound<'_, PyAny>, before: u32) -> PyResult<u32> {
+    let given = Given::of(data)?;
+    let bytes = given.bytes();
+    Ok(py.detach(|| ::crc32c::crc32c_append(before, bytes)))
 }
 
 fn byte_range((start, end): (i64, i64)) -> PyResult<ByteRange> {

@@ -29,6 +29,7 @@ fn core_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<remote::Remote>()?;
     module.add_class::<view::View>()?;
     module.add_class::<writer::Writer>()?;
+    module.add_function(wrap_pyfunction!(core::crc32c, module)?)?;
     module.add_function(wrap_pyfunction!(core::shared_core, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(file::reopen, module)?)?;

@@ -35,10 +35,10 @@ impl Key {
     /// The newest change that is seen.
     pub fn laid(&self) -> Option<Laid> {
         if let Some(change) = self.waiting.last() {
-            return Some(Laid { attributes: change.attributes(), settled: None });
+            return Some(Laid { attributes: change.attributes(), settled: None, at: None });
         }
         let settled = &self.shown.as_ref()?.record.settled;
-        Some(Laid { attributes: settled.attributes().cloned(), settled: Some(settled.moment()) })
+        Some(Laid { attributes: settled.attributes().cloned(), settled: Some(settled.moment()), at: None })
     }
 
     /// Adds a change that is durable, in its place.

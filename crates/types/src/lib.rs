@@ -13,6 +13,7 @@ mod origin;
 mod overlay;
 mod path;
 mod range;
+mod set;
 mod source;
 
 pub use attributes::{ObjectAttributes, ObjectStat};
@@ -33,6 +34,10 @@ pub use origin::Origin;
 pub use overlay::{Laid, Overlay};
 pub use path::TreePath;
 pub use range::{ByteRange, PAGE_SIZE, STRIPE_SIZE};
+pub use set::{
+    MANIFEST_BYTES_MAX, Manifest, SET_DATA_MARK, SET_MARK, SetFile, data_prefix, hidden_component, is_set_name,
+    is_set_path, manifest_key, set_of_data, set_of_manifest,
+};
 pub use source::{
     Capabilities, CompletedPart, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, Observed, PartInfo,
     Precondition, Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::ObjectAttributes;
+use crate::{ObjectAttributes, ObjectKey, Result, Version};
 
 /// The newest change of one key.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +13,8 @@ pub struct Laid {
     /// When the source had the change, microseconds on the catalog's time line: what was asked of it later counts
     /// again. `None` while it has not: nothing that it says of the key counts.
     pub settled: Option<i64>,
+    /// The key that has the bytes, where it is another one.
+    pub at: Option<ObjectKey>,
 }
 
 impl Laid {
@@ -33,4 +35,18 @@ pub trait Overlay: Send + Sync + 'static {
 
     /// The first change of a key that is not less than `from`; with `inclusive` false, that is greater.
     fn next(&self, from: &[u8], inclusive: bool) -> Option<(Bytes, Laid)>;
+
+    /// A listing, or what is laid over it, has the manifest of a set: `sent` is when it was asked for.
+    fn met_manifest(&self, key: &[u8], attributes: &ObjectAttributes, sent: i64) {
+        let _ = (key, attributes, sent);
+    }
+
+    /// The content of a small object that the source has not got; `None` where it has.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn staged(&self, key: &[u8], version: &Version) -> Option<Result<Bytes>> {
+        let _ = (key, version);
+        None
+    }
 }

@@ -34,6 +34,7 @@ class Remove:
         self._recursive = recursive
         self._report = report
         self._removed = 0
+        self._sets = 0
         self._directories: list[str] = []
         self.failed = 0
 
@@ -57,7 +58,9 @@ class Remove:
         for directory in sorted(self._directories, key=lambda path: path.count("/"), reverse=True):
             self._remove_directory(directory)
         failed = f"; {self.failed:,} failed" if self.failed else ""
-        return f"removed {format_count(self._removed, 'file')}{failed}"
+        sets = format_count(self._sets, "set") if self._sets else ""
+        removed = format_count(self._removed, "file") if self._removed or not sets else ""
+        return f"removed {' and '.join(filter(None, (sets, removed)))}{failed}"
 
     def _files(self, path: str) -> Iterator[str]:
         """The files that a path means; why it means none is reported."""
@@ -67,6 +70,8 @@ class Remove:
                 return
             if not self._recursive:
                 raise IsDirectoryError(f"remove {path}", "it is a directory", "add -r to remove everything below it")
+            if self._remove_sets(path):
+                return
             self._directories.append(path)
             for entry in self._client.walk(path):
                 name = f"{path.rstrip('/')}/{entry.name}"
@@ -76,6 +81,19 @@ class Remove:
                     yield name
         except PenstockError as error:
             self._fail(error)
+
+    def _remove_sets(self, path: str) -> bool:
+        """Removes the sets at and below a path, each as a whole; says whether the path is one itself."""
+        is_set = False
+        for known in self._client.sets(path):
+            if known.state in ("unpublished", "conflict"):
+                continue
+            if known.path != path and not known.path.startswith(f"{path.rstrip('/')}/"):
+                continue
+            self._client.remove_set(known.path)
+            self._sets += 1
+            is_set = is_set or known.path == path
+        return is_set
 
     def _remove_directory(self, path: str) -> None:
         try:

@@ -7,12 +7,13 @@ never decides: what is read comes from the core, what is asked for goes to the c
 from penstock.client.client import Client, connect
 from penstock.client.job import Job
 
-__all__ = ["AsyncClient", "Client", "Conflict", "Job", "connect", "connect_async"]
+__all__ = ["AsyncClient", "Client", "Conflict", "Job", "SetFile", "SetInfo", "SetWriter", "connect", "connect_async"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from penstock.client.aio import AsyncClient, connect_async
     from penstock.client.conflicts import Conflict
+    from penstock.client.sets import SetFile, SetInfo, SetWriter
 
 
 def __getattr__(name: str) -> object:
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> object:
         from penstock.client import conflicts
 
         return conflicts.Conflict
+    if name in ("SetFile", "SetInfo", "SetWriter"):
+        from penstock.client import sets
+
+        return getattr(sets, name)
     raise AttributeError(f"module 'penstock.client' has no attribute {name!r}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from penstock.client.client import Durability, TreePath
     from penstock.client.conflicts import Conflict, Keep
     from penstock.client.job import Job
+    from penstock.client.sets import SetInfo, SetWriter
     from penstock.policies.attachments import AttachOptions
 
 __all__ = ["AsyncClient", "AsyncFile", "AsyncWriter", "connect_async"]
@@ -97,6 +98,40 @@ class AsyncWriter:
         await (self.close() if kind is None else self.discard())
 
 
+class AsyncSetWriter:
+    """A set that is being written: nobody sees anything of it before the block ends without an exception.
+
+    Attributes:
+        files: the set itself, for other processes and for ``open``.
+    """
+
+    files: SetWriter
+
+    def __init__(self, client: Client, path: TreePath, durability: Durability | None) -> None:
+        self._begin = partial(client.commit, path, durability=durability)
+
+    async def write(self, name: str, content: Buffer) -> None:
+        """Writes a whole file of the set."""
+        await asyncio.to_thread(self.files.write, name, content)
+
+    async def put(self, local: str | os.PathLike[str], name: str | None = None) -> None:
+        """Copies a local file, or all files below a local directory, into the set."""
+        await asyncio.to_thread(self.files.put, local, name)
+
+    async def open(self, name: str, mode: str = "wb") -> AsyncWriter:
+        """Opens a file of the set for writing bytes."""
+        return AsyncWriter(await asyncio.to_thread(self.files.open, name, mode))
+
+    async def __aenter__(self) -> Self:
+        self.files = await asyncio.to_thread(self._begin)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.files.__exit__, kind, error, trace)
+
+
 class AsyncClient:
     """The tree of one node, for an event loop. What each call does, takes and raises: see :class:`Client`.
 
@@ -156,6 +191,18 @@ class AsyncClient:
     async def persist(self, path: TreePath, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Waits until the source has everything that was written at or below a path before."""
         await asyncio.to_thread(self.client.persist, path, timeout)
+
+    def commit(self, path: TreePath, *, durability: Durability | None = None) -> AsyncSetWriter:
+        """Begins a set when it is entered with ``async with``: see :meth:`Client.commit`."""
+        return AsyncSetWriter(self.client, path, durability)
+
+    async def sets(self, path: TreePath = "/") -> Sequence[SetInfo]:
+        """The sets at and below a path, oldest first, and what was begun there and not published."""
+        return await asyncio.to_thread(self.client.sets, path)
+
+    async def remove_set(self, path: TreePath) -> None:
+        """Removes a set as a whole."""
+        await asyncio.to_thread(self.client.remove_set, path)
 
     async def conflicts(self, path: TreePath = "/") -> Sequence[Conflict]:
         """What was written at or below a path and would have replaced a version that nobody here has seen."""

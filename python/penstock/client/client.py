@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from penstock._native import Entry, File, Lease, View, Writer
     from penstock.client.conflicts import Conflict, Keep
+    from penstock.client.sets import SetFile, SetInfo, SetWriter
     from penstock.client.text import TextWriter
     from penstock.policies.attachments import AttachOptions
 
@@ -233,6 +234,66 @@ class Client:
         Cost: one sync; some round trips to the source where it is not known what is in it.
         """
         self.core.remove_directory(os.fspath(path))
+
+    def commit(self, path: TreePath, *, durability: Durability | None = None) -> SetWriter:
+        """Begins a set: files that appear together as the directory ``path``, or not at all.
+
+        ``with client.commit("/runs/exp1/step-1000") as files: files.write("a.bin", content)`` publishes at the end of
+        the block; left by an exception, nothing of it ever appears. A published set does not change; :meth:`remove_set`
+        removes it as a whole.
+
+        Args:
+            path: absolute path in the tree that nothing has.
+            durability: what publishing promises. ``local``: every file is synced on this node; the upload follows,
+                the manifest last. ``source``: the source has all of it. ``None`` is what the attachment says.
+        Raises:
+            AlreadyExistsError: something has the name.
+            ReadOnlyError: the attachment was not made writable.
+            InvalidInputError: no set can have that name.
+            UnsupportedError: durability ``replicated``.
+            ValueError: another durability.
+        Cost: one round trip; one to the source where the path is not known here.
+        """
+        import json
+
+        from penstock.client.sets import SetWriter
+
+        name = os.fspath(path)
+        if durability not in (None, "local", "source"):
+            self.core.create(name, False, durability).discard()  # says why not
+        return SetWriter(self, name, json.loads(self.core.begin_set(name)), durability)
+
+    def sets(self, path: TreePath = "/") -> Sequence[SetInfo]:
+        """The sets at and below a path, oldest first, and what was begun there and not published.
+
+        Raises:
+            NotFoundError: nothing is attached there.
+        Cost: that of :meth:`walk`, and a listing or two of each directory that has sets.
+        """
+        from penstock.client.sets import found
+
+        return found(self.core, os.fspath(path))
+
+    def set_files(self, path: TreePath) -> Iterator[SetFile]:
+        """What the manifest of a set says of its files: path, size, version, checksum.
+
+        Raises:
+            NotFoundError: there is no set of that path.
+        Cost: one round trip for thousands of files.
+        """
+        from penstock.client.sets import each_file
+
+        return each_file(self.core, os.fspath(path))
+
+    def remove_set(self, path: TreePath) -> None:
+        """Removes a set as a whole: it is gone for everybody at once, its bytes follow.
+
+        Raises:
+            NotFoundError: there is no set of that path.
+            ReadOnlyError: the attachment was not made writable.
+        Cost: one sync; one round trip to the source where the set is not known here.
+        """
+        self.core.remove_set(os.fspath(path))
 
     def persist(self, path: TreePath, timeout: float | None = None) -> None:
         """Waits until the source has everything that was written or removed at or below a path before.

@@ -357,7 +357,9 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
 
         files: dict[str, None] = {}
         directories: list[str] = []
-        for name in self.expand_path(path, recursive=recursive, maxdepth=maxdepth):
+        if recursive and maxdepth is None:
+            path = self._without_sets(path)
+        for name in self.expand_path(path, recursive=recursive, maxdepth=maxdepth) if path else ():
             if not self.isdir(name):
                 files[name] = None
             elif recursive:
@@ -370,6 +372,21 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         for name in sorted(directories, key=len, reverse=True):
             with suppress(NotFoundError, BusyError):  # it went with its last file, or something is attached there
                 self.client.rmdir(check_tree_path(name))
+
+    def _without_sets(self, path: Any) -> list[str]:
+        """Removes the sets at and below paths, each as a whole; the paths that are none themselves."""
+        left: list[str] = []
+        for name in self.expand_path(path):
+            tree_path = check_tree_path(name)
+            sets = [
+                known.path for known in self.client.sets(tree_path) if known.state in ("staged", "uploading", "source")
+            ]
+            for known in sets:
+                if known == tree_path or known.startswith(f"{tree_path.rstrip('/')}/"):
+                    self.client.remove_set(known)
+            if tree_path not in sets and (not sets or self.exists(name)):
+                left.append(name)
+        return left
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
         """Gives a file, or with ``recursive`` a directory, another name; into another attachment by a copy.

@@ -69,7 +69,7 @@ fn write(bench: &Bench, changes: &[Change]) {
         if *put {
             bench.written.put(key, u64::from(!key.ends_with('/')), settled);
         } else {
-            bench.written.lay(key, Laid { attributes: None, settled });
+            bench.written.lay(key, Laid { attributes: None, settled, at: None });
         }
     }
 }

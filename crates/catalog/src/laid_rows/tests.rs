@@ -36,7 +36,7 @@ fn cases() -> impl Strategy<Value = (Objects, Changes)> {
         let changes = changes.into_iter().filter(|_| !known.is_empty()).map(|(index, (put, settled))| {
             let key = index.get(&known).clone();
             let attributes = put.then(|| attributes(&key, "written"));
-            (key, Laid { attributes, settled })
+            (key, Laid { attributes, settled, at: None })
         });
         let changes = changes.collect();
         let objects = listed.into_iter().map(|key| (key.clone(), attributes(&key, "listed")));

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use penstock_catalog::{Catalog, Item, NamedItem, View};
 use penstock_testkit::ManualClock;
 use penstock_types::*;
@@ -21,6 +22,8 @@ pub use written::Written;
 pub struct TestSource {
     id: SourceId,
     objects: Mutex<BTreeMap<Vec<u8>, ObjectAttributes>>,
+    /// Content of the few objects that have some.
+    texts: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
     pub delay: Duration,
     pub list_start_after: bool,
     pub binary_keys: bool,
@@ -38,6 +41,7 @@ impl Default for TestSource {
         Self {
             id: SourceId::from("test"),
             objects: Mutex::default(),
+            texts: Mutex::default(),
             delay: Duration::ZERO,
             list_start_after: true,
             binary_keys: true,
@@ -69,6 +73,12 @@ impl TestSource {
             version: Version::from(format!("{number:032x}").as_str()),
         };
         self.objects().insert(key.as_ref().to_vec(), attributes);
+    }
+
+    /// Stores an object that can be read.
+    pub fn store_text(&self, key: impl AsRef<[u8]>, text: Vec<u8>) {
+        self.store(&key, text.len() as u64);
+        self.texts.lock().unwrap().insert(key.as_ref().to_vec(), text);
     }
 
     pub fn with(self, keys: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
@@ -199,8 +209,16 @@ impl Source for TestSource {
         Ok(page)
     }
 
-    async fn read(&self, _: ReadRequest) -> Result<ObjectBody> {
-        unused()
+    async fn read(&self, request: ReadRequest) -> Result<ObjectBody> {
+        let gone = || Error::new(ErrorKind::NotFound, "read the test source", "nothing has that key");
+        let key = request.key.as_bytes();
+        let attributes = self.objects().get(key).cloned().ok_or_else(gone)?;
+        if request.version.is_some_and(|version| version != attributes.version) {
+            return Err(gone().with_kind(ErrorKind::StaleVersion));
+        }
+        let Some(text) = self.texts.lock().unwrap().get(key).cloned() else { return unused() };
+        let chunk = Ok(bytes::Bytes::from(text));
+        Ok(ObjectBody { attributes, range: request.range, chunks: futures_util::stream::iter([chunk]).boxed() })
     }
     async fn put(&self, _: PutRequest) -> Result<ObjectAttributes> {
         unused()

@@ -20,13 +20,13 @@ impl Written {
     pub fn put(&self, key: impl AsRef<[u8]>, size: u64, settled: Option<i64>) -> ObjectAttributes {
         let version = Version::from(format!("staged-{size}-{settled:?}").as_str());
         let attributes = ObjectAttributes { size, modified_ms: 1_800_000_000_000, version };
-        self.lay(key, Laid { attributes: Some(attributes.clone()), settled });
+        self.lay(key, Laid { attributes: Some(attributes.clone()), settled, at: None });
         attributes
     }
 
     /// A removal.
     pub fn remove(&self, key: impl AsRef<[u8]>, settled: Option<i64>) {
-        self.lay(key, Laid { attributes: None, settled });
+        self.lay(key, Laid { attributes: None, settled, at: None });
     }
 
     pub fn lay(&self, key: impl AsRef<[u8]>, laid: Laid) {

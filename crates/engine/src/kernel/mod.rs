@@ -233,7 +233,7 @@ impl Mounted {
     /// The object that a path and a version name.
     fn target(&self, path: &TreePath, attributes: ObjectAttributes) -> Result<Target> {
         let (attached, inner) = self.engine.tree.find(path).ok_or_else(|| nothing_attached(path))?;
-        let object = object_id(&attached, attached.view.key_of(&inner)?, &attributes.version);
+        let object = object_id(&attached, attached.view.place_of_bytes(&inner)?, &attributes.version);
         Ok(Target { path: path.clone(), attached, inner, object, attributes })
     }
 
@@ -442,7 +442,7 @@ impl Mounted {
         if node.file.is_none() {
             let path = tree_path(&node.directory)?;
             let Some((attached, inner)) = self.engine.tree.find(&path) else { return Ok(Vec::new()) };
-            return Ok(vec![("user.penstock.source", attached.describe(&attached.view.key_of(&inner)?))]);
+            return Ok(vec![("user.penstock.source", attached.describe(&attached.view.place_of_bytes(&inner)?))]);
         }
         let (Target { attached, object, attributes, .. }, _) = self.target_of(id)?;
         let extent = self.engine.cache.peek(&object);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_catalog::{Snapshot, SnapshotFacts, SnapshotWriter};
+use penstock_catalog::{Item, NamedItem, Snapshot, SnapshotFacts, SnapshotWriter};
 use penstock_image::{Allocator, Image, ImageWriter, Settings};
 use penstock_types::{AttachmentSpec, Error, ErrorKind, Result, TreePath};
 
@@ -75,7 +75,7 @@ impl Engine {
             let page = attached.view.walk_source(&inner, after.as_deref(), PAGE_NAMES);
             let page = self.timely(&attached, path, page).await;
             let page = page.map_err(|error| error.during(format!("freeze {path}")))?;
-            page.items.iter().try_for_each(|item| writer.push(item))?;
+            page.items.iter().try_for_each(|item| refuse_set(path, item).and_then(|()| writer.push(item)))?;
             after = page.next;
             if after.is_none() {
                 break;
@@ -210,5 +210,17 @@ impl Drop for New<'_> {
     fn drop(&mut self) {
         // Not there any more where it was finished.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The files of a set are under other keys than their names, which a snapshot cannot say.
+fn refuse_set(path: &TreePath, item: &NamedItem) -> Result<()> {
+    match &item.item {
+        Item::File { key, .. } if penstock_types::set_of_data(key.as_bytes()).is_some() => {
+            let reason = format!("{} is part of a set of files, which no snapshot can hold", item.name);
+            Err(Error::new(ErrorKind::Unsupported, format!("freeze {path}"), reason)
+                .advise("freeze a path without sets: they never change by themselves"))
+        }
+        _ => Ok(()),
     }
 }

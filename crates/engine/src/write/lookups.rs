@@ -47,6 +47,25 @@ impl Engine {
         (attached, inner): (&Arc<Attached>, &str),
         certain: bool,
     ) -> Result<Option<Item>> {
+        let found = self.found_before_writing(path, (attached, inner), certain).await?;
+        let set = attached.view.set_holding(inner).and_then(|set| attached.view.path_of_set(&set));
+        match set.filter(|set| set.len() < inner.len()) {
+            Some(set) => {
+                let reason =
+                    format!("it is part of the set {}/{set}, which changes as a whole or not at all", attached.path);
+                Err(Error::new(ErrorKind::ReadOnly, format!("change {path}"), reason)
+                    .advise(format!("remove the set: penstock rm -r {}/{set}", attached.path)))
+            }
+            None => Ok(found),
+        }
+    }
+
+    async fn found_before_writing(
+        &self,
+        path: &TreePath,
+        (attached, inner): (&Arc<Attached>, &str),
+        certain: bool,
+    ) -> Result<Option<Item>> {
         let found = match attached.view.stat_cached(inner) {
             Some(known) => known,
             None if !certain && attached.health.failed_ago().is_some_and(|ago| ago < AWAY) => {

@@ -12,10 +12,12 @@ mod names;
 mod parts;
 mod persist;
 mod rename;
+mod staged;
 mod stream;
 mod upload;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -29,12 +31,14 @@ use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::entry::Entry;
 use crate::open::{Target as Found, is_a_directory, stale};
+use crate::sets::SetRef;
 use crate::transfer::StagedFile;
 
 pub use conflicts::{Conflict, ConflictPage, ConflictQuery, InSource, Keep};
 pub(crate) use early::{EarlySync, begin_sync};
 pub(crate) use lookups::Lookups;
 pub(crate) use names::Gone;
+pub(crate) use staged::Staged;
 pub(crate) use stream::keep_streaming;
 pub(crate) use upload::keep_uploading;
 
@@ -70,6 +74,21 @@ pub(crate) struct Place {
     pub(crate) base: Base,
     /// What was staged or lately staged of the key then.
     pub(crate) laid: Option<Laid>,
+    /// Id and path in it, for a file of a set: nobody sees it before that is published.
+    set: Option<(String, String)>,
+}
+
+impl Place {
+    /// A file of a set. What it promises is promised when the set is published.
+    pub(crate) fn in_set(
+        path: TreePath,
+        target: Target,
+        exclusive: bool,
+        (base, laid): (Base, Option<Laid>),
+        set: (String, String),
+    ) -> Self {
+        Self { path, target, durability: Durability::Local, exclusive, base, laid, set: Some(set) }
+    }
 }
 
 impl Engine {
@@ -81,6 +100,20 @@ impl Engine {
     pub async fn create(self: &Arc<Self>, path: &TreePath, options: WriteOptions) -> Result<Writing> {
         let action = || format!("write {path}");
         let place = self.place(path, options, false).await.map_err(|error| error.during(action()))?;
+        self.create_at(place)
+    }
+
+    /// As [`Engine::create`], a file of a set that is being written.
+    ///
+    /// # Errors
+    /// As those; `InvalidInput` for what is no path in the set, or when that was published.
+    pub async fn create_in_set(self: &Arc<Self>, path: &TreePath, set: &SetRef, exclusive: bool) -> Result<Writing> {
+        let place = self.place_in_set(path, set, exclusive);
+        self.create_at(place.map_err(|error| error.during(format!("write {path}")))?)
+    }
+
+    fn create_at(self: &Arc<Self>, place: Place) -> Result<Writing> {
+        let action = || format!("write {}", place.path);
         let draft = tokio::task::block_in_place(|| self.stage.create(&place.target));
         let draft = draft.map_err(|error| error.during(action()))?;
         let descriptor = Arc::clone(draft.descriptor());
@@ -95,6 +128,26 @@ impl Engine {
     pub async fn write_small(self: &Arc<Self>, path: &TreePath, data: Bytes, options: WriteOptions) -> Result<Entry> {
         let action = || format!("write {path}");
         let place = self.place(path, options, false).await.map_err(|error| error.during(action()))?;
+        self.write_small_at(place, data).await
+    }
+
+    /// As [`Engine::write_small`], a file of a set that is being written.
+    ///
+    /// # Errors
+    /// As those of [`Engine::create_in_set`].
+    pub async fn write_small_in_set(
+        self: &Arc<Self>,
+        path: &TreePath,
+        data: Bytes,
+        set: &SetRef,
+        exclusive: bool,
+    ) -> Result<Entry> {
+        let place = self.place_in_set(path, set, exclusive);
+        self.write_small_at(place.map_err(|error| error.during(format!("write {path}")))?, data).await
+    }
+
+    async fn write_small_at(self: &Arc<Self>, place: Place, data: Bytes) -> Result<Entry> {
+        let action = || format!("write {}", place.path);
         let written = self.written(&place).map_err(|error| error.during(action()))?;
         let committed = tokio::task::block_in_place(|| self.stage.commit_small(data, written));
         self.acknowledge(&place, committed).await.map_err(|error| error.during(action()))
@@ -142,6 +195,7 @@ impl Engine {
             return Err(is_a_directory(path));
         }
         let key = check_key(path, &attached, attached.view.key_of(&inner))?;
+        check_visible(path)?;
         let was_removed = self.was_removed(path);
         self.gone.revive(path);
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
@@ -158,7 +212,7 @@ impl Engine {
         };
         let attachment = attached.spec.id.clone();
         let target = Target { scope: Arc::clone(&attached.scope), attachment, key };
-        Ok(Place { path: path.clone(), target, durability, exclusive: options.exclusive, base, laid })
+        Ok(Place { path: path.clone(), target, durability, exclusive: options.exclusive, base, laid, set: None })
     }
 
     /// What a commit replaces: what was there when the writing began, unless this node has changed it since.
@@ -198,8 +252,13 @@ impl Engine {
     /// The entry of what was committed, once what its durability promises is so.
     async fn acknowledge(&self, place: &Place, committed: Result<Arc<Change>>) -> Result<Entry> {
         let change = committed?;
-        self.announce(&place.path).await;
-        self.promised(&change).await?;
+        match &place.set {
+            Some(set) => self.note_set_file(set, &change),
+            None => {
+                self.announce(&place.path).await;
+                self.promised(&change).await?;
+            }
+        }
         let attributes = change.attributes().ok_or_else(|| stale(&place.path, &change.version()))?;
         Ok(Entry::of(place.path.name(), Item::File { key: place.target.key.clone(), attributes }))
     }
@@ -251,7 +310,7 @@ impl Writing {
 
 impl Attached {
     /// How it may be written.
-    fn writable(&self, path: &TreePath) -> Result<&WriteSpec> {
+    pub(crate) fn writable(&self, path: &TreePath) -> Result<&WriteSpec> {
         self.spec.write.as_ref().ok_or_else(|| {
             Error::new(ErrorKind::ReadOnly, format!("write {path}"), format!("{} is attached read-only", self.path))
                 .advise(format!("penstock detach {0}, and attach it again with --writable", self.path))
@@ -276,6 +335,22 @@ pub(crate) fn is_staged(version: &Version) -> bool {
     penstock_stage::operation_of(version).is_some()
 }
 
+/// All of what was staged. Blocks.
+///
+/// # Errors
+/// As those of [`Change::open`].
+pub(crate) fn read_staged(change: &Change) -> Result<Bytes> {
+    let descriptor = change.open()?;
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::of_disk(&error), format!("read staged {}", change.target().key), error.to_string())
+    };
+    let size = change.size().and_then(|size| usize::try_from(size).ok()).unwrap_or(0);
+    let mut content = vec![0; size];
+    let file = std::fs::File::from(descriptor.try_clone().map_err(failed)?);
+    file.read_exact_at(&mut content, 0).map_err(failed)?;
+    Ok(content.into())
+}
+
 pub(crate) fn base_of(version: &Version) -> Base {
     match penstock_stage::operation_of(version) {
         Some(operation) => Base::Staged(operation),
@@ -283,8 +358,21 @@ pub(crate) fn base_of(version: &Version) -> Base {
     }
 }
 
+/// Refuses names that nobody would see.
+pub(crate) fn check_visible(path: &TreePath) -> Result<()> {
+    match penstock_types::hidden_component(path.as_str().as_bytes()) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("write {path}"),
+            "names that begin with .penstock- are kept for sets of files",
+        )
+        .advise("choose another name")),
+    }
+}
+
 /// A key that the source can take.
-fn check_key(path: &TreePath, attached: &Attached, key: Result<ObjectKey>) -> Result<ObjectKey> {
+pub(crate) fn check_key(path: &TreePath, attached: &Attached, key: Result<ObjectKey>) -> Result<ObjectKey> {
     let refuse = |reason: &str| Error::new(ErrorKind::InvalidInput, format!("write {path}"), reason);
     let key = key.map_err(|_| refuse("no object can have that name").advise("choose a shorter or plainer name"))?;
     if key.as_bytes().len() > KEY_BYTES_MAX {

@@ -45,7 +45,7 @@ impl Gone {
     }
 
     /// Something is written at or below a path: it and what is above are there again.
-    pub(super) fn revive(&self, path: &TreePath) {
+    pub(crate) fn revive(&self, path: &TreePath) {
         let mut gone = self.gone();
         if !gone.is_empty() {
             gone.retain(|removed, _| removed != path && path.below(removed).is_none());
@@ -193,12 +193,13 @@ impl Engine {
     }
 
     /// The attachment that a path may be written in, and the path in it.
-    pub(super) fn writable_at(&self, path: &TreePath) -> Result<(Arc<Attached>, String)> {
+    pub(crate) fn writable_at(&self, path: &TreePath) -> Result<(Arc<Attached>, String)> {
         let (attached, inner) = self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
             true => is_a_directory(path),
             false => nothing_attached(path),
         })?;
         attached.writable(path)?;
+        super::check_visible(path)?;
         if inner.is_empty() || self.tree.is_directory(path) {
             return Err(Error::new(ErrorKind::Busy, format!("change {path}"), "something is attached there or below"));
         }
@@ -270,7 +271,7 @@ impl Engine {
 
     /// What has a name, open for writing or not; `None` for nothing. For `certain`, or as far as that is known while the
     /// source is away.
-    pub(super) async fn kind_at(
+    pub(crate) async fn kind_at(
         &self,
         path: &TreePath,
         place: (&Arc<Attached>, &str),

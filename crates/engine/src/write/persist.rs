@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_stage::{Change, Stage};
-use penstock_types::{Durability, Error, ErrorKind, ObjectKey, Result, TreePath};
+use penstock_types::{Durability, Error, ErrorKind, ObjectKey, Result, TreePath, is_set_name, manifest_key};
 use tokio::time::Instant;
 
 use crate::attachment::Attached;
@@ -61,13 +61,19 @@ impl Engine {
     }
 
     /// The changes that `look` finds of what is at or below a path.
-    pub(super) fn changes_below(
+    pub(crate) fn changes_below(
         &self,
         path: &TreePath,
         look: impl Fn(&Stage, &str, &[u8]) -> Vec<Arc<Change>>,
     ) -> Result<Vec<(Arc<Attached>, Arc<Change>)>> {
         let mut found = Vec::new();
         for (attached, prefix) in self.prefixes_below(path)? {
+            // The manifest of a set comes after its files: who waits for that waits for all of it.
+            for manifest in manifests_above(&prefix) {
+                let changes = look(&self.stage, &attached.scope, &manifest).into_iter();
+                let changes = changes.filter(|change| change.target().key.as_bytes() == manifest);
+                found.extend(changes.map(|change| (Arc::clone(&attached), change)));
+            }
             let changes = look(&self.stage, &attached.scope, &prefix).into_iter();
             let changes = changes.filter(|change| covers(&prefix, change.target().key.as_bytes()));
             found.extend(changes.map(|change| (Arc::clone(&attached), change)));
@@ -119,6 +125,17 @@ impl Engine {
             }
         }
     }
+}
+
+/// The manifests of the sets that a key may be in.
+fn manifests_above(key: &[u8]) -> Vec<Vec<u8>> {
+    let ends = key.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([key.len()]);
+    let steps = ends.filter_map(|end| {
+        let start = key[..end].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        let name = std::str::from_utf8(&key[start..end]).ok().filter(|name| is_set_name(name))?;
+        Some(manifest_key(&key[..start], name))
+    });
+    steps.collect()
 }
 
 fn in_conflict(path: &TreePath) -> Error {

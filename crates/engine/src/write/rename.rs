@@ -81,6 +81,9 @@ impl Engine {
             EntryKind::File => vec![Moved { from: from.clone(), to: to.clone(), kind, is_empty: false }],
             EntryKind::Directory => self.all_below(&attached, from, to).await?,
         };
+        if !attached.view.sets_below(&from_inner).is_empty() {
+            return Err(moves_set(from, to));
+        }
         self.move_all(&attached, &moved).await?;
         if kind == EntryKind::Directory {
             self.forget_directory(from, &attached);
@@ -269,4 +272,10 @@ impl Engine {
         self.live.rename(live, (&paths.0, &paths.1), (&targets.0, &targets.1), now);
         self.promised(&change).await
     }
+}
+
+fn moves_set(from: &TreePath, to: &TreePath) -> Error {
+    let reason = "a set of files is there, which cannot be moved";
+    Error::new(ErrorKind::Unsupported, format!("rename {from} to {to}"), reason)
+        .advise("restore it elsewhere and commit it again: penstock ckpt restore")
 }

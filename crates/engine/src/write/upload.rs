@@ -52,7 +52,9 @@ pub(crate) async fn keep_uploading(engine: Weak<Engine>) {
         while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             let Some(engine) = engine.upgrade() else { break };
             let now = engine.parts.clock.monotonic();
-            let Some(change) = stage.next_unless(|change| engine.live.holds(change, now)) else { break };
+            engine.sets.look(&stage, now);
+            let held = |change: &Change| engine.live.holds(change, now) || engine.sets.holds(change);
+            let Some(change) = stage.next_unless(held) else { break };
             tokio::spawn(async move {
                 engine.bring(&change).await;
                 drop(slot);
@@ -76,6 +78,7 @@ impl Engine {
         let metrics = &self.parts.metrics;
         let brought = match change.content() {
             Content::Remove => self.bring_removal(&attached, change).await.map(|()| None),
+            Content::Put { .. } if Self::is_manifest(change) => self.bring_manifest(&attached, change).await.map(Some),
             Content::Put { size, .. } => self.bring_content(&attached, change, *size).await.map(Some),
         };
         attached.health.note(&brought);
@@ -87,6 +90,7 @@ impl Engine {
                 // First, so that whoever learns of the conflict sees what is in the way.
                 self.forget(change);
                 self.stage.conflict(change, error);
+                self.manifest_done(change);
                 self.announce_change(change).await;
             }
             Err(error) => {
@@ -124,6 +128,7 @@ impl Engine {
             }
         };
         self.stage.settle(change, settled, self.shown_us(&attached.scope));
+        self.manifest_done(change);
     }
 
     /// How long a change that the source has is shown over what the source said before, µs: as long as anybody who
@@ -180,6 +185,18 @@ impl Engine {
         let same = all.iter().find(|attached| attached.spec.id == target.attachment);
         let other = || all.iter().find(|attached| attached.scope == target.scope && attached.spec.write.is_some());
         same.or_else(other).cloned()
+    }
+
+    /// The manifest of a set: what is put names the versions that its files have in the source.
+    async fn bring_manifest(&self, attached: &Attached, change: &Arc<Change>) -> Result<Stored> {
+        let attributes = match self.put_manifest(attached, change).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
+                Found::Ours(attributes) | Found::Later(attributes) => attributes,
+                Found::Nothing => return Err(error),
+            },
+            put => put?,
+        };
+        Ok(Stored { attributes, sums: Vec::new() })
     }
 
     async fn bring_removal(&self, attached: &Attached, change: &Change) -> Result<()> {

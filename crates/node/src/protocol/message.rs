@@ -1,7 +1,7 @@
 //! Requests and their replies. The order of variants is the wire format: add at the end and raise the version.
 
 use bytes::Bytes;
-use penstock_engine::{Entry, EntryPage, Keep, Prefetched, ReadHint, Verified};
+use penstock_engine::{Entry, EntryPage, Keep, Prefetched, ReadHint, SetRef, Verified};
 use penstock_types::{ByteRange, Durability, Error, Priority, Version};
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,8 @@ pub enum Request {
         exclusive: bool,
         /// What a successful commit promises; `None` for what the attachment says.
         durability: Option<Durability>,
+        /// It is a file of this set, which is being written.
+        set: Option<SetRef>,
     },
     /// Makes room for the bytes of a draft. Answer: [`Reply::Done`], perhaps after a wait for others' uploads.
     Grow {
@@ -160,6 +162,8 @@ pub enum Request {
         exclusive: bool,
         /// What success promises; `None` for what the attachment says.
         durability: Option<Durability>,
+        /// It is a file of this set, which is being written.
+        set: Option<SetRef>,
     },
     /// Removes a file. Answer: [`Reply::Done`]. Goes on when the client goes.
     Remove {
@@ -221,6 +225,44 @@ pub enum Request {
         /// Whose content stays.
         keep: Keep,
     },
+    /// Begins a set of files. Answer: [`Reply::Json`], its id.
+    BeginSet {
+        /// Absolute path.
+        path: String,
+    },
+    /// Makes the files of a set appear. Answer: [`Reply::Done`]. Goes on when the client goes.
+    PublishSet {
+        /// The set.
+        set: SetRef,
+        /// What success promises; `None` for what the attachment says.
+        durability: Option<Durability>,
+    },
+    /// Gives a set up that was not published. Answer: [`Reply::Done`].
+    DiscardSet {
+        /// The set.
+        set: SetRef,
+        /// `root` is the directory that it was begun in: whose set it was is not known any more.
+        left_behind: bool,
+    },
+    /// Removes a set. Answer: [`Reply::Done`]. Goes on when the client goes.
+    RemoveSet {
+        /// Absolute path.
+        path: String,
+    },
+    /// The sets at and below a path. Answer: [`Reply::Json`].
+    Sets {
+        /// Absolute path.
+        path: String,
+    },
+    /// A page of the files of a set. Answer: [`Reply::Json`].
+    SetFiles {
+        /// Absolute path.
+        path: String,
+        /// Last path of the page before.
+        after: Option<String>,
+        /// At most so many.
+        limit: u32,
+    },
 }
 
 /// What the node answers.
@@ -263,14 +305,15 @@ pub enum Reply {
     Evicted(Vec<Result<u64, Error>>),
     /// To `Verify`, one each.
     Verified(Vec<Result<Verified, Error>>),
-    /// To `Why`, `CacheEntries`, `Conflicts` and `ResolveConflict`.
+    /// To `Why`, `CacheEntries`, `Conflicts`, `ResolveConflict`, `BeginSet`, `Sets` and `SetFiles`.
     Json(String),
     /// To `Create`.
     Created {
         /// The right to fill the file whose descriptor comes with it; released without a commit, it is discarded.
         lease: u64,
     },
-    /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory`, `Persist` and `ConflictContent`.
+    /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory`, `Persist`, `ConflictContent`, `PublishSet`,
+    /// `DiscardSet` and `RemoveSet`.
     Done,
 }
 

@@ -42,7 +42,12 @@ pub struct Draft {
 impl Draft {
     /// Asks the node for one that begins with `content`.
     pub fn ask(py: Python<'_>, aim: &Arc<Aim>, content: Vec<u8>) -> PyResult<Self> {
-        let request = Request::Create { path: aim.path.clone(), exclusive: aim.exclusive, durability: aim.durability };
+        let request = Request::Create {
+            path: aim.path.clone(),
+            exclusive: aim.exclusive,
+            durability: aim.durability,
+            set: aim.set.clone(),
+        };
         let exchange = aim.pool.ask(py, &request)?;
         let (Reply::Created { lease }, Some(file)) = (exchange.reply, exchange.descriptor) else {
             return Err(unexpected(&aim.writing()));

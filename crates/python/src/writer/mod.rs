@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use penstock_node::SetRef;
 use penstock_node::protocol::{Reply, Request, SMALL_WRITE_BYTES_MAX};
 use penstock_types::{Durability, Error, ErrorKind, TreePath};
 use pyo3::exceptions::{PyOSError, PyResourceWarning, PyRuntimeError, PyValueError};
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use crate::client::{Pool, unexpected};
 use crate::errors::{closed, is_kind, ours, raise};
 use draft::Draft;
+pub use given::Given;
 
 /// A file of the tree, open for writing. Nobody sees anything of it before it is closed without an error; it is
 /// discarded when a `with` block is left by an exception, by `discard`, and when it is dropped. Safe to share between
@@ -41,6 +43,8 @@ pub struct Aim {
     path: String,
     exclusive: bool,
     durability: Option<Durability>,
+    /// The set that it is a file of.
+    set: Option<SetRef>,
 }
 
 struct State {
@@ -74,10 +78,11 @@ impl Writer {
         path: String,
         exclusive: bool,
         durability: Option<Durability>,
+        set: Option<SetRef>,
     ) -> PyResult<Self> {
         TreePath::parse(&path).map_err(|error| raise(&error))?;
-        let aim = Aim { pool: Arc::clone(pool), path, exclusive, durability };
-        if exclusive {
+        let aim = Aim { pool: Arc::clone(pool), path, exclusive, durability, set };
+        if exclusive && aim.set.is_none() {
             aim.check_absent(py)?;
         }
         Ok(Self {
@@ -266,6 +271,7 @@ impl Aim {
             data: Bytes::from(data),
             exclusive: self.exclusive,
             durability: self.durability,
+            set: self.set.clone(),
         };
         let mut unanswered = false;
         match self.pool.ask_noting(py, &request, &mut unanswered) {

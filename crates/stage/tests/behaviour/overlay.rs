@@ -27,7 +27,7 @@ fn what_waits_hides_whatever_the_source_says_and_what_was_settled_what_it_said_b
     let (_bench, stage) = alone();
     let change = put(&stage, "a", &content(1, 10));
     let staged = laid(&stage, "a").unwrap();
-    assert_eq!(staged, Laid { attributes: change.attributes(), settled: None });
+    assert_eq!(staged, Laid { attributes: change.attributes(), settled: None, at: None });
     assert!(staged.hides(i64::MAX));
     let given = stage.next().unwrap();
     stage.settle(&given, stored("v1", 10, 500), Some(1_000));
@@ -65,7 +65,7 @@ fn a_removal_shows_nothing_until_something_is_created_there() {
     let (_bench, stage) = alone();
     remove(&stage, "a", Base::Unconditional);
     let removal = stage.next().unwrap();
-    assert_eq!(laid(&stage, "a"), Some(Laid { attributes: None, settled: None }));
+    assert_eq!(laid(&stage, "a"), Some(Laid { attributes: None, settled: None, at: None }));
     put(&stage, "a", &content(1, 10));
     assert_eq!(seen(&stage, "a").unwrap(), content(1, 10));
     stage.settle(&removal, Settled::Removed { moment: 1 }, Some(10));
@@ -73,7 +73,7 @@ fn a_removal_shows_nothing_until_something_is_created_there() {
     remove(&stage, "a", Base::Unconditional);
     let removal = stage.next().unwrap();
     stage.settle(&removal, Settled::Removed { moment: 2 }, Some(10));
-    assert_eq!(laid(&stage, "a"), Some(Laid { attributes: None, settled: Some(2) }));
+    assert_eq!(laid(&stage, "a"), Some(Laid { attributes: None, settled: Some(2), at: None }));
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Story {
 fn state_of(stage: &Stage, key: &str, story: &Story) -> State {
     match laid(stage, key) {
         None => State::Nothing,
-        Some(Laid { settled: Some(_), attributes }) => {
+        Some(Laid { settled: Some(_), attributes, .. }) => {
             State::InSource(attributes.map(|attributes| attributes.version.as_str().parse().unwrap()))
         }
         Some(Laid { attributes: None, .. }) => State::Removed,
