@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_stage::{Base, Target, Written};
 use penstock_types::{
     ByteRange, Durability, Error, ErrorKind, ListRequest, Manifest, ObjectAttributes, ObjectKey, Priority, ReadRequest,
-    Result, SetFile, TreePath,
+    Result, SetFile, TreePath, is_set_path,
 };
 
 use super::{Open, SET_METADATA, SetAt, Waiting, check_id, new_id, sum_of};
@@ -241,7 +241,10 @@ pub(super) async fn list_files(attached: &Attached, data: &[u8]) -> Result<Files
     loop {
         let page = attached.source.list(request.clone()).await?;
         for object in page.objects {
-            if let Ok(path) = std::str::from_utf8(&object.key.as_bytes()[data.len()..]) {
+            // What is hidden there is no file of a set: a trial of what the store can do, for one.
+            if let Ok(path) = std::str::from_utf8(&object.key.as_bytes()[data.len()..])
+                && is_set_path(path)
+            {
                 files.insert(path.to_owned(), object.attributes);
             }
         }
