@@ -15,11 +15,13 @@ pub struct MemoryBudget {
     semaphore: Arc<Semaphore>,
     units: u32,
     metrics: Metrics,
+    /// The budget that this one is a share of.
+    whole: Option<Arc<MemoryBudget>>,
 }
 
 /// Bytes taken from the budget; given back when dropped.
 pub struct MemoryHold {
-    _permit: OwnedSemaphorePermit,
+    _permits: Vec<OwnedSemaphorePermit>,
     bytes: u64,
     metrics: Metrics,
 }
@@ -28,7 +30,13 @@ impl MemoryBudget {
     /// A budget of `bytes`.
     pub fn new(bytes: u64, metrics: Metrics) -> Self {
         let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
-        Self { semaphore: Arc::new(Semaphore::new(units as usize)), units, metrics }
+        Self { semaphore: Arc::new(Semaphore::new(units as usize)), units, metrics, whole: None }
+    }
+
+    /// Half of it, for those who could have all of it under way for long: others find the other half free. What is
+    /// taken here is taken from the whole, too.
+    pub fn half(&self) -> Self {
+        Self { whole: Some(Arc::new(self.clone())), ..Self::new(self.bytes() / 2, self.metrics.clone()) }
     }
 
     /// The whole budget.
@@ -39,15 +47,23 @@ impl MemoryBudget {
     /// Waits until `bytes` are free, at most `deadline`. More than the whole budget counts as the whole.
     pub async fn hold(&self, bytes: u64, deadline: Duration) -> Result<MemoryHold> {
         let units = self.units_of(bytes);
-        let acquire = Arc::clone(&self.semaphore).acquire_many_owned(units);
-        let permit = tokio::time::timeout(deadline, acquire).await.ok().and_then(std::result::Result::ok);
-        permit.map(|permit| self.held(permit, units)).ok_or_else(|| self.in_use(bytes))
+        let acquire = async {
+            let mut permits = vec![Arc::clone(&self.semaphore).acquire_many_owned(units).await];
+            if let Some(whole) = &self.whole {
+                permits.push(Arc::clone(&whole.semaphore).acquire_many_owned(units).await);
+            }
+            permits.into_iter().collect::<std::result::Result<Vec<_>, _>>()
+        };
+        let permits = tokio::time::timeout(deadline, acquire).await.ok().and_then(std::result::Result::ok);
+        permits.map(|permits| self.held(permits, units)).ok_or_else(|| self.in_use(bytes))
     }
 
     /// Takes `bytes` where they are free now.
     pub fn try_hold(&self, bytes: u64) -> Option<MemoryHold> {
         let units = self.units_of(bytes);
-        Arc::clone(&self.semaphore).try_acquire_many_owned(units).ok().map(|permit| self.held(permit, units))
+        let budgets = [Some(self), self.whole.as_deref()].into_iter().flatten();
+        let permits = budgets.map(|budget| Arc::clone(&budget.semaphore).try_acquire_many_owned(units).ok());
+        permits.collect::<Option<Vec<_>>>().map(|permits| self.held(permits, units))
     }
 
     /// What is said to whom `bytes` cannot be given.
@@ -62,10 +78,10 @@ impl MemoryBudget {
         u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units)
     }
 
-    fn held(&self, permit: OwnedSemaphorePermit, units: u32) -> MemoryHold {
+    fn held(&self, permits: Vec<OwnedSemaphorePermit>, units: u32) -> MemoryHold {
         let bytes = u64::from(units) * UNIT_BYTES;
         self.metrics.memory_used_bytes.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
-        MemoryHold { _permit: permit, bytes, metrics: self.metrics.clone() }
+        MemoryHold { _permits: permits, bytes, metrics: self.metrics.clone() }
     }
 }
 
@@ -78,6 +94,25 @@ impl Drop for MemoryHold {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_leaves_the_other_half_and_counts_in_the_whole() {
+        let metrics = Metrics::default();
+        let budget = MemoryBudget::new(4 * UNIT_BYTES, metrics.clone());
+        let half = budget.half();
+        let held = half.hold(3 * UNIT_BYTES, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(metrics.memory_used_bytes.get(), 2 * UNIT_BYTES.cast_signed(), "more than all of it is all of it");
+        assert!(half.try_hold(1).is_none());
+        assert!(half.hold(1, Duration::from_secs(1)).await.is_err());
+        let other = budget.try_hold(2 * UNIT_BYTES).unwrap();
+        assert!(budget.try_hold(1).is_none());
+        drop((held, other));
+        assert_eq!(metrics.memory_used_bytes.get(), 0);
+        let all = budget.try_hold(4 * UNIT_BYTES).unwrap();
+        assert!(half.try_hold(1).is_none(), "it has no memory of its own");
+        drop(all);
+        assert!(half.try_hold(1).is_some());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_budget_holds_back_until_the_deadline_and_then_says_so() {

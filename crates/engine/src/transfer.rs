@@ -125,6 +125,8 @@ impl Store {
 pub struct Carrier {
     pub runtime: Handle,
     pub budget: MemoryBudget,
+    /// What parts of uploads may have of the budget, who wait for a source that may be slow.
+    pub uploads: MemoryBudget,
     pub deadline: Duration,
     pub courtesy: Courtesy,
     transfers: Mutex<HashMap<ObjectId, Weak<Transfer>>>,
@@ -134,7 +136,8 @@ impl Carrier {
     pub fn new(runtime: Handle, budget: MemoryBudget, deadline: Duration) -> Arc<Self> {
         // Half of what moving data may hold: readers who come find the other half free.
         let courtesy = Courtesy::new(budget.bytes() / 2);
-        Arc::new(Self { runtime, budget, deadline, courtesy, transfers: Mutex::default() })
+        let uploads = budget.half();
+        Arc::new(Self { runtime, budget, uploads, deadline, courtesy, transfers: Mutex::default() })
     }
 
     /// The one transfer that fills `extent`; made when nobody fills it yet.

@@ -184,7 +184,8 @@ impl Source for Memory {
         let mut store = self.store();
         store.check(&action, &request.key, &request.precondition)?;
         store.reserve(&action, request.body.len() as u64)?;
-        Ok(store.insert(&*self.clock, request.key, request.body, request.metadata))
+        // A copy: the buffer is the sender's, who waits to have it back.
+        Ok(store.insert(&*self.clock, request.key, Bytes::copy_from_slice(&request.body), request.metadata))
     }
 
     async fn copy(&self, request: CopyRequest) -> Result<ObjectAttributes> {
@@ -235,7 +236,7 @@ impl Source for Memory {
         let replaced = store
             .uploads
             .get_mut(&upload.0)
-            .and_then(|upload| upload.parts.insert(number, (body, info.clone())))
+            .and_then(|upload| upload.parts.insert(number, (Bytes::copy_from_slice(&body), info.clone())))
             .map_or(0, |(_, old)| old.size);
         store.bytes -= replaced;
         Ok(info)

@@ -1,6 +1,7 @@
 //! How a file is cut into the parts of a multipart upload, and one part of it in memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_types::{ByteRange, Error, ErrorKind, PAGE_SIZE, Result};
@@ -100,9 +101,9 @@ impl AsRef<[u8]> for Held {
 }
 
 impl Engine {
-    /// Bytes of a staged file with the checksums of their pages; waits for memory.
+    /// Bytes of a staged file with the checksums of their pages; waits for memory as long as other parts have it.
     pub(super) async fn part(&self, file: &Arc<StagedFile>, range: ByteRange) -> Result<Part> {
-        let held = self.carrier.budget.hold(range.len(), self.carrier.deadline).await?;
+        let held = self.carrier.uploads.hold(range.len(), Duration::MAX).await?;
         self.read_part(file, range, held).await
     }
 

@@ -163,7 +163,7 @@ impl Engine {
         loop {
             let Some(range) = Shape::Growing.part(one.parts, end, is_whole) else { return };
             let Ok(slot) = Arc::clone(&sender.slots).try_acquire_owned() else { return };
-            let Some(held) = self.carrier.budget.try_hold(range.len()) else { return };
+            let Some(held) = self.carrier.uploads.try_hold(range.len()) else { return };
             let number = Shape::number(one.parts);
             if !one.stream.start_part(number) {
                 return;
