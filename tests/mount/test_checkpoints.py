@@ -207,11 +207,13 @@ def test_torch_distributed_saves_and_loads_by_its_own_files(runs: Runs) -> None:
         dcp.load(loaded, storage_reader=reader, no_dist=True)
         return all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
-    from penstock.integrations.dcp import Reader
+    from penstock.integrations.dcp import Reader, Writer
 
     dcp.save(state, storage_writer=dcp.FileSystemWriter(runs.mount / "own"), no_dist=True)
+    dcp.save(state, storage_writer=Writer(f"{runs.path}/set", client=runs.lake.client), no_dist=True)
     for _ in range(2):
-        assert same(dcp.FileSystemReader(runs.mount / "own"))
-        assert same(Reader(f"{runs.path}/own", client=runs.lake.client))
+        for name in ("own", "set"):
+            assert same(dcp.FileSystemReader(runs.mount / name))
+            assert same(Reader(f"{runs.path}/{name}", client=runs.lake.client))
         runs.persist()
     assert {key for key in runs.files_stored() if key.startswith("own/")} == {"own/.metadata", "own/__0_0.distcp"}
