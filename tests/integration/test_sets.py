@@ -6,6 +6,7 @@ import http.client
 import multiprocessing
 import os
 import pickle
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,6 +282,20 @@ def test_several_processes_write_into_one_set(runs: Any) -> None:
             writer.join(60)
             assert writer.exitcode == 0
     assert seen(runs.client) == {f"part-{rank}.bin": bytes([rank]) * (MIB + rank) for rank in (1, 2)}
+
+
+def test_what_was_published_is_not_discarded_even_by_a_node_that_knows_nothing_of_it(runs: Any, bucket: Bucket) -> None:
+    files = runs.client.commit(SET)
+    late = pickle.dumps(files)
+    files.write("a", b"1")
+    files.publish()
+    runs.client.persist(SET, timeout=PERSIST_S)
+    runs.kill()
+    shutil.rmtree(runs.home.name)
+    runs.client = attached(runs, bucket)
+    with pytest.raises(InvalidInputError, match="published"):
+        pickle.loads(late).discard()
+    assert seen(runs.client) == {"a": b"1"}
 
 
 def test_two_homes_that_commit_one_path_keep_both_and_show_one(runs: Any, bucket: Bucket, elsewhere: Any) -> None:

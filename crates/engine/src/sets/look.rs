@@ -266,6 +266,10 @@ impl Engine {
         let own = attached.view.key_of(&inner)?;
         let key = if inner.is_empty() { own } else { own.join(b"/") };
         let at = SetAt { attached, directory: key.as_bytes().to_vec(), name: String::new() };
+        if self.is_in_source(&at, id).await? {
+            let action = format!("remove what was left of a set in {directory}");
+            return Err(Error::new(ErrorKind::InvalidInput, action, "it was published meanwhile"));
+        }
         let files = self.files_of(&at, id, true).await?;
         let removals = self.removals(&at, id, &files);
         let me = Arc::clone(self);

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_stage::{Base, Target, Written};
 use penstock_types::{
     ByteRange, Durability, Error, ErrorKind, ListRequest, Manifest, ObjectAttributes, ObjectKey, Priority, ReadRequest,
-    Result, SetFile, TreePath, is_set_path,
+    Result, SetFile, TreePath, is_set_path, manifest_key,
 };
 
 use super::{Open, SET_METADATA, SetAt, Waiting, check_id, new_id, sum_of};
@@ -135,12 +135,10 @@ impl Engine {
     pub async fn discard_set(self: &Arc<Self>, path: &TreePath, id: &str) -> Result<u64> {
         check_id(id)?;
         let at = self.set_at(path)?;
-        let is_own = |set: &Arc<penstock_catalog::SetPlace>| set.manifest.id == id;
-        let inner = path.below(&at.attached.path).unwrap_or_default();
         let laid = self.stage.overlay(&at.attached.scope).at(at.manifest().key.as_bytes());
-        if laid.is_some_and(|laid| laid.attributes.is_some())
-            || at.attached.view.set_holding(inner).is_some_and(|set| is_own(&set))
-        {
+        // What was begun here and is open here was published nowhere.
+        let is_open = self.sets.state().open.get(id).is_some_and(|open| open.is_whole);
+        if laid.is_some_and(|laid| laid.attributes.is_some()) || !is_open && self.is_in_source(&at, id).await? {
             return Err(Error::new(ErrorKind::InvalidInput, format!("discard {path}"), "it was published")
                 .advise("remove it: penstock rm -r"));
         }
@@ -151,6 +149,29 @@ impl Engine {
         let me = Arc::clone(self);
         self.blocking(move || me.stage.commit_all(Vec::new(), removals)).await?;
         Ok(count)
+    }
+
+    /// Whether the source has a manifest that tells of these bytes. Asked anew: nothing that is remembered is certain
+    /// enough to remove bytes by. A request for each manifest of the name, or of the directory where there is no name.
+    pub(super) async fn is_in_source(&self, at: &SetAt, id: &str) -> Result<bool> {
+        let prefix = ObjectKey::new(manifest_key(&at.directory, &at.name));
+        let mut request = ListRequest { prefix, limit: PAGE_KEYS, ..ListRequest::default() };
+        loop {
+            let page = at.attached.source.list(request.clone()).await?;
+            for manifest in page.objects {
+                let found = match at.attached.source.stat(&manifest.key).await {
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    found => found?,
+                };
+                if found.metadata.iter().any(|(name, of)| name == SET_METADATA && of == id) {
+                    return Ok(true);
+                }
+            }
+            request.continuation = page.continuation;
+            if request.continuation.is_none() {
+                return Ok(false);
+            }
+        }
     }
 
     /// The removals of the bytes of a set.
