@@ -187,8 +187,9 @@ impl Service {
                 Ok(Err(_panic)) => Err(defect()),
                 Err(_elapsed) => Err(Error::new(ErrorKind::Timeout, "answer the kernel", "no answer in time")),
             };
-            finish(&service, result.map_err(|error| service.fail(operation, &error)));
+            // Before the answer: who has it finds nothing of it under way.
             drop(parked);
+            finish(&service, result.map_err(|error| service.fail(operation, &error)));
         });
     }
 
