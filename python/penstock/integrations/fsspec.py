@@ -377,6 +377,9 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         """Removes the sets at and below paths, each as a whole; the paths that are none themselves."""
         left: list[str] = []
         for name in self.expand_path(path):
+            if not self.isdir(name):
+                left.append(name)
+                continue
             tree_path = check_tree_path(name)
             sets = [
                 known.path for known in self.client.sets(tree_path) if known.state in ("staged", "uploading", "source")

@@ -130,7 +130,7 @@ impl Engine {
             let walked = self.timely(attached, path, attached.view.walk(inner, after.as_deref(), PAGE_NAMES)).await;
             match walked {
                 Ok(page) => after = page.next,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
                 Err(error) => return Err(error),
             }
             if after.is_none() {
