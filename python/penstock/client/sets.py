@@ -142,7 +142,7 @@ class SetWriter:
                 directory into the set itself.
         Raises:
             OSError: the local files cannot be read.
-            As :meth:`open`.
+            PenstockError: as :meth:`open`.
         """
         from pathlib import Path
 
