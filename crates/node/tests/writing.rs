@@ -36,7 +36,8 @@ impl Bench {
             let spec = AttachmentSpec {
                 id: AttachmentId(path.into()),
                 path: path.into(),
-                source: SourceSpec::Memory { name: path.into() },
+                // Of this test alone: all tests of a process see the memory of a name.
+                source: SourceSpec::Memory { name: format!("{path} of {}", home.path().display()) },
                 prefix: String::new(),
                 freshness: Freshness::Seconds(60.0),
                 write: write.map(|durability| WriteSpec { durability, single_writer: false }),
