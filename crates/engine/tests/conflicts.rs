@@ -9,13 +9,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use penstock_engine::{Conflict, ConflictQuery, InSource, Keep, WriteOptions};
 use penstock_testkit::{Fault, FaultySource};
 use penstock_types::{ErrorKind, Freshness, ObjectKey, Result, TreePath};
-use support::{Bench, PATIENCE, Setup, persist, read};
+use support::{Bench, Setup, eventually, persist, read};
 
 fn path(text: &str) -> TreePath {
     TreePath::parse(text).unwrap()
@@ -79,14 +78,6 @@ fn attach_faulty(bench: &Bench, operation: &'static str) -> Arc<AtomicBool> {
     let spec = support::attachment("/faulty", bench.source_spec(), Freshness::Seconds(60.0));
     bench.engine.attach_source(spec, source as _, None).unwrap();
     fails
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn has_no_conflict(bench: &Bench) {

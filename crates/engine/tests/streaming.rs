@@ -7,13 +7,12 @@ mod support;
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use penstock_engine::{WriteOptions, Writing};
 use penstock_source::SourceParts;
 use penstock_testkit::{Fault, FaultySource, SourceCall, oracle};
 use penstock_types::{ErrorKind, Freshness, Metrics, ObjectKey, Source, SourceSpec, TreePath};
-use support::{Bench, MIB, PATIENCE, Setup, persist, read};
+use support::{Bench, MIB, Setup, eventually, persist, read};
 
 type Plan = Box<dyn Fn(&SourceCall) -> Option<Fault> + Send + Sync>;
 
@@ -92,14 +91,6 @@ fn path(text: &str) -> TreePath {
 fn write_at(writing: &Writing, data: &[u8], at: u64) {
     writing.grow(at + data.len() as u64).unwrap();
     assert_eq!(rustix::io::pwrite(writing.descriptor().as_fd(), data, at).unwrap(), data.len());
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod support;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_engine::{Entry, OpenOptions, WriteOptions};
@@ -18,7 +18,7 @@ use penstock_types::{
     ByteRange, Durability, Error, ErrorKind, Freshness, ObjectKey, Precondition, PutRequest, ReadRequest, Result,
     TreePath,
 };
-use support::{Bench, MIB, PATIENCE, Setup, persist, read};
+use support::{Bench, MIB, Setup, eventually, persist, read};
 
 type Plan = Box<dyn Fn(&SourceCall) -> Option<Fault> + Send + Sync>;
 
@@ -90,14 +90,6 @@ fn in_source(bench: &Bench, key: &str) -> Result<Vec<u8>> {
 fn names(bench: &Bench, at: &str) -> Vec<String> {
     let page = bench.runtime.block_on(bench.engine.list(&path(at), None, 1000)).unwrap();
     page.entries.into_iter().map(|entry| entry.name).collect()
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

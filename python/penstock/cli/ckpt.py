@@ -10,7 +10,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.examples import examples
 from penstock.cli.group import command_group
-from penstock.cli.options import AsJson, TreePath
+from penstock.cli.options import AsJson, Timeout, TreePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,12 +115,7 @@ def watch(path: TreePath) -> None:
     output.say(f"the source has every checkpoint below {path}")
 
 
-def persist(
-    path: TreePath,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Give up after so long, as in 10min; without it, never.")
-    ] = None,
-) -> None:
+def persist(path: TreePath, timeout: Timeout = None) -> None:
     """Wait until the source has a checkpoint.
 
     As `penstock persist` of that path.

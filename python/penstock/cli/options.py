@@ -5,4 +5,7 @@ from typing import Annotated
 import typer
 
 TreePath = Annotated[str, typer.Argument(metavar="PATH", help="Absolute path in the tree.")]
+Timeout = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="Give up after so long, as in 10min; without it, never.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -2,13 +2,13 @@
 
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
-from penstock.cli.options import TreePath
+from penstock.cli.options import Timeout, TreePath
 
 if TYPE_CHECKING:
     from penstock.client import Client
@@ -22,12 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=examples("penstock persist /runs", "penstock persist /runs/exp1 --timeout 10min"))(persist)
 
 
-def persist(
-    path: TreePath,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Give up after so long, as in 10min; without it, never.")
-    ] = None,
-) -> None:
+def persist(path: TreePath, timeout: Timeout = None) -> None:
     """Wait until the source has what was written.
 
     Everything at and below the path that was written before. Fails with what is not there when the time is over, or

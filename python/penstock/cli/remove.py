@@ -84,15 +84,12 @@ class Remove:
 
     def _remove_sets(self, path: str) -> bool:
         """Removes the sets at and below a path, each as a whole; says whether the path is one itself."""
+        from penstock.client.sets import remove_below
+
         is_set = False
-        for known in self._client.sets(path):
-            if known.state in ("unpublished", "conflict"):
-                continue
-            if known.path != path and not known.path.startswith(f"{path.rstrip('/')}/"):
-                continue
-            self._client.remove_set(known.path)
+        for removed in remove_below(self._client, path):
             self._sets += 1
-            is_set = is_set or known.path == path
+            is_set = is_set or removed == path
         return is_set
 
     def _remove_directory(self, path: str) -> None:

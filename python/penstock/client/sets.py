@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from penstock._native import Core, Writer
     from penstock.client.client import Client
 
-__all__ = ["SetFile", "SetInfo", "SetWriter", "each_file", "found"]
+__all__ = ["SetFile", "SetInfo", "SetWriter", "each_file", "found", "remove_below"]
 
 COPIED_AT_ONCE = 4 << 20
 """Bytes of a local file that are copied at a time."""
@@ -223,6 +223,15 @@ class SetWriter:
 def found(core: Core, path: str) -> list[SetInfo]:
     """The sets at and below a path, oldest first."""
     return [SetInfo(**one) for one in json.loads(core.sets(path))]
+
+
+def remove_below(client: Client, path: str) -> Iterator[str]:
+    """Removes the sets that were published at and below a path, each as a whole; says which, one by one."""
+    for known in client.sets(path):
+        is_there = known.path == path or known.path.startswith(f"{path.rstrip('/')}/")
+        if is_there and known.state in ("staged", "uploading", "source"):
+            client.remove_set(known.path)
+            yield known.path
 
 
 def each_file(core: Core, path: str) -> Iterator[SetFile]:

@@ -107,15 +107,27 @@ def _normal(path: TreePath) -> str:
     return check_tree_path(os.fspath(path).removeprefix("penstock://"))
 
 
-def _is_tree_path(checkpoint_id: TreePath) -> bool:
-    try:
-        _normal(checkpoint_id)
-    except InvalidInputError:
-        return False
-    return True
+class _Placed:
+    """What a writer and a reader say of the path of their checkpoint."""
+
+    _place: _Place
+
+    @property
+    def checkpoint_id(self) -> str | None:
+        """The path of the checkpoint."""
+        return self._place.path
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: TreePath) -> bool:
+        """Whether it is a path of the tree."""
+        try:
+            _normal(checkpoint_id)
+        except InvalidInputError:
+            return False
+        return True
 
 
-class Writer(StorageWriter):  # type: ignore[misc]  # torch is not followed
+class Writer(_Placed, StorageWriter):  # type: ignore[misc]  # torch is not followed
     """Writes a checkpoint that appears as a whole, when every rank has written its part, or not at all.
 
     Every rank writes its files straight into the stage of its machine's node; the coordinator publishes them together.
@@ -231,23 +243,13 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch is not followed
         """The path and the id of this save."""
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id)
 
-    @property
-    def checkpoint_id(self) -> str | None:
-        """The path of the checkpoint."""
-        return self._place.path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: TreePath) -> bool:
-        """Whether it is a path of the tree."""
-        return _is_tree_path(checkpoint_id)
-
     def _give_up(self) -> None:
         begun, self._begun, self._files = self._begun, None, None
         if begun is not None:
             begun()
 
 
-class Reader(StorageReader):  # type: ignore[misc]  # torch is not followed
+class Reader(_Placed, StorageReader):  # type: ignore[misc]  # torch is not followed
     """Reads of a checkpoint what the plan of this rank needs, in parallel, straight into the tensors where possible.
 
     Reads what :class:`Writer` and torch's ``FileSystemWriter`` wrote, on a mount, uploaded from elsewhere or local.
@@ -324,16 +326,6 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch is not followed
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-    @property
-    def checkpoint_id(self) -> str | None:
-        """The path of the checkpoint."""
-        return self._place.path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: TreePath) -> bool:
-        """Whether it is a path of the tree."""
-        return _is_tree_path(checkpoint_id)
 
 
 def _at_least_one(threads: int) -> int:

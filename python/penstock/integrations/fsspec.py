@@ -375,18 +375,15 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
 
     def _without_sets(self, path: Any) -> list[str]:
         """Removes the sets at and below paths, each as a whole; the paths that are none themselves."""
+        from penstock.client.sets import remove_below
+
         left: list[str] = []
         for name in self.expand_path(path):
             if not self.isdir(name):
                 left.append(name)
                 continue
             tree_path = check_tree_path(name)
-            sets = [
-                known.path for known in self.client.sets(tree_path) if known.state in ("staged", "uploading", "source")
-            ]
-            for known in sets:
-                if known == tree_path or known.startswith(f"{tree_path.rstrip('/')}/"):
-                    self.client.remove_set(known)
+            sets = list(remove_below(self.client, tree_path))
             if tree_path not in sets and (not sets or self.exists(name)):
                 left.append(name)
         return left

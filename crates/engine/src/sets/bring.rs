@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_source::OPERATION_METADATA;
 use penstock_stage::Change;
 use penstock_types::{
     Error, ErrorKind, Manifest, ObjectAttributes, ObjectKey, Precondition, PutRequest, Result, set_of_manifest,
@@ -14,7 +13,7 @@ use super::publish::list_files;
 use super::{SET_METADATA, data_prefix};
 use crate::attachment::Attached;
 use crate::engine::Engine;
-use crate::write::read_staged;
+use crate::write::{metadata, read_staged};
 
 impl Engine {
     /// Whether a change is the manifest of a set.
@@ -52,10 +51,8 @@ impl Engine {
             };
             (file.modified_ms, file.version) = (found.modified_ms, found.version.clone());
         }
-        let precondition = Precondition::Absent;
-        let mut metadata = change.metadata().to_vec();
-        metadata.push((OPERATION_METADATA.to_owned(), change.operation().to_string()));
-        let request = PutRequest { key: key.clone(), body: Bytes::from(manifest.encode()), precondition, metadata };
+        let (body, precondition) = (Bytes::from(manifest.encode()), Precondition::Absent);
+        let request = PutRequest { key: key.clone(), body, precondition, metadata: metadata(change) };
         let put = attached.source.put(request).await?;
         self.parts.metrics.uploads.inc();
         Ok(put)

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_stage::{Base, Target, Written};
 use penstock_types::{
-    ByteRange, Durability, Error, ErrorKind, ListRequest, Manifest, ObjectAttributes, ObjectKey, Priority, ReadRequest,
-    Result, SetFile, TreePath, is_set_path, manifest_key,
+    ByteRange, Durability, Error, ErrorKind, ListRequest, ListedObject, Manifest, ObjectAttributes, ObjectKey,
+    Priority, ReadRequest, Result, SetFile, TreePath, is_set_path, manifest_key,
 };
 
 use super::{Open, SET_METADATA, SetAt, Waiting, check_id, new_id, sum_of};
@@ -154,24 +154,16 @@ impl Engine {
     /// Whether the source has a manifest that tells of these bytes. Asked anew: nothing that is remembered is certain
     /// enough to remove bytes by. A request for each manifest of the name, or of the directory where there is no name.
     pub(super) async fn is_in_source(&self, at: &SetAt, id: &str) -> Result<bool> {
-        let prefix = ObjectKey::new(manifest_key(&at.directory, &at.name));
-        let mut request = ListRequest { prefix, limit: PAGE_KEYS, ..ListRequest::default() };
-        loop {
-            let page = at.attached.source.list(request.clone()).await?;
-            for manifest in page.objects {
-                let found = match at.attached.source.stat(&manifest.key).await {
-                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                    found => found?,
-                };
-                if found.metadata.iter().any(|(name, of)| name == SET_METADATA && of == id) {
-                    return Ok(true);
-                }
-            }
-            request.continuation = page.continuation;
-            if request.continuation.is_none() {
-                return Ok(false);
+        for manifest in list_objects(&at.attached, ObjectKey::new(manifest_key(&at.directory, &at.name))).await? {
+            let found = match at.attached.source.stat(&manifest.key).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            if found.metadata.iter().any(|(name, of)| name == SET_METADATA && of == id) {
+                return Ok(true);
             }
         }
+        Ok(false)
     }
 
     /// The removals of the bytes of a set.
@@ -256,22 +248,25 @@ impl Engine {
 
 /// What the source has below a prefix.
 pub(super) async fn list_files(attached: &Attached, data: &[u8]) -> Result<Files> {
-    let prefix = ObjectKey::new(data.to_vec());
+    let objects = list_objects(attached, ObjectKey::new(data.to_vec())).await?.into_iter();
+    let files = objects.filter_map(|object| {
+        let path = std::str::from_utf8(&object.key.as_bytes()[data.len()..]).ok()?;
+        // What is hidden there is no file of a set: a trial of what the store can do, for one.
+        is_set_path(path).then(|| (path.to_owned(), object.attributes))
+    });
+    Ok(files.collect())
+}
+
+/// Every object whose key begins with a prefix, asked of the source.
+async fn list_objects(attached: &Attached, prefix: ObjectKey) -> Result<Vec<ListedObject>> {
     let mut request = ListRequest { prefix, limit: PAGE_KEYS, ..ListRequest::default() };
-    let mut files = Files::new();
+    let mut objects = Vec::new();
     loop {
         let page = attached.source.list(request.clone()).await?;
-        for object in page.objects {
-            // What is hidden there is no file of a set: a trial of what the store can do, for one.
-            if let Ok(path) = std::str::from_utf8(&object.key.as_bytes()[data.len()..])
-                && is_set_path(path)
-            {
-                files.insert(path.to_owned(), object.attributes);
-            }
-        }
+        objects.extend(page.objects);
         request.continuation = page.continuation;
         if request.continuation.is_none() {
-            return Ok(files);
+            return Ok(objects);
         }
     }
 }

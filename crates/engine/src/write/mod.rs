@@ -40,7 +40,7 @@ pub(crate) use lookups::Lookups;
 pub(crate) use names::Gone;
 pub(crate) use staged::Staged;
 pub(crate) use stream::keep_streaming;
-pub(crate) use upload::keep_uploading;
+pub(crate) use upload::{keep_uploading, metadata};
 
 /// Longest key that a store takes, bytes.
 const KEY_BYTES_MAX: usize = 1024;

@@ -23,11 +23,12 @@ impl Engine {
     /// what is not there yet, and why.
     pub async fn persist(self: &Arc<Self>, path: &TreePath, timeout: Option<Duration>) -> Result<()> {
         let end = timeout.map(|timeout| Instant::now() + timeout);
+        // In this order: what comes into conflict meanwhile is seen by one of the two looks.
+        let waiting = self.changes_below(path, Stage::pending_below)?;
         if let Some((_, change)) = self.changes_below(path, Stage::conflicts_below)?.first() {
             let conflict = change.failure().unwrap_or_else(|| in_conflict(path));
             return Err(conflict.during(format!("persist {path}")));
         }
-        let waiting = self.changes_below(path, Stage::pending_below)?;
         let prefixes = self.prefixes_below(path)?;
         let _wanted: Vec<_> =
             prefixes.iter().map(|(attached, prefix)| self.live.want(&attached.scope, prefix)).collect();

@@ -100,18 +100,17 @@ impl Engine {
         if one.is_over {
             return;
         }
-        let end = match one.stream.standing() {
+        let (end, is_whole) = match one.stream.standing() {
             Standing::Written => {
                 if is_due && !self.look_at(one) {
                     one.is_over = true;
                     return;
                 }
-                one.settled
+                (one.settled, false)
             }
-            Standing::Committed(size) => size,
+            Standing::Committed(size) => (size, true),
             Standing::Taken | Standing::Discarded => return,
         };
-        let is_whole = matches!(one.stream.standing(), Standing::Committed(_));
         if end < STREAMED_BYTES_MIN && !one.is_begun {
             return;
         }

@@ -329,7 +329,8 @@ impl Engine {
     }
 }
 
-pub(super) fn metadata(change: &Change) -> Vec<(String, String)> {
+/// Metadata of the object that a change becomes, by which its operation is known.
+pub(crate) fn metadata(change: &Change) -> Vec<(String, String)> {
     let mut metadata = change.metadata().to_vec();
     metadata.push((OPERATION_METADATA.to_owned(), change.marker().to_string()));
     metadata

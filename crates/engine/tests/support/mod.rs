@@ -148,6 +148,14 @@ impl Bench {
     }
 }
 
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Time stands still in these tests: each call has what waits after a failure tried again.
 pub fn persist(bench: &Bench, at: &str) -> Result<()> {
     let end = Instant::now() + PATIENCE;
