@@ -132,6 +132,12 @@ def test_a_backlog_is_told_by_files_bytes_and_age() -> None:
     assert str(backlog.left_behind(STAGE)).startswith("not in their source yet: 2 files, 3.0 MiB; they are kept")
 
 
+def test_a_stage_that_fills_up_says_what_that_means_for_writers() -> None:
+    assert backlog.pressure({"pressure": "none"}) == ""
+    assert "slowed to the pace of the uploads" in backlog.pressure({"pressure": "slowed"})
+    assert "writes fail" in backlog.pressure({"pressure": "full"})
+
+
 @pytest.mark.parametrize(
     ("free", "used", "floor", "reason"),
     [

@@ -29,6 +29,8 @@ pub struct Draft {
 /// Bytes of the budget, given back when they are dropped.
 struct Charge {
     budget: Arc<Budget>,
+    /// Takes what is missing from the reserve.
+    reserved: bool,
     bytes: Mutex<u64>,
 }
 
@@ -43,8 +45,14 @@ impl Draft {
     }
 
     fn of((file, descriptor): (StagedFile, OwnedFd), budget: &Arc<Budget>, pin: Option<Pin>) -> Self {
-        let charge = Charge { budget: Arc::clone(budget), bytes: Mutex::default() };
+        let charge = Charge { budget: Arc::clone(budget), reserved: false, bytes: Mutex::default() };
         Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin, stream: None }
+    }
+
+    /// Has it take from the reserve where the stage is full.
+    pub(crate) fn reserved(mut self) -> Self {
+        self.charge.reserved = true;
+        self
     }
 
     /// Lets its parts be sent while it is written: by whom the stream is given to.
@@ -59,15 +67,18 @@ impl Draft {
         &self.descriptor
     }
 
-    /// Takes room for content up to `to` bytes; waits a while where the stage is full. Blocks. What is written beyond
-    /// is charged at the commit.
+    /// Takes room for content up to `to` bytes; goes slowly where the stage fills up, and waits a while where it is full.
+    /// Blocks. What is written beyond is charged at the commit.
     ///
     /// # Errors
     /// `NoSpace` when the stage stays full; `Cancelled` when it is closed.
     pub fn grow(&self, to: u64) -> Result<()> {
         let mut bytes = self.charge.bytes();
         if to > *bytes {
-            self.charge.budget.take(to - *bytes)?;
+            match self.charge.reserved {
+                true => self.charge.budget.take_reserved(to - *bytes)?,
+                false => self.charge.budget.take(to - *bytes)?,
+            }
             *bytes = to;
         }
         Ok(())

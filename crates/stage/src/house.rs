@@ -25,6 +25,7 @@ impl Stage {
         let synced = self.journal.sync();
         self.let_go(moment);
         self.forget_recovered();
+        self.tell_age();
         let kept = synced.and_then(|()| self.journal.prepare()).and_then(|()| self.shorten_journal());
         match &kept {
             Ok(()) if house.failing => tracing::info!(code = "stage-journal-healthy"),
@@ -58,6 +59,12 @@ impl Stage {
         if !self.journal.is_sound() {
             self.table().refused().extend(refused);
         }
+    }
+
+    fn tell_age(&self) {
+        let oldest_ms = self.table().oldest_ms();
+        let age_ms = oldest_ms.map_or(0, |oldest| self.parts.clock.wall_ms().saturating_sub(oldest));
+        self.parts.metrics.stage_oldest_s.set(age_ms.max(0) / 1000);
     }
 
     /// Lets go of the oldest files of the journal, as long as there are more than are needed. What is alive in them is

@@ -19,6 +19,7 @@ mod journal;
 mod keys;
 mod open;
 mod overlay;
+mod pace;
 mod pins;
 mod record;
 mod resolve;
@@ -33,5 +34,5 @@ pub use change::{Base, Change, Content, OperationId, Settled, Target, Written, o
 pub use draft::Draft;
 pub use pins::Pin;
 pub use stage::{Bounds, Stage, StageParts};
-pub use status::{Conflicted, Failing, Recovered, StageStatus};
+pub use status::{Conflicted, Failing, Pressure, Recovered, StageStatus};
 pub use stream::{Orphan, Sent, SentPart, Standing, Stream};

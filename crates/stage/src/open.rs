@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use penstock_types::{Disk, Error, ErrorKind, OpenMode, Result};
 use tokio::sync::Notify;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Patience};
 use crate::change::{Change, ChangeParts, Ending, Phase, Progress};
 use crate::files::{FileName, Files, disk_error, is_left_by_restoring};
 use crate::journal::{Journal, JournalParts, Slot, Statement, replay};
@@ -61,7 +61,8 @@ pub fn open(parts: StageParts, bounds: Bounds) -> Result<Stage> {
     set_lost_aside(&mut table, &journal)?;
     let recovered = sort_out(&parts, &table, &named)?;
     let (clock, metrics) = (Arc::clone(&parts.clock), parts.metrics.clone());
-    let budget = Arc::new(Budget::new(parts.config.size_bytes, bounds.patience, clock, metrics));
+    let patience = Patience { idle: bounds.patience, longest: bounds.patience_max };
+    let budget = Arc::new(Budget::new(parts.config.size_bytes, patience, clock, metrics));
     budget.force(table.all().map(|change| change.charge()).sum());
     Ok(Stage {
         bounds,

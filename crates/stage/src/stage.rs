@@ -55,8 +55,11 @@ pub struct Bounds {
     pub segments_kept: usize,
     /// Files of the journal from which on commits make it shorter themselves before they return.
     pub segments_max: usize,
-    /// How long a writer waits for room before it gets `NoSpace`.
+    /// How long a writer waits for room, while nothing is brought, before it gets `NoSpace`; and how long the stage slows
+    /// one write down at most.
     pub patience: Duration,
+    /// As `patience`, while something is brought.
+    pub patience_max: Duration,
     /// How long what has left the stage can still be found by its version.
     pub grace: Duration,
 }
@@ -68,6 +71,8 @@ impl Default for Bounds {
             segments_kept: 8,
             segments_max: 16,
             patience: Duration::from_secs(10),
+            // Less than what a request of a program may take.
+            patience_max: Duration::from_secs(25),
             grace: Duration::from_secs(5),
         }
     }
@@ -123,14 +128,13 @@ impl Stage {
         self.table().names(scope)
     }
 
-    /// A new, empty file to write to. Waits a while where the stage is full. Blocks.
+    /// A new, empty file to write to, also where the stage is full: who writes to it waits for room. Blocks.
     ///
     /// # Errors
-    /// `NoSpace` when the stage stays full; `Disk`; `Cancelled` when it is closed.
+    /// `Disk`; `Cancelled` when the stage is closed.
     pub fn create(&self, target: &Target) -> Result<Draft> {
         let action = || format!("write {}", target.key);
         self.check_open().map_err(|error| error.during(action()))?;
-        self.budget.wait_for_room().map_err(|error| error.during(action()))?;
         let draft = Draft::create(&self.files, &self.budget, Some(self.pins.pin(target)));
         let mut draft = draft.map_err(|error| error.during(action()))?;
         // Behind a change that waits its turn is not near, and it may be replaced before.
@@ -139,6 +143,18 @@ impl Stage {
             self.streams.lock().expect("no panic while streams are listed").push(stream);
         }
         Ok(draft)
+    }
+
+    /// As [`Stage::create`], for a content that is there already and gets another name. It is not slowed down, and where
+    /// the stage is full its bytes are those of a reserve. Nothing of it is sent before it is committed.
+    ///
+    /// # Errors
+    /// As [`Stage::create`].
+    pub fn create_reserved(&self, target: &Target) -> Result<Draft> {
+        let action = || format!("write {}", target.key);
+        self.check_open().map_err(|error| error.during(action()))?;
+        let draft = Draft::create(&self.files, &self.budget, Some(self.pins.pin(target)));
+        Ok(draft.map_err(|error| error.during(action()))?.reserved())
     }
 
     /// As [`Stage::create`], another name of a file that nobody writes to any more, to be committed as it is. Copies
@@ -391,7 +407,13 @@ impl Stage {
         status.recovered = self.recovered().clone();
         status.size_bytes = self.budget.size();
         status.used_bytes = self.budget.used();
+        status.pressure = self.budget.pressure();
         status
+    }
+
+    /// A source has taken bytes of a file, in whatever way: so fast writers may go on where the stage fills up.
+    pub fn brought(&self, bytes: u64) {
+        self.budget.brought(bytes);
     }
 
     /// Gives the directory free for the next process. Nothing is taken in or given out any more; who waits for a

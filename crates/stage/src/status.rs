@@ -28,6 +28,21 @@ pub struct StageStatus {
     pub size_bytes: u64,
     /// Bytes in use: what waits, what is in conflict, what is being written.
     pub used_bytes: u64,
+    /// What the room that is left means for writers.
+    pub pressure: Pressure,
+}
+
+/// What the room that is left in a stage means for those who write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pressure {
+    /// They write as fast as the disk takes it.
+    #[default]
+    None,
+    /// The stage fills up: they are slowed down towards the pace of the sources.
+    Slowed,
+    /// Somebody found no room, and nothing has become free since: they wait a while and get `NoSpace`.
+    Full,
 }
 
 /// A change that could not be brought yet, and is tried again.

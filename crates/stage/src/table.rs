@@ -437,6 +437,12 @@ impl Table {
         (changes + RECORD_BYTES * (self.expiring.len() + self.uploads.len())) as u64
     }
 
+    /// When the oldest change was committed that its source has not got, without those in conflict.
+    pub fn oldest_ms(&self) -> Option<i64> {
+        let waits = |change: &&Arc<Change>| matches!(change.phase(), Phase::Waiting | Phase::Brought | Phase::Held);
+        self.changes.values().find(waits).map(|change| change.committed_ms())
+    }
+
     pub fn status(&self) -> StageStatus {
         let mut status = StageStatus::default();
         for change in self.changes.values() {

@@ -105,6 +105,10 @@ metrics! {
         kernel_expirations;
         /// Changes (files and removals) that were acknowledged by the stage
         stage_commits;
+        /// Writes that waited because the stage was filling up or full
+        stage_waits;
+        /// Milliseconds that they waited, together
+        stage_wait_ms;
         /// Syncs of the journal; changes that are committed at the same moment share one
         journal_syncs;
         /// Failed operations on the disk of the stage
@@ -143,6 +147,12 @@ metrics! {
         stage_bytes;
         /// Bytes of the stage in use: what waits, what is being written, what is in conflict
         stage_used_bytes;
+        /// Writes that wait now because the stage is filling up or full
+        stage_waiting;
+        /// 1 while the stage fills up and writers are slowed down, 2 while somebody finds no room in it, otherwise 0
+        stage_pressure;
+        /// Seconds since the oldest change was committed that its source has not got yet; 0 where there is none
+        stage_oldest_s;
         /// Changes that are in conflict with what the source has
         stage_conflicts;
         /// Bytes of the files of the journal

@@ -10,7 +10,7 @@ from penstock.units import format_count, format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["conflicts", "left_behind", "summary", "warnings"]
+__all__ = ["conflicts", "left_behind", "pressure", "summary", "warnings"]
 
 NAMED_MAX = 3
 """Files of each kind that are named; `--json` has more."""
@@ -24,6 +24,14 @@ def summary(stage: dict[str, Any]) -> str:
     if stage["oldest_ms"] is None:
         return text
     return f"{text}, the oldest for {format_duration(max(0.0, time.time() - stage['oldest_ms'] / 1000))}"
+
+
+def pressure(stage: dict[str, Any]) -> str:
+    """What the room that is left means for writers, where it means anything, and ``; ``."""
+    return {
+        "slowed": "it fills up, and writers are slowed to the pace of the uploads; ",
+        "full": "it is FULL, and writes fail until something is uploaded; ",
+    }.get(stage["pressure"], "")
 
 
 def warnings(stage: dict[str, Any]) -> Iterator[str]:

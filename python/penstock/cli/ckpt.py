@@ -85,7 +85,7 @@ def watch(path: TreePath) -> None:
     Shows how much of each is in the source, and ends when all of what is published is.
     """
     from penstock.cli import connection
-    from penstock.cli.backlog import summary
+    from penstock.cli.backlog import pressure, summary
     from penstock.cli.paths import tree_path
 
     path = tree_path(path)
@@ -95,7 +95,8 @@ def watch(path: TreePath) -> None:
         found = [each for each in client.sets(path) if each.state in ("staged", "uploading")]
         line = "; ".join(f"{each.path} {_state(each)}" for each in found)
         if line:
-            line = f"{line} ({summary(client.status()['stage'])})"
+            stage = client.status()["stage"]
+            line = f"{line} ({pressure(stage)}{summary(stage)})"
         if sys.stdout.isatty():
             sys.stdout.write(f"\r{line}\x1b[K")
             sys.stdout.flush()

@@ -134,7 +134,8 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [("cache", _tier(tier)) for tier in known["cache"].get("tiers", [])]
     stage = known["stage"]
     used, size = format_size(stage["used_bytes"]), format_size(stage["size_bytes"])
-    rows.append(("stage", f"{backlog.summary(stage)}; {used} of {size} in {stage['directory']}"))
+    pressure = backlog.pressure(stage)
+    rows.append(("stage", f"{backlog.summary(stage)}; {pressure}{used} of {size} in {stage['directory']}"))
     rows.append(("mounts", _mounts(known["mounts"])))
     rows.append(("jobs", f"{jobs['running']} running, {jobs['queued']} waiting"))
     rows.append(("pins", ", ".join(known["pins"]) or "none"))

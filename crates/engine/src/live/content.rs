@@ -76,7 +76,7 @@ impl Engine {
         if let Some(draft) = linked() {
             return Ok(draft);
         }
-        let draft = self.stage.create(target)?;
+        let draft = self.stage.create_reserved(target)?;
         copy_content(committed, &draft)?;
         Ok(draft)
     }

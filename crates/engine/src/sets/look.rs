@@ -67,12 +67,17 @@ pub struct SetFiles {
 }
 
 impl Engine {
-    /// The sets at and below a path, and what was begun in its directories and not published.
+    /// The sets at and below a path, and what was begun in its directories and not published; without the latter where
+    /// the source is away.
     ///
     /// # Errors
     /// `NotFound` where nothing is attached; what the source says.
     /// Cost: that of a walk of the path, and a listing of the directories that have sets.
     pub async fn sets(self: &Arc<Self>, path: &TreePath) -> Result<Vec<SetStatus>> {
+        self.look_for_sets(path, false).await
+    }
+
+    async fn look_for_sets(self: &Arc<Self>, path: &TreePath, all: bool) -> Result<Vec<SetStatus>> {
         let mut found = Vec::new();
         let mut places: Vec<(Arc<Attached>, String)> = self.tree.find(path).into_iter().collect();
         if places.is_empty() && !self.tree.is_directory(path) {
@@ -95,7 +100,13 @@ impl Engine {
             directories.sort();
             directories.dedup();
             for directory in directories {
-                self.unpublished(&attached, &directory, &mut found).await?;
+                match self.unpublished(&attached, &directory, &mut found).await {
+                    // Those who wait for it to come back want to see what waits here.
+                    Err(error) if error.is_transient() && !all => {
+                        tracing::debug!(%error, "what was not published is not known");
+                    }
+                    other => other?,
+                }
             }
         }
         found.sort_by(|a, b| (a.created_ms, &a.path).cmp(&(b.created_ms, &b.path)));
@@ -255,7 +266,7 @@ impl Engine {
     /// `NotFound` where nothing of it is there; what the source or the disk says.
     pub async fn remove_unpublished(self: &Arc<Self>, directory: &TreePath, id: &str) -> Result<u64> {
         super::check_id(id)?;
-        let known = self.sets(directory).await?;
+        let known = self.look_for_sets(directory, true).await?;
         let is_it = |known: &&SetStatus| known.id == id && known.state == SetState::Unpublished;
         if known.iter().find(is_it).is_none() {
             let action = format!("remove what was left of a set in {directory}");

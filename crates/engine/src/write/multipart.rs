@@ -115,6 +115,7 @@ impl Engine {
     async fn send_part(&self, sending: &Sending<'_>, number: u32, range: ByteRange) -> Result<Done> {
         let part = self.part(sending.file, range).await?;
         let info = sending.source.put_part(sending.key(), sending.upload, number, part.bytes).await?;
+        self.stage.brought(range.len());
         self.stage.upload_part(sending.change, &info);
         Ok((info, part.sums))
     }
@@ -133,6 +134,7 @@ impl Engine {
         if !same {
             let sums = part.sums;
             let info = sending.source.put_part(sending.key(), sending.upload, number, part.bytes).await?;
+            self.stage.brought(range.len());
             self.stage.upload_part(sending.change, &info);
             self.parts.metrics.stream_bytes_again.inc_by(range.len());
             return Ok((info, sums));

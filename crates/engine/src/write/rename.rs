@@ -233,7 +233,7 @@ impl Engine {
                         .advise("copy it, and remove it then: mv does")
                         .fact("bytes", attributes.size));
                 }
-                let draft = tokio::task::block_in_place(|| self.stage.create(&to.target))?;
+                let draft = tokio::task::block_in_place(|| self.stage.create_reserved(&to.target))?;
                 self.copy_open(file, &draft).await?;
                 draft
             }

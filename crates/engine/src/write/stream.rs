@@ -180,7 +180,10 @@ impl Engine {
                 let sent = sent.await;
                 attached.health.note(&sent);
                 match &sent {
-                    Ok(_) => drop(engine.parts.metrics.stream_bytes.inc_by(range.len())),
+                    Ok(_) => {
+                        engine.stage.brought(range.len());
+                        engine.parts.metrics.stream_bytes.inc_by(range.len());
+                    }
                     Err(error) => tracing::debug!(%error, "a part is sent when its file is closed"),
                 }
                 stream.end_part(number, sent.ok());

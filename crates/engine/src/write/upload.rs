@@ -319,7 +319,9 @@ impl Engine {
             let part = self.part(&file, ByteRange::new(0, size)).await?;
             let (key, body) = (change.target().key.clone(), part.bytes);
             let request = PutRequest { key, body, precondition, metadata: metadata(change) };
-            Stored { attributes: attached.source.put(request).await?, sums: part.sums }
+            let attributes = attached.source.put(request).await?;
+            self.stage.brought(size);
+            Stored { attributes, sums: part.sums }
         } else {
             self.send_in_parts(attached, change, &file, precondition).await?
         };

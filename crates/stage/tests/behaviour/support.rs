@@ -26,6 +26,7 @@ pub const SMALL: Bounds = Bounds {
     segments_kept: 3,
     segments_max: 6,
     patience: Duration::ZERO,
+    patience_max: Duration::ZERO,
     grace: Duration::ZERO,
 };
 
