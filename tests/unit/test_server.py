@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class FakeCore:
     def __init__(self) -> None:
         self.specs: dict[str, Any] = {}
         self.pins: list[str] = []
+        self.kept: list[tuple[str, str]] = []
+        self.decided: int | None = None
         self.probes: list[bool] = []
         self.clients = 0
         self.staged_files = 0
@@ -82,8 +84,13 @@ class FakeCore:
     def metrics_port(self) -> int | None:
         return None
 
-    def set_pins(self, paths: list[str]) -> None:
-        self.pins = paths
+    def set_pins(
+        self, paths: Sequence[str], kept: Sequence[tuple[str, str]] = (), decided: int | None = None, /
+    ) -> None:
+        self.pins, self.kept, self.decided = list(paths), list(kept), decided
+
+    def written(self) -> tuple[int, int]:
+        return (0, 0)
 
     def prune(self, target_bytes: int) -> str:
         return json.dumps({"freed_bytes": 5, "remaining_bytes": target_bytes})

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use penstock_cache::{CacheEntry, Extent, PinRule};
+use penstock_cache::{CacheEntry, Extent};
 use penstock_types::{ByteRange, Error, ErrorKind, ObjectId, PAGE_SIZE, Priority, Result, TreePath};
 use serde::{Deserialize, Serialize};
 
@@ -135,12 +135,13 @@ impl Engine {
             |extent: &Arc<Extent>| -> u64 { extent.missing(ByteRange::new(0, size)).iter().map(ByteRange::len).sum() };
         let staged = is_staged(&object.version);
         let cached_bytes = if staged { size } else { extent.as_ref().map_or(0, |extent| size - absent(extent)) };
-        let pinned = self.pins()(&object);
+        let pinned = self.pins.of(&object);
+        let is_pinned = pinned.is_some();
         let reason = match (complete, cached_bytes) {
             _ if staged => {
                 "it was written here and is not in the source yet: penstock persist waits for that".to_string()
             }
-            (true, _) if pinned => "all of it is cached and a pin keeps it".to_string(),
+            (true, _) if is_pinned => format!("all of it is cached and {}", pinned.unwrap_or_default()),
             (true, _) => "all of it is cached; eviction may drop it when space is needed".to_string(),
             (false, 0) => "this version was never read, or was evicted".to_string(),
             (false, bytes) => format!("{bytes} of {size} bytes were read so far; the rest comes when it is read"),
@@ -153,7 +154,7 @@ impl Engine {
             version: object.version.to_string(),
             cached_bytes,
             complete,
-            pinned,
+            pinned: is_pinned,
             reason,
         })
     }
@@ -171,38 +172,6 @@ impl Engine {
         let freed_bytes = self.cache.shrink(target_bytes).map_err(|error| error.during("prune the cache"))?;
         let remaining_bytes = self.cache.usage().tiers.iter().map(|tier| tier.used_bytes).sum();
         Ok(Pruned { freed_bytes, remaining_bytes })
-    }
-
-    /// Paths whose files, and everything below, eviction leaves alone.
-    pub fn set_pins(&self, pins: Vec<TreePath>) {
-        let attached = self.tree.all();
-        let mut rules = Vec::new();
-        for pin in &pins {
-            for known in attached.iter() {
-                let inner = match (pin.below(&known.path), known.path.below(pin)) {
-                    (Some(inner), _) => inner,
-                    (None, Some(_)) => "",
-                    (None, None) => continue,
-                };
-                let key = if inner.is_empty() {
-                    Ok(crate::attachment::Attached::prefix(&known.spec))
-                } else {
-                    known.view.key_of(inner)
-                };
-                if let Ok(key) = key {
-                    rules.push((known.source.id().clone(), key));
-                }
-            }
-        }
-        let rule: PinRule = Arc::new(move |object: &ObjectId| {
-            rules.iter().any(|(source, key)| *source == object.source && covers(key.as_bytes(), object.key.as_bytes()))
-        });
-        *self.pins.lock().expect("no panic while pins are set") = Arc::clone(&rule);
-        self.cache.set_pins(rule);
-    }
-
-    fn pins(&self) -> PinRule {
-        Arc::clone(&self.pins.lock().expect("no panic while pins are set"))
     }
 
     /// Housekeeping; the node calls it about once a second.
@@ -305,28 +274,4 @@ fn present_runs(extent: &Extent) -> Vec<ByteRange> {
         }
     }
     runs
-}
-
-/// Whether a key covers another: the same object, or a directory above it.
-pub(crate) fn covers(pinned: &[u8], key: &[u8]) -> bool {
-    let rest = match key.strip_prefix(pinned) {
-        Some(rest) => rest,
-        None => return false,
-    };
-    rest.is_empty() || pinned.is_empty() || pinned.ends_with(b"/") || rest.starts_with(b"/")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pin_covers_its_object_and_what_lies_below_but_not_its_neighbours() {
-        assert!(covers(b"data/a", b"data/a"));
-        assert!(covers(b"data/a", b"data/a/b"));
-        assert!(covers(b"data/", b"data/a"));
-        assert!(covers(b"", b"anything"));
-        assert!(!covers(b"data/a", b"data/ab"));
-        assert!(!covers(b"data/a", b"data"));
-    }
 }

@@ -1,9 +1,9 @@
 //! The engine itself: attachments, names, status.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_cache::{Cache, CacheParts, CacheUsage, PinRule};
+use penstock_cache::{Cache, CacheParts, CacheUsage};
 use penstock_catalog::{Catalog, Item};
 use penstock_source::{Probe, SourceParts, credential_scope};
 use penstock_stage::{Stage, StageParts, StageStatus};
@@ -20,6 +20,7 @@ use crate::attachment::{Attached, AttachmentStatus, Health, SourceOrigin};
 use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
 use crate::live::LiveFiles;
+use crate::pins::Pins;
 use crate::sets::Sets;
 use crate::transfer::Carrier;
 use crate::tree::Tree;
@@ -45,7 +46,7 @@ pub struct Engine {
     pub(crate) gone: Gone,
     pub(crate) sets: Sets,
     pub(crate) watchers: Watchers,
-    pub(crate) pins: Mutex<PinRule>,
+    pub(crate) pins: Pins,
 }
 
 /// What an engine is made of.
@@ -113,7 +114,6 @@ impl Engine {
         let deadline = config.deadlines.foreground();
         let carrier = Carrier::new(parts.runtime.clone(), budget, deadline);
         let ahead = Ahead::new(config.memory_budget_bytes);
-        let pins: PinRule = Arc::new(|_| false);
         let stage = Stage::open(StageParts {
             config: config.stage.clone(),
             clock: Arc::clone(&parts.clock),
@@ -121,7 +121,7 @@ impl Engine {
             metrics: parts.metrics.clone(),
             seed: parts.seed,
         })?;
-        let (tree, walks, pins) = (Tree::default(), Walks::default(), Mutex::new(pins));
+        let (tree, walks, pins) = (Tree::default(), Walks::default(), Pins::default());
         let (lookups, watchers, runtime) = (Lookups::default(), Watchers::default(), parts.runtime.clone());
         let (live, gone) = (LiveFiles::default(), Gone::default());
         let engine = Arc::new(Self {

@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use penstock_engine::{AttachmentStatus, Engine, EngineParts, EngineStatus, Pruned, RealDisk, Sample, SnapshotFacts};
+use penstock_engine::{
+    AttachmentStatus, Engine, EngineParts, EngineStatus, Kept, Pruned, RealDisk, Sample, SnapshotFacts, WrittenCount,
+};
 use penstock_fuse::Surroundings;
 use penstock_types::{AttachmentSpec, Clock, Error, ErrorKind, Metrics, NodeConfig, Result, SystemClock, TreePath};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -164,11 +166,19 @@ impl Node {
         self.engine.attachments()
     }
 
-    /// Keeps these paths, and what is below them, in the cache.
-    pub fn set_pins(&self, paths: &[String]) -> Result<()> {
+    /// Keeps these paths, and what is below them, in the cache; `kept` with the reason of each. See
+    /// [`Engine::set_pins`].
+    pub fn set_pins(&self, paths: &[String], kept: Vec<(String, String)>, decided: Option<u64>) -> Result<()> {
         let pins: Result<Vec<TreePath>> = paths.iter().map(|path| TreePath::parse(path)).collect();
-        self.engine.set_pins(pins?);
+        let parsed = |(path, reason): (String, String)| Ok(Kept { path: TreePath::parse(&path)?, reason });
+        let kept: Result<Vec<Kept>> = kept.into_iter().map(parsed).collect();
+        self.engine.set_pins(pins?, kept?, decided);
         Ok(())
+    }
+
+    /// What was written so far.
+    pub fn written(&self) -> WrittenCount {
+        self.engine.written_so_far()
     }
 
     /// Evicts until at most `target_bytes` are cached; what is pinned or in use stays.

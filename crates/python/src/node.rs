@@ -63,9 +63,23 @@ impl PyNode {
         self.0.metrics_port()
     }
 
-    /// Keeps these paths, and everything below them, in the cache.
-    fn set_pins(&self, py: Python<'_>, paths: Vec<String>) -> PyResult<()> {
-        py.detach(|| self.0.set_pins(&paths)).map_err(|error| raise(&error))
+    /// Keeps these paths, and everything below them, in the cache; `kept` are (path, reason). `decided` is the second
+    /// number of `written` before they were decided; without it, nobody decides.
+    #[pyo3(signature = (paths, kept = Vec::new(), decided = None))]
+    fn set_pins(
+        &self,
+        py: Python<'_>,
+        paths: Vec<String>,
+        kept: Vec<(String, String)>,
+        decided: Option<u64>,
+    ) -> PyResult<()> {
+        py.detach(|| self.0.set_pins(&paths, kept, decided)).map_err(|error| raise(&error))
+    }
+
+    /// Changes that were acknowledged, and files that became cached ones after their upload, since the start.
+    fn written(&self) -> (u64, u64) {
+        let written = self.0.written();
+        (written.changes, written.cached)
     }
 
     /// Evicts until at most `target_bytes` are cached; what is pinned or in use stays. Returns JSON.

@@ -18,8 +18,8 @@ PAGE_ENTRIES = 1000
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    app.command(epilog=examples("penstock pin /data/train"))(pin)
-    app.command(epilog=examples("penstock unpin /data/train"))(unpin)
+    app.command(epilog=examples("penstock pin /data/train", "penstock pin '/runs/exp1/step-*' --newest 2"))(pin)
+    app.command(epilog=examples("penstock unpin /data/train", "penstock unpin '/runs/exp1/step-*'"))(unpin)
     group = command_group("cache", "Look into the cache.", "penstock cache ls", "penstock cache why /data/a.bin")
     group.command(epilog=examples("penstock cache ls", "penstock cache ls --json"))(ls)
     group.command(epilog=examples("penstock cache why /data/a.bin"))(why)
@@ -27,16 +27,34 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-def pin(path: TreePath) -> None:
+def pin(
+    path: TreePath,
+    newest: Annotated[
+        int | None,
+        typer.Option(
+            "--newest",
+            min=1,
+            metavar="K",
+            help="Keep the newest K of a pattern such as '/runs/*/step-*', per directory.",
+        ),
+    ] = None,
+) -> None:
     """Keep what is cached of a path.
 
     Eviction leaves everything below it alone. A pin fetches nothing by itself: `penstock preload` does.
+
+    With --newest, PATH is a pattern in which * and ? stand for a part of one component. Of the files, directories and
+    checkpoints that match, the newest K in each directory stay until newer ones exist: what was written here is cached
+    once it is uploaded, and is never fetched to be read again.
     """
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
 
     path = tree_path(path)
-    connection.control().pin(path)
+    connection.control().pin(path, newest)
+    if newest is not None:
+        output.say(f"keeps the newest {newest} of {path} cached")
+        return
     output.say(f"pinned {path}; `penstock preload {path}` brings it into the cache")
     if not _is_there(path):
         output.warn("note: nothing has that name yet; if something should, look for a slip, and `penstock unpin` it")
@@ -56,7 +74,7 @@ def _is_there(path: str) -> bool:
 
 
 def unpin(path: TreePath) -> None:
-    """Let eviction have a pinned path again."""
+    """Let eviction have a pinned path, or pattern, again."""
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
 

@@ -64,19 +64,22 @@ def ls(path: TreePath, as_json: AsJson = False) -> None:
     """Show the checkpoints at and below a path.
 
     Each is a set of files that was committed as a whole: how much it is, where it is, and what was promised when it was
-    committed. `not published` is what is being written, or what a program that ended left behind.
+    committed. KEPT are those that stay in the cache as the newest: `penstock pin --newest`. `not published` is what is
+    being written, or what a program that ended left behind.
     """
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
 
     path = tree_path(path)
-    found = connection.client().sets(path)
+    client = connection.client()
+    found = client.sets(path)
+    kept = {path for each in client.status()["kept_newest"] for path in each["kept"]}
     if as_json:
-        output.print_json([each.as_dict() for each in found])
+        output.print_json([{**each.as_dict(), "kept": each.path in kept} for each in found])
     elif not found:
         output.say(f"no checkpoint below {path} was committed as a whole")
     else:
-        _table(found)
+        _table(found, kept)
 
 
 def watch(path: TreePath) -> None:
@@ -206,7 +209,7 @@ def to_remove(found: "Sequence[SetInfo]", keep: int, now_s: float) -> "tuple[lis
     return old, left
 
 
-def _table(found: "Sequence[SetInfo]") -> None:
+def _table(found: "Sequence[SetInfo]", kept: "set[str]") -> None:
     from penstock.units import format_duration, format_size
 
     rows = [
@@ -217,10 +220,12 @@ def _table(found: "Sequence[SetInfo]") -> None:
             format_duration(max(0.0, time.time() - each.created_ms / 1000)),
             _state(each),
             each.durability or "-",
+            "yes" if each.path in kept else "-",
         )
         for each in found
     ]
-    output.table(["CHECKPOINT", "FILES", "SIZE", "AGE", "WHERE", "PROMISED"], rows, right=["FILES", "SIZE", "AGE"])
+    titles = ["CHECKPOINT", "FILES", "SIZE", "AGE", "WHERE", "PROMISED", "KEPT"]
+    output.table(titles, rows, right=["FILES", "SIZE", "AGE"])
     for each in found:
         if each.failure:
             output.warn(f"{each.path}: {each.failure}")

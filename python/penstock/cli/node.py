@@ -138,7 +138,8 @@ def _rows(known: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("stage", f"{backlog.summary(stage)}; {pressure}{used} of {size} in {stage['directory']}"))
     rows.append(("mounts", _mounts(known["mounts"])))
     rows.append(("jobs", f"{jobs['running']} running, {jobs['queued']} waiting"))
-    rows.append(("pins", ", ".join(known["pins"]) or "none"))
+    newest = [f"newest {each['keep']} of {each['pattern']}" for each in known["kept_newest"]]
+    rows.append(("pins", ", ".join([*known["pins"], *newest]) or "none"))
     if known["metrics_port"]:
         rows.append(("metrics", f"http://127.0.0.1:{known['metrics_port']}/metrics"))
     idle = known["idle_timeout_s"]

@@ -488,12 +488,18 @@ class Client:
         """Every job that the node knows, oldest first."""
         return [Job(self.control, known) for known in self.control.jobs()]
 
-    def pin(self, path: TreePath) -> None:
-        """Keeps everything below a path in the cache once it is there; fetches nothing by itself."""
-        self.control.pin(os.fspath(path))
+    def pin(self, path: TreePath, *, newest: int | None = None) -> None:
+        """Keeps everything below a path in the cache once it is there; fetches nothing by itself.
+
+        Args:
+            path: of a file or directory.
+            newest: keep so many of those that match, the newest in each directory, until newer ones exist; ``path`` is
+                then a pattern such as ``/runs/exp1/step-*``.
+        """
+        self.control.pin(os.fspath(path), newest)
 
     def unpin(self, path: TreePath) -> None:
-        """Lets eviction have a pinned path again."""
+        """Lets eviction have a pinned path again, or the newest of a pattern."""
         self.control.unpin(os.fspath(path))
 
     def attach(self, url: str, path: TreePath, **options: Unpack[AttachOptions]) -> dict[str, Any]:

@@ -106,9 +106,9 @@ class Control:
         """Every pinned path."""
         return list(self._ask("GET", "/v1/pins"))
 
-    def pin(self, path: str) -> list[str]:
-        """Pins a path; returns all pins."""
-        return list(self._ask("POST", "/v1/pins", {"path": path}))
+    def pin(self, path: str, newest: int | None = None) -> list[str]:
+        """Pins a path, or the newest of a pattern; returns all pinned paths."""
+        return list(self._ask("POST", "/v1/pins", {"path": path, "newest": newest}))
 
     def unpin(self, path: str) -> list[str]:
         """Takes a pin away; returns those that are left."""

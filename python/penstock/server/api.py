@@ -148,6 +148,13 @@ class PathBody(_Body):
     path: str
 
 
+class PinBody(_Body):
+    """A path to pin, or a pattern of which the newest stay."""
+
+    path: str
+    newest: int | None = None
+
+
 class PruneBody(_Body):
     """How much may stay in the cache."""
 
@@ -267,12 +274,12 @@ def _add_pins(app: FastAPI, service: NodeService) -> None:
         return service.pins.all()
 
     @app.post("/v1/pins")
-    def pin(body: PathBody) -> list[str]:
-        return service.pin(body.path)
+    def pin(body: PinBody) -> list[str]:
+        return service.pin(body.path, body.newest)
 
     @app.delete("/v1/pins")
     def unpin(path: str) -> list[str]:
-        return service.pins.remove(path)
+        return service.unpin(path)
 
 
 def _add_jobs(app: FastAPI, service: NodeService) -> None:

@@ -152,6 +152,7 @@ def _host(
         home.control_socket.unlink(missing_ok=True)
         # While the core still serves them: what reads through one then ends with its bytes, not with an error.
         service.mounts.close()
+        service.keeper.stop(settings.node.drain_timeout)
         jobs.stop(settings.node.drain_timeout)
         core.drain(settings.node.drain_timeout)
         stage.release(home, json.loads(core.status())["stage"])

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from penstock.errors import BusyError, ConflictError, NotDirectoryError, NotFoundError, TimedOutError
 from penstock.policies.attachments import check_tree_path, parse_freshness
 from penstock.policies.mounts import Sample, Way, check_local_path
+from penstock.policies.newest import newest_rule
 from penstock.server.attachments import Attacher, AttachmentBook
+from penstock.server.keeping import Keeper, Walker
 from penstock.server.mount import MountCore
 from penstock.server.mounts import MountBook, Surroundings
 from penstock.server.pins import PinBook
@@ -42,8 +44,13 @@ class CoreNode(Attacher, MountCore, SnapshotCore, Protocol):
     def metrics_port(self) -> int | None:
         """Loopback port of Prometheus text."""
 
-    def set_pins(self, paths: list[str]) -> None:
+    def set_pins(
+        self, paths: Sequence[str], kept: Sequence[tuple[str, str]] = (), decided: int | None = None, /
+    ) -> None:
         """What eviction leaves alone."""
+
+    def written(self) -> tuple[int, int]:
+        """Changes that were acknowledged, and files cached from uploads, since the node started."""
 
     def sample(self, path: str) -> str:
         """Number and bytes of the first files below a path, as JSON."""
@@ -64,6 +71,7 @@ class NodeService:
         self.jobs = jobs
         self.attachments = AttachmentBook(home.attachments, core)
         self.pins = PinBook(home.pins, core.set_pins)
+        self.keeper = Keeper(self.pins, core.written, self._tree)
         self.snapshots = SnapshotBook(home.snapshots, core, self._mounted_snapshots)
         surroundings = Surroundings(
             attached=self.attachments.attached,
@@ -86,6 +94,7 @@ class NodeService:
         """Brings back what an earlier node had: attachments, pins, jobs. Waits for no source and for no mount."""
         self.problems += self.attachments.restore()
         self.pins.restore()
+        self.keeper.start()
         self.snapshots.clean()
         self.problems += self.mounts.load()
         self.jobs.start()
@@ -99,6 +108,7 @@ class NodeService:
         else:
             attached = self.attachments.attach(request, freshness)
         self.pins.refresh()
+        self.keeper.changed()
         self.mounts.follow()
         return attached
 
@@ -125,16 +135,28 @@ class NodeService:
         """Takes a mount away; see :meth:`MountBook.umount`."""
         self.mounts.umount(check_local_path(target), lazy=lazy)
 
-    def pin(self, path: str) -> list[str]:
-        """Pins a path of the tree.
+    def pin(self, path: str, newest: int | None = None) -> list[str]:
+        """Pins a path of the tree, or the newest so many of a pattern.
 
         Raises:
             NotFoundError: no attachment covers it.
+            InvalidInputError: a pattern or number that cannot be.
         """
+        rule = None if newest is None else newest_rule(path, newest)
         path = check_tree_path(path)
-        if not self.attachments.covers(path):
+        if not self.attachments.covers(path if rule is None else rule.base):
             raise NotFoundError(f"pin {path}", "nothing is attached there", "`penstock attachments` shows what is")
-        return self.pins.add(path)
+        if rule is None:
+            return self.pins.add(path)
+        pinned = self.pins.add_newest(rule)
+        self.keeper.changed()
+        return pinned
+
+    def unpin(self, path: str) -> list[str]:
+        """Takes a pin or a pattern away; see :meth:`PinBook.remove`."""
+        left = self.pins.remove(path)
+        self.keeper.changed()
+        return left
 
     def submit(self, kind: JobKind, path: str, max_bytes_per_s: int | None) -> dict[str, Any]:
         """Queues a job for a path of the tree.
@@ -195,7 +217,8 @@ class NodeService:
             "mounts": self.mounts.all(),
             "jobs": self.jobs.counts(),
             "pins": self.pins.all(),
-            "problems": self.problems + self.mounts.problems(),
+            "kept_newest": self.pins.kept(),
+            "problems": self.problems + self.mounts.problems() + ([self.keeper.problem] if self.keeper.problem else []),
             "metrics": metrics,
         }
 
@@ -236,6 +259,11 @@ class NodeService:
             return  # nothing is attached there, as will be said; or it waits no more
         finally:
             core.close()
+
+    def _tree(self) -> Walker:
+        from penstock._native import Core
+
+        return Core(str(self.home.data_socket), "jobs")
 
     def _mounted_snapshots(self) -> dict[str, str]:
         return self.mounts.snapshots()

@@ -8,8 +8,8 @@ use penstock_types::{Durability, Error, ErrorKind, ObjectKey, Result, TreePath, 
 use tokio::time::Instant;
 
 use crate::attachment::Attached;
-use crate::care::covers;
 use crate::engine::{Engine, nothing_attached};
+use crate::pins::covers;
 
 /// Objects that an error names at most.
 const NAMED_MAX: usize = 3;

@@ -149,6 +149,7 @@ impl Engine {
         let Some(path) = change.path().filter(|_| sums.len() as u64 == size.div_ceil(PAGE_SIZE)) else {
             return Ok(());
         };
+        self.pins.note_written(object);
         self.cache.adopt(object, size, sums, &path, change.is_synced()).map(drop)
     }
 
