@@ -110,6 +110,25 @@ def test_the_newest_checkpoint_survives_pressure_whether_a_set_or_a_directory(ru
         assert not client.why("/runs/exp1/step-2/model")["pinned"]
 
 
+def test_the_newest_checkpoint_is_kept_by_the_next_node_while_the_source_is_away(runs: Any, sea: Sea) -> None:
+    content = os.urandom(MIB)
+    with penstock.connect(runs.home.name, start=False) as client:
+        client.pin("/runs/step-*", newest=1)
+        with client.commit("/runs/step-1") as made:
+            made.write("model", content)
+        client.persist("/runs", timeout=PERSIST_S)
+        runs.until(lambda: kept(runs) == ["/runs/step-1"])
+    runs.kill()
+    sea.fall()
+    up(runs)
+    with penstock.connect(runs.home.name, start=False) as client:
+        runs("cache", "prune", "--to", "0")
+        sea.rise()
+        # What the set is has to be asked for after a start; its bytes are here.
+        assert read_again(runs, client, {"/runs/step-1/model": content}) < 1024
+        assert client.why("/runs/step-1/model")["pinned"]
+
+
 def test_what_cannot_be_a_pattern_is_refused(runs: Any) -> None:
     assert "it names one path" in runs("pin", "/runs/step-1", "--newest", "2", check=2).stderr
     assert "nothing is attached there" in runs("pin", "/other/*", "--newest", "2", check=1).stderr

@@ -37,7 +37,7 @@ class FakeCore:
     def __init__(self) -> None:
         self.specs: dict[str, Any] = {}
         self.pins: list[str] = []
-        self.kept: list[tuple[str, str]] = []
+        self.kept: list[tuple[str, str, bool]] = []
         self.decided: int | None = None
         self.probes: list[bool] = []
         self.clients = 0
@@ -85,7 +85,7 @@ class FakeCore:
         return None
 
     def set_pins(
-        self, paths: Sequence[str], kept: Sequence[tuple[str, str]] = (), decided: int | None = None, /
+        self, paths: Sequence[str], kept: Sequence[tuple[str, str, bool]] = (), decided: int | None = None, /
     ) -> None:
         self.pins, self.kept, self.decided = list(paths), list(kept), decided
 

@@ -30,13 +30,13 @@ class Lake:
         self.looks = 0
         self.closed = 0
         self.refuse: Exception | None = None
-        self.told: tuple[list[str], list[tuple[str, str]], int | None] = ([], [], None)
+        self.told: tuple[list[str], list[tuple[str, str, bool]], int | None] = ([], [], None)
         self.pins = PinBook(file, self.set_pins)
         self.pins.restore()
         self.keeper = Keeper(self.pins, lambda: self.was_written, lambda: self, every_s=0.01)
 
     def set_pins(
-        self, paths: Sequence[str], kept: Sequence[tuple[str, str]] = (), decided: int | None = None, /
+        self, paths: Sequence[str], kept: Sequence[tuple[str, str, bool]] = (), decided: int | None = None, /
     ) -> None:
         self.told = (list(paths), list(kept), decided)
 
@@ -71,10 +71,10 @@ def test_the_newest_take_the_place_of_those_before(lake: Lake) -> None:
     lake.write("step-1/a", 1)
     lake.entries.append(Entry("step-9", 99, is_directory=True))
     lake.keeper.decide()
-    assert lake.told == ([], [("/runs/step-1", REASON)], 2)
+    assert lake.told == ([], [("/runs/step-1", REASON, True)], 2)
     lake.write("step-2/a", 2)
     lake.keeper.decide()
-    assert lake.told == ([], [("/runs/step-2", REASON)], 4)
+    assert lake.told == ([], [("/runs/step-2", REASON, True)], 4)
     assert lake.closed == 2
 
 
@@ -100,7 +100,7 @@ def test_what_was_decided_stays_while_the_tree_cannot_be_listed(lake: Lake) -> N
     assert lake.told == before
     lake.refuse = None
     lake.keeper.decide()
-    assert lake.told == ([], [("/runs/step-2", REASON)], 4)
+    assert lake.told == ([], [("/runs/step-2", REASON, True)], 4)
 
 
 def test_rules_and_what_they_kept_last_are_told_to_the_next_node_at_its_start(lake: Lake, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_rules_and_what_they_kept_last_are_told_to_the_next_node_at_its_start(la
     lake.write("step-1/a", 1)
     lake.keeper.decide()
     again = Lake(tmp_path / "pins.json")
-    assert again.told == (["/runs/keep"], [("/runs/step-1", REASON)], 0)
+    assert again.told == (["/runs/keep"], [("/runs/step-1", REASON, False)], 0)
     assert again.pins.kept() == [{"pattern": "/runs/step-*", "keep": 1, "kept": ["/runs/step-1"]}]
 
 
@@ -136,4 +136,4 @@ def test_it_looks_by_itself_from_the_first_rule_on_until_it_is_stopped(tmp_path:
     lake.keeper.changed()
     assert decided.wait(30)
     lake.keeper.stop(30)
-    assert lake.told[1] == [("/runs/step-1", REASON)]
+    assert lake.told[1] == [("/runs/step-1", REASON, True)]

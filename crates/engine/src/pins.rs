@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_cache::PinRule;
-use penstock_types::{ObjectId, ObjectKey, SourceId, TreePath};
+use penstock_types::{ObjectId, ObjectKey, SET_DATA_MARK, SourceId, TreePath};
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
@@ -24,6 +24,8 @@ pub struct Kept {
     pub path: TreePath,
     /// Goes on after "all of it is cached and".
     pub reason: String,
+    /// It was listed since the start, so that its sets are known. Until then, the bytes of all sets beside it stay.
+    pub is_listed: bool,
 }
 
 /// How much was written through this node, in its life.
@@ -103,14 +105,14 @@ impl Engine {
     /// `decided` is [`WrittenCount::cached`] as it was before `kept` was decided: files that were cached later stay as well,
     /// until the next decision. With `None`, nobody decides.
     pub fn set_pins(&self, pins: Vec<TreePath>, kept: Vec<Kept>, decided: Option<u64>) {
-        let pins = pins.into_iter().map(|path| Kept { path, reason: PINNED.to_owned() });
+        let pins = pins.into_iter().map(|path| Kept { path, reason: PINNED.to_owned(), is_listed: true });
         let attached = self.tree.all();
         let mut rules = Vec::new();
-        for Kept { path, reason } in pins.chain(kept) {
+        for Kept { path, reason, is_listed } in pins.chain(kept) {
             let reason: Arc<str> = reason.into();
             for known in attached.iter() {
                 let rule = |key| Rule { source: known.source.id().clone(), key, reason: Arc::clone(&reason) };
-                rules.extend(keys_of(known, &path).into_iter().map(rule));
+                rules.extend(keys_of(known, &path, is_listed).into_iter().map(rule));
             }
         }
         self.pins.set(rules, decided);
@@ -119,8 +121,9 @@ impl Engine {
     }
 }
 
-/// What the keys begin with of all that is at and below a path in an attachment, sets included that are known.
-fn keys_of(attached: &Attached, path: &TreePath) -> Vec<ObjectKey> {
+/// What the keys begin with of all that is at and below a path in an attachment, sets included that are known; where they
+/// are not, all that the path may be a set of.
+fn keys_of(attached: &Attached, path: &TreePath, is_listed: bool) -> Vec<ObjectKey> {
     let inner = match (path.below(&attached.path), attached.path.below(path)) {
         (Some(inner), _) => inner,
         (None, Some(_)) => "",
@@ -131,12 +134,24 @@ fn keys_of(attached: &Attached, path: &TreePath) -> Vec<ObjectKey> {
         false => attached.view.key_of(inner).ok(),
     };
     let sets = attached.view.sets_below(inner);
-    own.into_iter().chain(sets.iter().map(|set| set.data.clone())).collect()
+    let unknown = own.as_ref().filter(|_| !is_listed && sets.is_empty()).map(beside);
+    own.into_iter().chain(sets.iter().map(|set| set.data.clone())).chain(unknown).collect()
+}
+
+/// What the keys begin with of the bytes of all sets in the directory of a key, whatever comes after the mark.
+fn beside(key: &ObjectKey) -> ObjectKey {
+    let key = key.as_bytes();
+    let directory = key.iter().rposition(|byte| *byte == b'/').map_or(&key[..0], |slash| &key[..=slash]);
+    ObjectKey::new([directory, SET_DATA_MARK.as_bytes()].concat())
 }
 
 fn reason<'a>(state: &'a State, object: &ObjectId) -> Option<&'a str> {
-    let covers = |rule: &&Rule| rule.source == object.source && covers(rule.key.as_bytes(), object.key.as_bytes());
-    let ruled = state.rules.iter().find(covers).map(|rule| &*rule.reason);
+    let stays = |rule: &&Rule| {
+        let (ruled, key) = (rule.key.as_bytes(), object.key.as_bytes());
+        let is_beside = ruled.ends_with(SET_DATA_MARK.as_bytes()) && key.starts_with(ruled);
+        rule.source == object.source && (is_beside || covers(ruled, key))
+    };
+    let ruled = state.rules.iter().find(stays).map(|rule| &*rule.reason);
     ruled.or_else(|| state.undecided.contains_key(object).then_some(UNDECIDED))
 }
 
@@ -181,6 +196,17 @@ mod tests {
         assert_eq!(pins.of(&object("c")).as_deref(), Some("it is new"));
         pins.set(Vec::new(), None);
         assert!(!rule(&object("b")));
+    }
+
+    #[test]
+    fn the_bytes_of_the_sets_of_a_directory_stay_until_it_is_known_which_they_are() {
+        let (source, key) = (SourceId("memory:test".into()), beside(&ObjectKey::from("runs/step-1")));
+        let pins = Pins::default();
+        pins.set(vec![Rule { source, key, reason: "it is new".into() }], Some(0));
+        let rule = pins.rule();
+        assert!(rule(&object("runs/.penstock-data.a1/model")));
+        assert!(!rule(&object("runs/model")) && !rule(&object("other/.penstock-data.a1/model")));
+        assert_eq!(beside(&ObjectKey::from("step-1")).as_bytes(), SET_DATA_MARK.as_bytes());
     }
 
     #[test]

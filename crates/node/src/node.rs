@@ -168,9 +168,11 @@ impl Node {
 
     /// Keeps these paths, and what is below them, in the cache; `kept` with the reason of each. See
     /// [`Engine::set_pins`].
-    pub fn set_pins(&self, paths: &[String], kept: Vec<(String, String)>, decided: Option<u64>) -> Result<()> {
+    pub fn set_pins(&self, paths: &[String], kept: Vec<(String, String, bool)>, decided: Option<u64>) -> Result<()> {
         let pins: Result<Vec<TreePath>> = paths.iter().map(|path| TreePath::parse(path)).collect();
-        let parsed = |(path, reason): (String, String)| Ok(Kept { path: TreePath::parse(&path)?, reason });
+        let parsed = |(path, reason, is_listed): (String, String, bool)| {
+            Ok(Kept { path: TreePath::parse(&path)?, reason, is_listed })
+        };
         let kept: Result<Vec<Kept>> = kept.into_iter().map(parsed).collect();
         self.engine.set_pins(pins?, kept?, decided);
         Ok(())

@@ -63,14 +63,15 @@ impl PyNode {
         self.0.metrics_port()
     }
 
-    /// Keeps these paths, and everything below them, in the cache; `kept` are (path, reason). `decided` is the second
+    /// Keeps these paths, and everything below them, in the cache; `kept` are (path, reason, whether it was listed
+    /// since the start). `decided` is the second
     /// number of `written` before they were decided; without it, nobody decides.
     #[pyo3(signature = (paths, kept = Vec::new(), decided = None))]
     fn set_pins(
         &self,
         py: Python<'_>,
         paths: Vec<String>,
-        kept: Vec<(String, String)>,
+        kept: Vec<(String, String, bool)>,
         decided: Option<u64>,
     ) -> PyResult<()> {
         py.detach(|| self.0.set_pins(&paths, kept, decided)).map_err(|error| raise(&error))

@@ -24,9 +24,15 @@ class SetPins(Protocol):
     """Tells the core what eviction leaves alone."""
 
     def __call__(
-        self, paths: Sequence[str], kept: Sequence[tuple[str, str]] = (), decided: int | None = None, /
+        self, paths: Sequence[str], kept: Sequence[tuple[str, str, bool]] = (), decided: int | None = None, /
     ) -> None:
-        """``kept`` are (path, reason); ``decided`` says before which upload that was decided."""
+        """Takes the place of what was told before.
+
+        Args:
+            paths: what is pinned.
+            kept: (path, reason, whether it was listed since the start).
+            decided: before which upload ``kept`` was decided; ``None`` where nobody decides.
+        """
 
 
 class PinBook:
@@ -44,7 +50,7 @@ class PinBook:
         self._paths: list[str] = []
         self._rules: list[Newest] = []
         self._kept: list[tuple[str, Newest]] = []
-        self._decided = 0
+        self._decided: int | None = None
 
     def restore(self) -> None:
         """Reads the kept pins and tells the core.
@@ -167,5 +173,6 @@ class PinBook:
         if not self._rules:
             self._apply(list(self._paths))
             return
-        kept = [(path, f"it is one of the newest {rule.keep} of {rule.pattern}") for path, rule in self._kept]
-        self._apply(list(self._paths), kept, self._decided)
+        listed = self._decided is not None
+        kept = [(path, f"it is one of the newest {rule.keep} of {rule.pattern}", listed) for path, rule in self._kept]
+        self._apply(list(self._paths), kept, self._decided or 0)

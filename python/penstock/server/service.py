@@ -45,7 +45,7 @@ class CoreNode(Attacher, MountCore, SnapshotCore, Protocol):
         """Loopback port of Prometheus text."""
 
     def set_pins(
-        self, paths: Sequence[str], kept: Sequence[tuple[str, str]] = (), decided: int | None = None, /
+        self, paths: Sequence[str], kept: Sequence[tuple[str, str, bool]] = (), decided: int | None = None, /
     ) -> None:
         """What eviction leaves alone."""
 
