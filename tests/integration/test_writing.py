@@ -518,3 +518,37 @@ def test_directories_are_made_kept_and_removed(runs: Any, sea: Sea, client: pens
     runs("persist", "/runs")
     assert list(client.list("/runs")) == []
     assert sea.get("runs/c/d/") is None
+
+
+def test_a_rename_of_what_the_store_has_moves_no_byte_through_this_machine(machine: Any, sea: Sea) -> None:
+    large = os.urandom(9 * MIB)
+    for key, content in {"runs/cold/deep/large": large, "runs/cold/small": SMALL, "runs/cold/single": LARGE}.items():
+        sea.put(key, content)
+    attach(machine, sea)
+    before = sea.counters
+    with penstock.connect(machine.home.name, start=False) as client:
+        client.rename("/runs/cold/single", "/runs/best")
+        machine("mv", "/runs/cold", "/runs/warm")
+        assert {entry.name for entry in client.list("/runs")} == {"best", "warm"}
+        client.persist("/runs", timeout=PERSIST_S)
+        spent = {name: count - before[name] for name, count in sea.counters.items()}
+        assert read(client, "/runs/warm/small") == SMALL
+    assert spent["copy"] >= 3
+    assert (spent["get"], spent["put"], spent["upload_part"]) == (0, 0, 0)
+    assert digest(sea.get("runs/warm/deep/large") or b"") == digest(large)
+    assert digest(sea.get("runs/best") or b"") == digest(LARGE)
+    assert sea.get("runs/cold/small") is None
+    assert sea.get("runs/cold/single") is None
+
+
+def test_a_store_that_ignores_the_conditions_of_copies_renames_all_the_same(machine: Any, moto: Any) -> None:
+    moto.put_object(Bucket="theirs", Key="moved/a", Body=SMALL, Metadata={"colour": "blue"})
+    endpoint = moto.meta.endpoint_url
+    machine("attach", "s3://theirs/moved", "/runs", "--endpoint", endpoint, "--credentials", "env", "--writable")
+    with penstock.connect(machine.home.name, start=False) as client:
+        client.rename("/runs/a", "/runs/b")
+        client.persist("/runs", timeout=PERSIST_S)
+    found = moto.get_object(Bucket="theirs", Key="moved/b")
+    assert found["Body"].read() == SMALL
+    assert found["Metadata"]["colour"] == "blue"
+    assert {each["Key"] for each in moto.list_objects_v2(Bucket="theirs", Prefix="moved/")["Contents"]} == {"moved/b"}

@@ -83,6 +83,24 @@ def test_a_tree_that_programs_copy_pack_and_move_comes_to_the_source_byte_for_by
     assert not (runs.root / "packed").exists()
 
 
+def test_what_the_source_has_is_renamed_at_once_and_nothing_of_it_is_fetched_or_uploaded(runs: Any) -> None:
+    expected = contents(files(runs.root / "cold", random.Random(2)))
+    with (runs.root / "cold" / "huge").open("wb") as huge:
+        # More than a rename could bring here first.
+        huge.truncate(300 << 20)
+    (runs.mount / "cold").rename(runs.mount / "warm")
+    assert sorted(path.name for path in runs.mount.iterdir()) == ["warm"]
+    assert (runs.mount / "warm" / "huge").stat().st_size == 300 << 20
+    runs.client.persist("/runs", timeout=120)
+    metrics = runs.control().status()["metrics"]
+    assert metrics["copies"] == len(expected) + 1
+    assert (metrics["uploads"], metrics["source_read_requests"]) == (0, 0)
+    assert not (runs.root / "cold").exists()
+    assert (runs.root / "warm" / "huge").stat().st_size == 300 << 20
+    (runs.root / "warm" / "huge").unlink()
+    assert contents(runs.root / "warm") == expected
+
+
 def test_git_works_in_it(runs: Any, tmp_path: Path) -> None:
     repository = runs.mount / "repository"
     run("git", "init", "-q", str(repository))

@@ -63,6 +63,23 @@ impl Cache {
         Ok(extent)
     }
 
+    /// As [`Cache::adopt`], of the file of another object version with the same bytes; `false` where not all of that is
+    /// present. What is in doubt since a crash is checked first.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn adopt_extent(&self, id: &ObjectId, from: &Arc<Extent>) -> Result<bool> {
+        // As long as it is lent, its file is what it was.
+        let lease = from.lend()?;
+        let pages = from.map.pages();
+        let sums: Option<Vec<u32>> = (0..pages).map(|page| from.map.sum(page)).collect();
+        let Some(sums) = sums.filter(|_| from.is_complete()) else { return Ok(false) };
+        let synced = from.state().durable;
+        self.adopt(id, from.size(), sums, &from.tier.path_of(from.number), synced)?;
+        drop(lease);
+        Ok(true)
+    }
+
     fn open_foreign(&self, path: &Path) -> Result<OwnedFd> {
         let open = || self.parts.disk.open(path, OpenMode::Read);
         let opened = match open() {

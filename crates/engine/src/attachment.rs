@@ -11,6 +11,8 @@ use penstock_types::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::moved::Moved;
+
 /// An attachment that is in the tree.
 pub struct Attached {
     pub spec: AttachmentSpec,
@@ -117,7 +119,30 @@ impl Attached {
 }
 
 /// The source as the origin of last resort.
-pub struct SourceOrigin(pub Arc<dyn Source>);
+pub struct SourceOrigin {
+    pub source: Arc<dyn Source>,
+    /// Where the bytes of versions are that a rename took away from their keys.
+    pub moved: Arc<Moved>,
+}
+
+impl SourceOrigin {
+    async fn read_at(&self, object: &ObjectId, range: ByteRange, priority: Priority) -> Result<ObjectBody> {
+        let version = Some(object.version.clone());
+        let body = self.source.read(ReadRequest { key: object.key.clone(), range, version, priority }).await?;
+        if body.attributes.version == object.version {
+            return Ok(body);
+        }
+        // A source that cannot read conditionally: the bytes are another version's and must not be used.
+        Err(Error::new(
+            ErrorKind::StaleVersion,
+            format!("read {}", self.source.describe(&object.key)),
+            "the object changed since it was opened",
+        )
+        .advise("open it again")
+        .fact("pinned", &object.version)
+        .fact("found", &body.attributes.version))
+    }
+}
 
 #[async_trait]
 impl Origin for SourceOrigin {
@@ -126,19 +151,14 @@ impl Origin for SourceOrigin {
     }
 
     async fn read(&self, object: &ObjectId, range: ByteRange, priority: Priority) -> Result<ObjectBody> {
-        let version = Some(object.version.clone());
-        let body = self.0.read(ReadRequest { key: object.key.clone(), range, version, priority }).await?;
-        if body.attributes.version == object.version {
-            return Ok(body);
+        let mut object = object.clone();
+        loop {
+            let read = self.read_at(&object, range, priority).await;
+            let is_gone = |error: &Error| matches!(error.kind(), ErrorKind::StaleVersion | ErrorKind::NotFound);
+            match (read, self.moved.to(&object)) {
+                (Err(error), Some(moved)) if is_gone(&error) => object = moved,
+                (read, _) => return read,
+            }
         }
-        // A source that cannot read conditionally: the bytes are another version's and must not be used.
-        Err(Error::new(
-            ErrorKind::StaleVersion,
-            format!("read {}", self.0.describe(&object.key)),
-            "the object changed since it was opened",
-        )
-        .advise("open it again")
-        .fact("pinned", &object.version)
-        .fact("found", &body.attributes.version))
     }
 }

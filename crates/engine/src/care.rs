@@ -129,12 +129,14 @@ impl Engine {
     pub async fn why(self: &Arc<Self>, path: &TreePath) -> Result<Why> {
         let file = self.pin_for_look(path).await.map_err(|error| error.during(format!("explain {path}")))?;
         let (attached, object, size) = file;
-        let extent = self.cache.peek(&object);
-        let complete = self.is_complete(&object);
+        let bytes = self.bytes_of(&attached, &object);
+        let extent = self.cache.peek(&bytes);
+        let complete = self.is_complete(&attached, &bytes);
         let absent =
             |extent: &Arc<Extent>| -> u64 { extent.missing(ByteRange::new(0, size)).iter().map(ByteRange::len).sum() };
         let staged = is_staged(&object.version);
-        let cached_bytes = if staged { size } else { extent.as_ref().map_or(0, |extent| size - absent(extent)) };
+        let cached_bytes =
+            if is_staged(&bytes.version) { size } else { extent.as_ref().map_or(0, |extent| size - absent(extent)) };
         let pinned = self.pins.of(&object);
         let is_pinned = pinned.is_some();
         let reason = match (complete, cached_bytes) {

@@ -20,6 +20,7 @@ use crate::attachment::{Attached, AttachmentStatus, Health, SourceOrigin};
 use crate::budget::MemoryBudget;
 use crate::entry::{Entry, EntryPage};
 use crate::live::LiveFiles;
+use crate::moved::Moved;
 use crate::pins::Pins;
 use crate::sets::Sets;
 use crate::transfer::Carrier;
@@ -44,6 +45,7 @@ pub struct Engine {
     pub(crate) lookups: Lookups,
     pub(crate) live: LiveFiles,
     pub(crate) gone: Gone,
+    pub(crate) moved: Arc<Moved>,
     pub(crate) sets: Sets,
     pub(crate) watchers: Watchers,
     pub(crate) pins: Pins,
@@ -123,7 +125,7 @@ impl Engine {
         })?;
         let (tree, walks, pins) = (Tree::default(), Walks::default(), Pins::default());
         let (lookups, watchers, runtime) = (Lookups::default(), Watchers::default(), parts.runtime.clone());
-        let (live, gone) = (LiveFiles::default(), Gone::default());
+        let (live, gone, moved) = (LiveFiles::default(), Gone::default(), Arc::default());
         let engine = Arc::new(Self {
             tree,
             cache,
@@ -135,6 +137,7 @@ impl Engine {
             lookups,
             live,
             gone,
+            moved,
             sets: Sets::default(),
             watchers,
             pins,
@@ -195,7 +198,8 @@ impl Engine {
         let scope: Arc<str> = credential_scope(&spec.source).into();
         let overlay: Option<Arc<dyn Overlay>> = Some(Arc::new(Staged::of(&self.stage, &scope)));
         let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness, overlay);
-        let origins: Vec<Arc<dyn penstock_types::Origin>> = vec![Arc::new(SourceOrigin(Arc::clone(&source)))];
+        let origin = SourceOrigin { source: Arc::clone(&source), moved: Arc::clone(&self.moved) };
+        let origins: Vec<Arc<dyn penstock_types::Origin>> = vec![Arc::new(origin)];
         let health = Health::new(Arc::clone(&self.parts.clock));
         Ok(Arc::new(Attached { path, scope, view, origins, source, probe, health, spec }))
     }

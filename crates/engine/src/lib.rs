@@ -20,6 +20,7 @@ mod engine;
 mod entry;
 mod kernel;
 mod live;
+mod moved;
 mod open;
 mod pattern;
 mod pins;

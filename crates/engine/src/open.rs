@@ -118,18 +118,40 @@ impl Engine {
     pub(crate) fn is_cached(&self, path: &TreePath) -> bool {
         let Some((attached, inner)) = self.tree.find(path) else { return false };
         let Some(Ok(Item::File { key, attributes })) = attached.view.stat_cached(&inner) else { return false };
-        self.is_complete(&object_id(&attached, key, &attributes.version))
+        self.is_complete(&attached, &object_id(&attached, key, &attributes.version))
     }
 
     /// Whether every byte of an object version is here: in the cache, or staged.
-    pub(crate) fn is_complete(&self, object: &ObjectId) -> bool {
-        is_staged(&object.version) || self.cache.peek(object).is_some_and(|extent| extent.is_complete())
+    pub(crate) fn is_complete(&self, attached: &Attached, object: &ObjectId) -> bool {
+        let object = self.bytes_of(attached, object);
+        is_staged(&object.version) || self.cache.peek(&object).is_some_and(|extent| extent.is_complete())
+    }
+
+    /// The object version that has the bytes of another: where that is a copy which the source has not made yet, what
+    /// it is made of.
+    pub(crate) fn bytes_of(&self, attached: &Attached, object: &ObjectId) -> ObjectId {
+        let mut object = object.clone();
+        while is_staged(&object.version)
+            && let Some(original) = self.staged(attached, &object).and_then(|change| change.original())
+        {
+            object = ObjectId { key: original.key, version: original.version, ..object };
+            // Made by now, and what was cached is cached as that.
+            let is_cached = |moved: &ObjectId| self.cache.peek(moved).is_some();
+            object = self.moved.to(&object).filter(is_cached).unwrap_or(object);
+        }
+        object
+    }
+
+    fn with_bytes(&self, target: Target) -> Target {
+        let object = self.bytes_of(&target.attached, &target.object);
+        Target { object, ..target }
     }
 
     /// The object version as a file, where it is completely in the cache or staged.
     pub(crate) fn lend_complete(self: &Arc<Self>, target: &Target) -> Option<OpenFile> {
+        let target = self.with_bytes(target.clone());
         let holding = if is_staged(&target.object.version) {
-            Holding::staged(self.staged_file(target).ok()?)
+            Holding::staged(self.staged_file(&target).ok()?)
         } else {
             let extent = self.cache.peek(&target.object).filter(|extent| extent.is_complete())?;
             self.cache.count_use(&extent);
@@ -141,7 +163,7 @@ impl Engine {
         metrics.read_bytes.inc_by(target.attributes.size);
         metrics.cache_hit_bytes.inc_by(target.attributes.size);
         self.ahead.note_hit(self, &target.attached, &target.inner);
-        Some(self.open_file(target.clone(), Priority::Foreground, holding))
+        Some(self.open_file(target, Priority::Foreground, holding))
     }
 
     /// Opens exactly this object version, which need not be what its path means now. A small file is complete when
@@ -248,6 +270,7 @@ impl Engine {
     }
 
     fn hold(self: &Arc<Self>, target: Target, priority: Priority) -> Result<OpenFile> {
+        let target = self.with_bytes(target);
         if is_staged(&target.object.version) {
             let holding = Holding::staged(self.staged_file(&target)?);
             return Ok(self.open_file(target, priority, holding));

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use penstock_types::{
-    Capabilities, CompletedPart, CopyRequest, ListPage, ListRequest, ObjectAttributes, ObjectBody, ObjectKey,
-    ObjectStat, Observed, PartInfo, Precondition, Priority, PutRequest, ReadRequest, Result, Source, SourceId,
-    UploadId, UploadInfo, Version,
+    Capabilities, CompletedPart, CopiedRange, CopyRequest, ListPage, ListRequest, ObjectAttributes, ObjectBody,
+    ObjectKey, ObjectStat, Observed, PartInfo, Precondition, Priority, PutRequest, ReadRequest, Result, Source,
+    SourceId, UploadId, UploadInfo, Version,
 };
 
 /// What is being asked of a source.
@@ -23,6 +23,7 @@ pub(crate) enum Operation {
     Delete,
     BeginUpload,
     PutPart,
+    CopyPart,
     ListParts,
     CompleteUpload,
     AbortUpload,
@@ -41,6 +42,7 @@ impl Operation {
             Self::Delete => "delete",
             Self::BeginUpload => "begin upload of",
             Self::PutPart => "write a part of",
+            Self::CopyPart => "copy a part of",
             Self::ListParts => "list parts of",
             Self::CompleteUpload => "complete upload of",
             Self::AbortUpload => "abort upload of",
@@ -183,6 +185,19 @@ pub(crate) trait Around: Send + Sync + 'static {
         }
     }
 
+    /// Around the copy of a part.
+    fn copy_part(
+        &self,
+        inner: &Arc<dyn Source>,
+        (key, upload, number): (&ObjectKey, &UploadId, u32),
+        copied: CopiedRange,
+    ) -> impl Future<Output = Result<PartInfo>> + Send {
+        async move {
+            let call = Call::new(&**inner, Operation::CopyPart, key);
+            self.around(&call, || inner.copy_part(key, upload, number, copied.clone())).await
+        }
+    }
+
     /// Around a copy.
     fn copy(
         &self,
@@ -268,6 +283,16 @@ impl<A: Around> Source for Decorated<A> {
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {
         let call = self.call(Operation::PutPart, key).bytes(body.len() as u64);
         self.around.around(&call, || self.inner.put_part(key, upload, number, body.clone())).await
+    }
+
+    async fn copy_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        copied: CopiedRange,
+    ) -> Result<PartInfo> {
+        self.around.copy_part(&self.inner, (key, upload, number), copied).await
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>> {

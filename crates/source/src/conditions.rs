@@ -8,8 +8,8 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use penstock_types::{
-    Capabilities, CompletedPart, CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectBody, ObjectKey, Precondition,
-    PutRequest, ReadRequest, Result, Source, SourceSpec, UploadId, Version,
+    Capabilities, CompletedPart, CopiedRange, CopyRequest, ErrorKind, ObjectAttributes, ObjectBody, ObjectKey,
+    PartInfo, Precondition, PutRequest, ReadRequest, Result, Source, SourceSpec, UploadId, Version,
 };
 
 use crate::around::{Around, Call, Completion, Decorated, Operation};
@@ -89,12 +89,27 @@ impl Around for Conditions {
 
     async fn copy(&self, inner: &Arc<dyn Source>, request: CopyRequest) -> Result<ObjectAttributes> {
         let has_condition = request.precondition != Precondition::None || request.from_version.is_some();
-        if has_condition && !self.kept(inner, &request.to).await?.copy {
-            let action = Call::of_copy(inner.as_ref(), &request).action;
-            let reason = "the store ignores the conditions of copies, and could copy another version";
-            return Err(Error::new(ErrorKind::Unsupported, action, reason).advise("read it and write it anew"));
+        if !has_condition || self.kept(inner, &request.to).await?.copy {
+            return inner.copy(request).await;
         }
-        inner.copy(request).await
+        look_at_original(inner.as_ref(), &request.from, request.from_version.as_ref()).await?;
+        if request.precondition != Precondition::None {
+            look(inner.as_ref(), Operation::Copy, &request.to, &request.precondition).await?;
+        }
+        inner.copy(CopyRequest { from_version: None, precondition: Precondition::None, ..request }).await
+    }
+
+    async fn copy_part(
+        &self,
+        inner: &Arc<dyn Source>,
+        (key, upload, number): (&ObjectKey, &UploadId, u32),
+        copied: CopiedRange,
+    ) -> Result<PartInfo> {
+        if copied.from_version.is_none() || self.kept(inner, key).await?.copy {
+            return inner.copy_part(key, upload, number, copied).await;
+        }
+        look_at_original(inner.as_ref(), &copied.from, copied.from_version.as_ref()).await?;
+        inner.copy_part(key, upload, number, CopiedRange { from_version: None, ..copied }).await
     }
 
     async fn delete(&self, inner: &Arc<dyn Source>, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
@@ -124,6 +139,13 @@ async fn look(source: &dyn Source, operation: Operation, key: &ObjectKey, precon
         Err(error) => return Err(error),
     };
     check::precondition(&Call::new(source, operation, key).action, precondition, now.as_ref())
+}
+
+async fn look_at_original(source: &dyn Source, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
+    match version {
+        Some(version) => look(source, Operation::Copy, key, &Precondition::Version(version.clone())).await,
+        None => Ok(()),
+    }
 }
 
 /// Tries every condition on an object beside `beside`, which is gone afterwards. About ten requests.
@@ -193,7 +215,7 @@ fn refuses<T>(outcome: Result<T>) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use penstock_types::{ListRequest, SystemClock};
+    use penstock_types::{ByteRange, ListRequest, SystemClock};
 
     use super::*;
     use crate::memory::Memory;
@@ -212,6 +234,15 @@ mod tests {
 
         async fn copy(&self, inner: &Arc<dyn Source>, request: CopyRequest) -> Result<ObjectAttributes> {
             inner.copy(CopyRequest { from_version: None, precondition: Precondition::None, ..request }).await
+        }
+
+        async fn copy_part(
+            &self,
+            inner: &Arc<dyn Source>,
+            (key, upload, number): (&ObjectKey, &UploadId, u32),
+            copied: CopiedRange,
+        ) -> Result<PartInfo> {
+            inner.copy_part(key, upload, number, CopiedRange { from_version: None, ..copied }).await
         }
 
         async fn delete(&self, inner: &Arc<dyn Source>, key: &ObjectKey, _: Option<&Version>) -> Result<()> {
@@ -266,14 +297,27 @@ mod tests {
         let deleted = source.delete(&key, Some(&Version(NEVER.into()))).await;
         assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Conflict);
         assert_eq!(source.stat(&key).await.unwrap().attributes.version, theirs);
-        let copy = CopyRequest {
+        let copy = |version: &Version| CopyRequest {
             from: key.clone(),
-            from_version: Some(theirs.clone()),
+            from_version: Some(version.clone()),
             to: ObjectKey::from("runs/b"),
             precondition: Precondition::Absent,
             metadata: None,
         };
-        assert_eq!(source.copy(copy).await.unwrap_err().kind(), ErrorKind::Unsupported);
+        let part = |version: &Version| {
+            let (from, from_version) = (key.clone(), Some(version.clone()));
+            CopiedRange { from, from_version, range: ByteRange::new(0, 10) }
+        };
+        let upload = source.begin_upload(&key, Vec::new()).await.unwrap();
+        let never = Version(NEVER.into());
+        let refused = source.copy_part(&key, &upload, 1, part(&never)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
+        source.copy_part(&key, &upload, 1, part(&theirs)).await.unwrap();
+        source.abort_upload(&key, &upload).await.unwrap();
+        assert_eq!(source.copy(copy(&never)).await.unwrap_err().kind(), ErrorKind::Conflict);
+        source.copy(copy(&theirs)).await.unwrap();
+        // Something is there now.
+        assert_eq!(source.copy(copy(&theirs)).await.unwrap_err().kind(), ErrorKind::Conflict);
         put(&*source, &key, Precondition::Version(theirs)).await.unwrap();
     }
 }

@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 
 use penstock_types::{
-    Capabilities, Clock, CompletedPart, CopyRequest, Error, ErrorKind, ListPage, ListRequest, ListedObject,
-    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest, Result,
-    Source, SourceId, UploadId, UploadInfo, Version,
+    Capabilities, Clock, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest,
+    ListedObject, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest,
+    Result, Source, SourceId, UploadId, UploadInfo, Version,
 };
 
 use crate::check;
@@ -118,6 +118,25 @@ impl Memory {
 
     fn action(&self, verb: &str, key: &ObjectKey) -> String {
         format!("{verb} {}", self.describe(key))
+    }
+
+    /// Stores a part of an upload, in place of one of its number.
+    fn store_part(
+        store: &mut Store,
+        action: &str,
+        (key, upload): (&ObjectKey, &UploadId),
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartInfo> {
+        if store.uploads.get(&upload.0).is_none_or(|upload| upload.key != *key) {
+            return Err(Self::no_upload(action));
+        }
+        store.reserve(action, body.len() as u64)?;
+        let info = PartInfo { number, size: body.len() as u64, etag: store.token() };
+        let parts = store.uploads.get_mut(&upload.0).map(|upload| &mut upload.parts);
+        let replaced = parts.and_then(|parts| parts.insert(number, (body, info.clone())));
+        store.bytes -= replaced.map_or(0, |(_, old)| old.size);
+        Ok(info)
     }
 
     fn no_upload(action: &str) -> Error {
@@ -227,19 +246,27 @@ impl Source for Memory {
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {
         let action = self.action("write a part of", key);
         check::part_number(&action, number)?;
+        // A copy: the buffer is the sender's, who waits to have it back.
+        Self::store_part(&mut self.store(), &action, (key, upload), number, Bytes::copy_from_slice(&body))
+    }
+
+    async fn copy_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        copied: CopiedRange,
+    ) -> Result<PartInfo> {
+        let action = self.action("copy a part of", &copied.from);
+        check::part_number(&action, number)?;
         let mut store = self.store();
-        if store.uploads.get(&upload.0).is_none_or(|upload| upload.key != *key) {
-            return Err(Self::no_upload(&action));
+        if let Some(version) = copied.from_version {
+            store.check(&action, &copied.from, &Precondition::Version(version))?;
         }
-        store.reserve(&action, body.len() as u64)?;
-        let info = PartInfo { number, size: body.len() as u64, etag: store.token() };
-        let replaced = store
-            .uploads
-            .get_mut(&upload.0)
-            .and_then(|upload| upload.parts.insert(number, (Bytes::copy_from_slice(&body), info.clone())))
-            .map_or(0, |(_, old)| old.size);
-        store.bytes -= replaced;
-        Ok(info)
+        let Some(object) = store.objects.get(&copied.from) else { return Err(check::no_such_object(&action)) };
+        check::range(&action, copied.range, object.attributes.size)?;
+        let body = object.content.slice(copied.range.start as usize..copied.range.end as usize);
+        Self::store_part(&mut store, &action, (key, upload), number, body)
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>> {

@@ -106,6 +106,17 @@ pub struct Written {
     pub metadata: Vec<(String, String)>,
 }
 
+/// The object that a copy is made of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Original {
+    /// Full key, in the scope of the copy.
+    pub key: ObjectKey,
+    /// The version that is copied: one of the source, or that of a change which is a copy itself (`staged-…`).
+    pub version: Version,
+    /// The first change that needed it, where that was another one: what was committed over it later waits.
+    pub since: Option<OperationId>,
+}
+
 /// What a key holds after a change.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Content {
@@ -118,6 +129,13 @@ pub enum Content {
     },
     /// Nothing. Where the base is [`Base::Absent`], the source need not be asked.
     Remove,
+    /// The file that an object of the source is, whose bytes need not be here; with its user metadata.
+    Copy {
+        /// Bytes.
+        size: u64,
+        /// As it was when this was committed; [`Change::original`] follows.
+        original: Original,
+    },
 }
 
 /// How a change ended in its source. `moment` is on the catalog's time line, microseconds: what the source was asked
@@ -187,7 +205,7 @@ pub(crate) struct ChangeParts {
     pub(crate) durability: Durability,
     pub(crate) modified_ms: i64,
     pub(crate) committed_ms: i64,
-    /// `None` for a removal.
+    /// `None` for a removal and a copy.
     pub(crate) file: Option<Arc<StagedFile>>,
     pub(crate) marker: Option<OperationId>,
     pub(crate) stream: Option<Arc<Stream>>,
@@ -231,6 +249,8 @@ impl Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) base: Base,
+    /// Of a copy: its original by now, where that is another one than at its commit.
+    pub(crate) copied: Option<Original>,
     pub(crate) phase: Phase,
     /// The source may have it: it was given out once, perhaps by an earlier process.
     pub(crate) given_out: bool,
@@ -250,6 +270,7 @@ impl Progress {
     pub(crate) fn new(base: Base, phase: Phase, home: Slot) -> Self {
         Self {
             base,
+            copied: None,
             phase,
             given_out: false,
             failures: 0,
@@ -337,17 +358,24 @@ impl Change {
     /// Bytes of its file; `None` for a removal.
     pub fn size(&self) -> Option<u64> {
         match &self.content {
-            Content::Put { size, .. } => Some(*size),
+            Content::Put { size, .. } | Content::Copy { size, .. } => Some(*size),
             Content::Remove => None,
         }
     }
 
-    /// User metadata of its file; empty for a removal.
+    /// User metadata of its file; empty for a removal, and for a copy, which has that of its original.
     pub fn metadata(&self) -> &[(String, String)] {
         match &self.content {
             Content::Put { metadata, .. } => metadata,
-            Content::Remove => &[],
+            Content::Remove | Content::Copy { .. } => &[],
         }
+    }
+
+    /// What it is a copy of. Follows: once an original that is a copy itself is in the source, it is that version; if it
+    /// will not be, it is what that was to be copied from.
+    pub fn original(&self) -> Option<Original> {
+        let Content::Copy { original, .. } = &self.content else { return None };
+        Some(self.progress().copied.as_ref().unwrap_or(original).clone())
     }
 
     /// The version it has while it is staged: `staged-<operation>`.
@@ -382,15 +410,22 @@ impl Change {
     /// after a restart.
     ///
     /// # Errors
-    /// `InvalidInput` for a removal; `StaleVersion` when it was forgotten; `Disk`; `Corrupt` when its bytes are lost.
+    /// `InvalidInput` for a removal and a copy; `StaleVersion` when it was forgotten; `Disk`; `Corrupt` when its bytes
+    /// are lost.
     pub fn open(&self) -> Result<Arc<OwnedFd>> {
-        let removal = || Error::new(ErrorKind::InvalidInput, self.action("read"), "it is a removal");
-        let file = self.file().ok_or_else(removal)?;
+        let no_file = || {
+            let reason = match self.original() {
+                Some(original) => format!("its bytes are those of {} in the source", original.key),
+                None => "it is a removal".to_owned(),
+            };
+            Error::new(ErrorKind::InvalidInput, self.action("read"), reason)
+        };
+        let file = self.file().ok_or_else(no_file)?;
         file.open().map_err(|error| error.during(self.action("read")))
     }
 
-    /// Path of its file, for another name of it (a hard link); `None` for a removal, and where [`Change::open`] has
-    /// not restored it yet.
+    /// Path of its file, for another name of it (a hard link); `None` for a removal and a copy, and where
+    /// [`Change::open`] has not restored it yet.
     pub fn path(&self) -> Option<PathBuf> {
         self.file()?.path()
     }
@@ -450,7 +485,21 @@ impl Change {
 
     /// Bytes of the stage that it takes.
     pub(crate) fn charge(&self) -> u64 {
-        self.size().unwrap_or(0)
+        match &self.content {
+            Content::Put { size, .. } => *size,
+            Content::Remove | Content::Copy { .. } => 0,
+        }
+    }
+
+    /// What the key holds after it; of a copy, with the original that it has by now.
+    pub(crate) fn content_now(&self) -> Content {
+        match (&self.content, self.original()) {
+            (Content::Copy { size, .. }, Some(original)) => {
+                let since = original.since.or(Some(self.operation));
+                Content::Copy { size: *size, original: Original { since, ..original } }
+            }
+            (content, _) => content.clone(),
+        }
     }
 
     pub(crate) fn modified_ms(&self) -> i64 {

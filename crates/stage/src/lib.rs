@@ -12,6 +12,7 @@
 
 mod budget;
 mod change;
+mod copies;
 mod draft;
 mod files;
 mod house;
@@ -30,9 +31,9 @@ mod status;
 mod stream;
 mod table;
 
-pub use change::{Base, Change, Content, OperationId, Settled, Target, Written, operation_of};
+pub use change::{Base, Change, Content, OperationId, Original, Settled, Target, Written, operation_of};
 pub use draft::Draft;
 pub use pins::Pin;
-pub use stage::{Bounds, Stage, StageParts};
+pub use stage::{Batch, Bounds, Stage, StageParts};
 pub use status::{Conflicted, Failing, Pressure, Recovered, StageStatus};
 pub use stream::{Orphan, Sent, SentPart, Standing, Stream};

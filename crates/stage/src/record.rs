@@ -48,7 +48,7 @@ pub struct ChangeRecord {
     pub content: Content,
     pub modified_ms: i64,
     pub committed_ms: i64,
-    /// `None` for a removal.
+    /// `None` for a removal and a copy.
     pub file: Option<FileName>,
     /// The bytes of the file are the data of this record; otherwise they were synced before it was written.
     pub has_data: bool,
@@ -81,6 +81,7 @@ pub struct SettledRecord {
 impl ChangeRecord {
     /// All that is known of a change.
     pub fn of(change: &Change, has_data: bool) -> Record {
+        let content = change.content_now();
         let progress = change.progress();
         let conflict = if progress.phase.is_conflict() { progress.failure.clone() } else { None };
         let record = Self {
@@ -88,7 +89,7 @@ impl ChangeRecord {
             target: change.target().clone(),
             base: progress.base.clone(),
             durability: change.durability(),
-            content: change.content().clone(),
+            content,
             modified_ms: change.modified_ms(),
             committed_ms: change.committed_ms(),
             file: change.file().map(crate::files::StagedFile::name),

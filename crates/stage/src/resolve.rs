@@ -96,7 +96,7 @@ impl Stage {
             let parts = ChangeParts {
                 operation,
                 target: conflict.target().clone(),
-                content: conflict.content().clone(),
+                content: conflict.content_now(),
                 durability: Durability::Local,
                 modified_ms: conflict.modified_ms(),
                 committed_ms: now_ms,

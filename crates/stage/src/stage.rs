@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::budget::Budget;
 use crate::change::{
-    Base, Change, ChangeParts, Content, OperationId, Phase, Progress, Settled, Target, Written, operation_of,
+    Base, Change, ChangeParts, Content, OperationId, Original, Phase, Progress, Settled, Target, Written, operation_of,
 };
 use crate::draft::Draft;
 use crate::files::{Files, StagedFile};
@@ -44,6 +44,17 @@ pub struct StageParts {
     pub metrics: Metrics,
     /// Seed of what is decided by chance.
     pub seed: u64,
+}
+
+/// Changes that are committed and seen all at once.
+#[derive(Default)]
+pub struct Batch {
+    /// Files that were written.
+    pub drafts: Vec<(Draft, Written)>,
+    /// Copies of objects of the source, with their sizes; nobody's metadata but the original's.
+    pub copies: Vec<(Original, u64, Written)>,
+    /// Keys that hold nothing then.
+    pub removals: Vec<(Target, Base, Durability)>,
 }
 
 /// Sizes and times that do not depend on the machine. Tests make them small.
@@ -184,7 +195,7 @@ impl Stage {
     pub fn commit(&self, draft: Draft, written: Written) -> Result<Arc<Change>> {
         let action = format!("write {}", written.target.key);
         self.check_open().map_err(|error| error.during(action.clone()))?;
-        let committed = New::synced(draft).and_then(|new| self.put(written, new));
+        let committed = NewFile::synced(draft).and_then(|new| self.put(written, new));
         committed.map_err(|error| error.during(action))
     }
 
@@ -202,8 +213,8 @@ impl Stage {
             draft.grow(size)?;
             draft.fill(&data)?;
             let new = match data.len() > INLINE_BYTES_MAX {
-                true => New::synced(draft)?,
-                false => New { file: draft.finish_unsynced(size), size, data: Some(data), stream: None },
+                true => NewFile::synced(draft)?,
+                false => NewFile { file: draft.finish_unsynced(size), size, data: Some(data), stream: None },
             };
             self.put(written, new)
         };
@@ -218,7 +229,7 @@ impl Stage {
     pub fn remove(&self, target: Target, base: Base, durability: Durability) -> Result<Arc<Change>> {
         let action = format!("remove {}", target.key);
         let written = self.removal(target, base, durability);
-        let committed = self.check_open().and_then(|()| self.take_in_one(written, None));
+        let committed = self.check_open().and_then(|()| self.take_in_one(written, New::Nothing));
         committed.map_err(|error| error.during(action))
     }
 
@@ -232,18 +243,27 @@ impl Stage {
         drafts: Vec<(Draft, Written)>,
         removals: Vec<(Target, Base, Durability)>,
     ) -> Result<Vec<Arc<Change>>> {
+        self.commit_batch(Batch { drafts, removals, ..Batch::default() })
+    }
+
+    /// As [`Stage::commit_all`], with copies in the source. Blocks.
+    ///
+    /// # Errors
+    /// As those; `Busy` when the original of a copy was changed meanwhile.
+    pub fn commit_batch(&self, batch: Batch) -> Result<Vec<Arc<Change>>> {
         self.check_open()?;
-        let mut new = Vec::with_capacity(drafts.len() + removals.len());
+        let Batch { drafts, copies, removals } = batch;
+        let mut new = Vec::with_capacity(drafts.len() + copies.len() + removals.len());
         let mut charged = 0;
         let made = drafts.into_iter().try_for_each(|(draft, written)| {
-            let made = New::of(draft)?;
+            let made = NewFile::of(draft)?;
             charged += made.size;
-            new.push((written, Some(made)));
+            new.push((written, New::File(made)));
             Ok(())
         });
-        new.extend(
-            removals.into_iter().map(|(target, base, durability)| (self.removal(target, base, durability), None)),
-        );
+        new.extend(copies.into_iter().map(|(original, size, written)| (written, New::Copy(original, size))));
+        let nothing = |(target, base, durability)| (self.removal(target, base, durability), New::Nothing);
+        new.extend(removals.into_iter().map(nothing));
         made.and_then(|()| self.take_in(new)).inspect_err(|_| self.budget.release(charged))
     }
 
@@ -252,24 +272,28 @@ impl Stage {
         Written { target, base, exclusive: false, durability, modified_ms, metadata: Vec::new() }
     }
 
-    fn put(&self, written: Written, new: New) -> Result<Arc<Change>> {
+    fn put(&self, written: Written, new: NewFile) -> Result<Arc<Change>> {
         let size = new.size;
-        self.take_in_one(written, Some(new)).inspect_err(|_| self.budget.release(size))
+        self.take_in_one(written, New::File(new)).inspect_err(|_| self.budget.release(size))
     }
 
-    fn take_in_one(&self, written: Written, new: Option<New>) -> Result<Arc<Change>> {
+    fn take_in_one(&self, written: Written, new: New) -> Result<Arc<Change>> {
         let taken = self.take_in(vec![(written, new)])?.pop();
         taken.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))
     }
 
     /// Takes changes in: admits them, makes their records durable, shows them.
-    fn take_in(&self, new: Vec<(Written, Option<New>)>) -> Result<Vec<Arc<Change>>> {
+    fn take_in(&self, new: Vec<(Written, New)>) -> Result<Vec<Arc<Change>>> {
         let mut taken: Vec<(Arc<Change>, Ticket)> = Vec::with_capacity(new.len());
         let pushed = {
             let mut table = self.table();
             new.iter().try_for_each(|(written, _)| table.admission(written).map(drop))?;
             new.into_iter().try_for_each(|(written, new)| {
                 let admission = table.admission(&written)?;
+                let new = match new {
+                    New::Copy(original, size) => New::Copy(table.admit_original(&written.target, original)?, size),
+                    new => new,
+                };
                 let (change, ticket) = self.push(written, new, admission)?;
                 table.admit(&change);
                 taken.push((change, ticket));
@@ -297,12 +321,12 @@ impl Stage {
     }
 
     /// Puts the record of a new change in line.
-    fn push(&self, written: Written, new: Option<New>, admission: Admission) -> Result<(Arc<Change>, Ticket)> {
+    fn push(&self, written: Written, new: New, admission: Admission) -> Result<(Arc<Change>, Ticket)> {
         let now_ms = self.parts.clock.wall_ms();
         let mut made = None;
         let ticket = self.journal.push(|operation, home| {
-            let has_data = new.as_ref().is_some_and(|new| new.data.is_some());
-            let data = new.as_ref().and_then(|new| new.data.clone()).unwrap_or_default();
+            let has_data = new.data().is_some();
+            let data = new.data().cloned().unwrap_or_default();
             let change = made.insert(new_change(written, new, operation, admission, home, now_ms));
             (ChangeRecord::of(change, has_data), data)
         })?;
@@ -467,8 +491,25 @@ impl fmt::Debug for Stage {
     }
 }
 
+/// What a new change makes its key hold.
+enum New {
+    Nothing,
+    File(NewFile),
+    /// A copy, and its size.
+    Copy(Original, u64),
+}
+
+impl New {
+    fn data(&self) -> Option<&Bytes> {
+        match self {
+            Self::File(file) => file.data.as_ref(),
+            Self::Nothing | Self::Copy(..) => None,
+        }
+    }
+}
+
 /// The file of a new change.
-struct New {
+struct NewFile {
     file: StagedFile,
     size: u64,
     /// Its content, where the journal has it as well.
@@ -477,7 +518,7 @@ struct New {
     stream: Option<StreamHold>,
 }
 
-impl New {
+impl NewFile {
     /// The content of a draft: in the journal where it is small enough, otherwise synced.
     fn of(draft: Draft) -> Result<Self> {
         match draft.small(INLINE_BYTES_MAX)? {
@@ -497,22 +538,23 @@ impl New {
 
 fn new_change(
     written: Written,
-    new: Option<New>,
+    new: New,
     operation: OperationId,
     admission: Admission,
     home: &Slot,
     now_ms: i64,
 ) -> Arc<Change> {
-    let content = match &new {
-        Some(new) => Content::Put { size: new.size, metadata: written.metadata },
-        None => Content::Remove,
-    };
     let (mut file, mut inherited) = (None, None);
-    if let Some(New { file: made, data, size, stream }) = new {
-        data.inspect(|data| made.is_in_journal(data, home));
-        inherited = stream.and_then(|stream| stream.commit(&written.target, size));
-        file = Some(made);
-    }
+    let content = match new {
+        New::File(NewFile { file: made, data, size, stream }) => {
+            data.inspect(|data| made.is_in_journal(data, home));
+            inherited = stream.and_then(|stream| stream.commit(&written.target, size));
+            file = Some(made);
+            Content::Put { size, metadata: written.metadata }
+        }
+        New::Copy(original, size) => Content::Copy { size, original },
+        New::Nothing => Content::Remove,
+    };
     let parts = ChangeParts {
         operation,
         target: written.target,

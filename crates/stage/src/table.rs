@@ -9,6 +9,7 @@ use bytes::Bytes;
 use penstock_types::{Durability, Error, ErrorKind, Metrics, Result};
 
 use crate::change::{Base, Change, Ending, OperationId, Phase, Settled, Target, Written, operation_of};
+use crate::copies::Copies;
 use crate::journal::{Journal, Slot};
 use crate::keys::{Key, Shown};
 use crate::overlay::Names;
@@ -39,6 +40,8 @@ pub struct Table {
     metrics: Metrics,
     /// Uploads that were begun for drafts.
     pub uploads: EarlyUploads,
+    /// What is to be copied in a source.
+    pub copies: Copies,
 }
 
 /// The keys of one scope.
@@ -94,6 +97,7 @@ impl Table {
             pins,
             metrics,
             uploads: EarlyUploads::default(),
+            copies: Copies::default(),
         }
     }
 
@@ -111,8 +115,9 @@ impl Table {
             let error = Error::new(ErrorKind::AlreadyExists, newest.action("write"), "something has that name");
             return Err(error.advise("write with mode wb to replace it"));
         }
+        let is_copied = self.copies.is_copied(newest);
         let progress = newest.progress();
-        let untouched = progress.phase == Phase::Waiting && !progress.given_out;
+        let untouched = progress.phase == Phase::Waiting && !progress.given_out && !is_copied;
         Ok(match untouched && newest.durability() == Durability::Local {
             true => Admission { base: progress.base.clone(), replaced: Some(Arc::clone(newest)) },
             false => Admission { base: Base::Staged(newest.operation()), replaced: None },
@@ -157,6 +162,7 @@ impl Table {
             self.schedule.remove(replaced.operation());
         }
         self.changes.insert(change.operation(), Arc::clone(change));
+        self.copies.add(change);
         self.key_mut(change.target()).admitted.push(Arc::clone(change));
     }
 
@@ -187,6 +193,7 @@ impl Table {
         let replaced = std::mem::take(&mut change.progress().replaces);
         self.key_mut(change.target()).take(change.operation());
         self.changes.remove(&change.operation());
+        self.copies.remove(change);
         if let Some(stream) = change.stream() {
             stream.discard();
         }
@@ -211,7 +218,7 @@ impl Table {
         loop {
             let operation = self.schedule.take(now)?;
             let Some(change) = self.changes.get(&operation) else { continue };
-            if held(change) {
+            if held(change) || self.waits_for_copy(change) {
                 self.schedule.add_later(operation, now + HELD_FOR);
                 continue;
             }
@@ -244,6 +251,7 @@ impl Table {
         if let Some(change) = &settled {
             self.count(change, -1);
             self.schedule.remove(operation);
+            self.follow_settled(change, &record.settled);
             self.leave(change, said, false);
         }
         if let Some(expires) = record.expires {
@@ -293,6 +301,7 @@ impl Table {
             progress.base.clone()
         };
         self.count(&change, 1);
+        self.follow_conflict(&change);
         let key = self.key_mut(change.target());
         key.take(operation);
         key.follow(operation, &base);
@@ -363,6 +372,7 @@ impl Table {
                 self.forget_shown(&scope, &key, operation);
             }
         }
+        self.copies.free(durable);
         let mut left = Left::default();
         for leaving in &mut self.leaving {
             if leaving.until.is_none() && leaving.said <= durable {
@@ -484,12 +494,14 @@ impl Table {
         for operation in replaced.into_iter().chain([change.operation()]) {
             if let Some(known) = self.changes.remove(&operation) {
                 self.key_mut(known.target()).take(operation);
+                self.copies.remove(&known);
                 if known.phase() != Phase::Over {
                     self.count(&known, -1);
                 }
             }
         }
         self.changes.insert(change.operation(), Arc::clone(change));
+        self.copies.add(change);
         self.count(change, 1);
         if change.phase() == Phase::Waiting {
             self.key_mut(change.target()).add(change);
@@ -502,8 +514,13 @@ impl Table {
         self.changes.values()
     }
 
+    /// A change is over; `said` is the record that tells, 0 where that is durable.
     fn leave(&mut self, change: &Arc<Change>, said: u64, inherited: bool) {
         change.progress().phase = Phase::Over;
+        match said {
+            0 => self.copies.remove(change),
+            said => self.copies.end(change, said),
+        }
         self.leaving.push_back(Leaving { change: Arc::clone(change), said, until: None, inherited });
     }
 
@@ -535,6 +552,11 @@ impl Table {
                 self.metrics.stage_bytes.inc_by(by * change.charge().cast_signed());
             }
         }
+    }
+
+    /// What the source got last of a key, while listings may not show it.
+    pub fn shown(&self, target: &Target) -> Option<&SettledRecord> {
+        self.key(target)?.shown.as_ref().map(|shown| &shown.record)
     }
 
     fn key(&self, target: &Target) -> Option<&Key> {

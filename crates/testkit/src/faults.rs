@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Future, StreamExt};
 use penstock_types::{
-    ByteRange, Capabilities, CompletedPart, CopyRequest, Error, ErrorKind, ListPage, ListRequest, ObjectAttributes,
-    ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest, ReadRequest, Result, Source,
-    SourceId, UploadId, UploadInfo, Version,
+    ByteRange, Capabilities, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest,
+    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest, ReadRequest,
+    Result, Source, SourceId, UploadId, UploadInfo, Version,
 };
 
 /// What goes wrong with a call. Faults of bodies make other calls than reads fail as unavailable.
@@ -227,6 +227,16 @@ impl Source for FaultySource {
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {
         self.call("put_part", key, self.inner.put_part(key, upload, number, body)).await
+    }
+
+    async fn copy_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        copied: CopiedRange,
+    ) -> Result<PartInfo> {
+        self.call("copy_part", key, self.inner.copy_part(key, upload, number, copied)).await
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>> {

@@ -257,7 +257,7 @@ pub trait KernelTree: Send + Sync {
     /// Gives a file or directory another name, in one step for whoever looks.
     ///
     /// # Errors
-    /// `CrossDevice` where more would have to be fetched than a rename may wait for; `NotEmpty`, `AlreadyExists`,
+    /// `CrossDevice` where more would have to be renamed or fetched than a rename may wait for; `NotEmpty`, `AlreadyExists`,
     /// `IsADirectory`, `NotADirectory`, `NotFound`, `ReadOnly`; what the source says.
     fn rename(&self, _from: (NodeId, &str), _to: (NodeId, &str), _replace: Replace) -> Answer<()> {
         Answer::Now(Err(read_only("rename")))

@@ -39,6 +39,6 @@ pub use set::{
     is_set_path, manifest_key, set_of_data, set_of_manifest,
 };
 pub use source::{
-    Capabilities, CompletedPart, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, Observed, PartInfo,
-    Precondition, Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
+    Capabilities, CompletedPart, CopiedRange, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, Observed,
+    PartInfo, Precondition, Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
 };

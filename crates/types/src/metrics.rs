@@ -117,6 +117,10 @@ metrics! {
         uploads;
         /// Bytes brought into sources
         upload_bytes;
+        /// Objects that sources copied themselves, for renames
+        copies;
+        /// Bytes of those
+        copy_bytes;
         /// Bytes of files sent into sources while they were still being written
         stream_bytes;
         /// Bytes of those sent again, because the file had changed by its end

@@ -152,6 +152,17 @@ pub struct CopyRequest {
     pub metadata: Option<Vec<(String, String)>>,
 }
 
+/// Bytes of an object that become a part of an upload, inside the source.
+#[derive(Clone, Debug)]
+pub struct CopiedRange {
+    /// Key to copy from.
+    pub from: ObjectKey,
+    /// The version `from` must hold.
+    pub from_version: Option<Version>,
+    /// Bytes of it, not empty and inside the object.
+    pub range: ByteRange,
+}
+
 /// Id of a multipart upload; with its key it names the upload across processes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct UploadId(pub String);
@@ -258,6 +269,11 @@ pub trait Source: Send + Sync + 'static {
 
     /// Stores one part; the same number again replaces it.
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo>;
+
+    /// Makes a part of bytes of another object, inside the source; the same number again replaces it. `Conflict` when
+    /// that object does not hold the version.
+    async fn copy_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, copied: CopiedRange)
+    -> Result<PartInfo>;
 
     /// The parts that were stored, by number.
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>>;

@@ -202,11 +202,10 @@ class Client:
             AlreadyExistsError: something has the second one, without ``replace``.
             IsDirectoryError, NotDirectoryError: a file cannot take the place of a directory, nor the other way round.
             NotEmptyError: the directory that has the second name is not empty.
-            CrossDeviceError: another attachment, or more than 10,000 files or 256 MiB that are not on this machine:
-                copy them, then remove them.
+            CrossDeviceError: another attachment, more than 100,000 files, or more than 256 MiB of objects without an
+                ETag that are not on this machine: copy them, then remove them.
             ReadOnlyError: the attachment was not made writable.
-        Cost: one sync. A store cannot rename: everything is uploaded under its new name, and what is not on this
-            machine is fetched first.
+        Cost: one sync. A store cannot rename: it copies behind what it has, and nothing of that passes this machine.
         """
         self.core.rename(os.fspath(source), os.fspath(target), replace)
 

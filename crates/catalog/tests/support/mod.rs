@@ -235,6 +235,9 @@ impl Source for TestSource {
     async fn put_part(&self, _: &ObjectKey, _: &UploadId, _: u32, _: Bytes) -> Result<PartInfo> {
         unused()
     }
+    async fn copy_part(&self, _: &ObjectKey, _: &UploadId, _: u32, _: CopiedRange) -> Result<PartInfo> {
+        unused()
+    }
     async fn list_parts(&self, _: &ObjectKey, _: &UploadId) -> Result<Vec<PartInfo>> {
         unused()
     }

@@ -227,7 +227,7 @@ impl Mounted {
             return Way::Kept;
         }
         let small = target.attributes.size <= WHOLE_MAX;
-        if small || self.engine.is_complete(&target.object) { Way::Lent } else { Way::Served }
+        if small || self.engine.is_complete(&target.attached, &target.object) { Way::Lent } else { Way::Served }
     }
 
     /// The object that a path and a version name.

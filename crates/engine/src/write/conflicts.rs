@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
+use crate::open::object_id;
 
 /// Conflicts whose sources are asked at the same time.
 const ASKED_AT_ONCE: usize = 16;
@@ -119,9 +120,15 @@ impl Engine {
     /// What a change in conflict holds, read only. May block for moments, to restore it from the journal.
     ///
     /// # Errors
-    /// `NotFound` when it is not in conflict; `InvalidInput` for a removal; `Corrupt` when its bytes are lost.
+    /// `NotFound` when it is not in conflict; `InvalidInput` for a removal, and for what was renamed and is not cached: its
+    /// bytes are in the source, if anywhere; `Corrupt` when its bytes are lost.
     pub fn conflict_content(&self, path: &TreePath, operation: &str) -> Result<Arc<OwnedFd>> {
-        let (_, change) = self.conflict(path, operation)?;
+        let (attached, change) = self.conflict(path, operation)?;
+        let original = change.original().map(|original| object_id(&attached, original.key, &original.version));
+        let cached = original.and_then(|original| self.cache.peek(&original)).filter(|extent| extent.is_complete());
+        if let Some(lease) = cached.and_then(|extent| tokio::task::block_in_place(|| extent.lend()).ok()) {
+            return Ok(Arc::clone(lease.descriptor()));
+        }
         tokio::task::block_in_place(|| change.open()).map_err(|error| error.during(format!("read ours of {path}")))
     }
 

@@ -5,6 +5,7 @@
 //! ```
 
 mod conflicts;
+mod copy;
 mod early;
 mod lookups;
 mod multipart;
@@ -25,7 +26,9 @@ use bytes::Bytes;
 use penstock_catalog::Item;
 use penstock_source::is_weak;
 use penstock_stage::{Base, Change, Draft, Target, Written};
-use penstock_types::{Durability, Error, ErrorKind, Laid, ObjectId, ObjectKey, Result, TreePath, Version, WriteSpec};
+use penstock_types::{
+    Durability, Error, ErrorKind, Laid, ObjectAttributes, ObjectId, ObjectKey, Result, TreePath, Version, WriteSpec,
+};
 
 use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
@@ -74,6 +77,8 @@ pub(crate) struct Place {
     pub(crate) base: Base,
     /// What was staged or lately staged of the key then.
     pub(crate) laid: Option<Laid>,
+    /// The file that had the name.
+    found: Option<ObjectAttributes>,
     /// Id and path in it, for a file of a set: nobody sees it before that is published.
     set: Option<(String, String)>,
 }
@@ -87,7 +92,7 @@ impl Place {
         (base, laid): (Base, Option<Laid>),
         set: (String, String),
     ) -> Self {
-        Self { path, target, durability: Durability::Local, exclusive, base, laid, set: Some(set) }
+        Self { path, target, durability: Durability::Local, exclusive, base, laid, found: None, set: Some(set) }
     }
 }
 
@@ -201,18 +206,20 @@ impl Engine {
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
         let certain = certain || options.exclusive;
         let found = self.look_before_writing(path, (&attached, &inner), certain).await?;
+        let mut file = None;
         let base = match found {
             Some(Item::Directory) if !was_removed => return Err(is_a_directory(path)),
             Some(Item::File { .. }) if options.exclusive => return Err(taken(path)),
             Some(Item::File { attributes, .. }) => {
                 attached.check_replaceable(path, &attributes.version)?;
-                base_of(&attributes.version)
+                base_of(&file.insert(attributes).version)
             }
             Some(Item::Directory) | None => Base::Absent,
         };
         let attachment = attached.spec.id.clone();
         let target = Target { scope: Arc::clone(&attached.scope), attachment, key };
-        Ok(Place { path: path.clone(), target, durability, exclusive: options.exclusive, base, laid, set: None })
+        let (path, exclusive, found) = (path.clone(), options.exclusive, file);
+        Ok(Place { path, target, durability, exclusive, base, laid, found, set: None })
     }
 
     /// What a commit replaces: what was there when the writing began, unless this node has changed it since.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_stage::Change;
 use penstock_types::{
-    ByteRange, CompletedPart, ErrorKind, ObjectKey, PartInfo, Precondition, Result, Source, UploadId,
+    ByteRange, CompletedPart, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result, Source, UploadId,
 };
 
 use crate::attachment::Attached;
@@ -17,15 +17,15 @@ use crate::write::parts::Shape;
 use crate::write::upload::{Stored, metadata};
 
 /// Parts of one object that are on their way at the same time.
-const PARTS_AT_ONCE: usize = 16;
+pub(super) const PARTS_AT_ONCE: usize = 16;
 /// Parts of one object that are compared at the same time: as many as a disk likes to be asked for.
 const COMPARED_AT_ONCE: usize = 4;
 
 /// An upload with what the source has of it.
-struct Begun {
-    upload: UploadId,
+pub(super) struct Begun {
+    pub(super) upload: UploadId,
     /// By number, with the checksum of what was sent where that may differ from what the file holds.
-    known: BTreeMap<u32, (PartInfo, Option<u32>)>,
+    pub(super) known: BTreeMap<u32, (PartInfo, Option<u32>)>,
     shape: Shape,
 }
 
@@ -55,7 +55,8 @@ impl Engine {
         precondition: Precondition,
     ) -> Result<Stored> {
         let source = attached.source.as_ref();
-        let Begun { upload, known, shape } = self.upload_of(source, change, file.size).await?;
+        let whole = (Shape::of(file.size), metadata(change));
+        let Begun { upload, known, shape } = self.upload_of(source, change, whole).await?;
         let sending = Sending { source, change, file, upload: &upload };
         let done = match self.send_parts(&sending, shape, known).await {
             // Somebody aborted it, or the store gave it up: the next try begins another.
@@ -65,9 +66,24 @@ impl Engine {
             }
             done => done?,
         };
+        let parts = done.values().map(|(part, _)| part);
+        let attributes = self.complete(attached, change, (&upload, shape), parts, precondition).await?;
+        Ok(Stored::it(attributes, done.into_values().flat_map(|(_, sums)| sums).collect()))
+    }
+
+    /// Makes the object of the parts of an upload.
+    pub(super) async fn complete(
+        &self,
+        attached: &Attached,
+        change: &Arc<Change>,
+        (upload, shape): (&UploadId, Shape),
+        parts: impl Iterator<Item = &PartInfo>,
+        precondition: Precondition,
+    ) -> Result<ObjectAttributes> {
         let completed: Vec<CompletedPart> =
-            done.values().map(|(part, _)| CompletedPart { number: part.number, etag: part.etag.clone() }).collect();
-        let completed = source.complete_upload(sending.key(), &upload, &completed, precondition).await;
+            parts.map(|part| CompletedPart { number: part.number, etag: part.etag.clone() }).collect();
+        let key = &change.target().key;
+        let completed = attached.source.complete_upload(key, upload, &completed, precondition).await;
         if let Err(error) = &completed {
             // A store that takes no parts of two sizes: the next try sends all of it in parts of one.
             let is_refused = error.kind() == ErrorKind::InvalidInput && shape == Shape::Growing;
@@ -76,11 +92,10 @@ impl Engine {
             }
         }
         // An upload that is gone may have been completed by an earlier try: what the key holds tells.
-        let attributes = completed.map_err(|error| match error.kind() {
+        completed.map_err(|error| match error.kind() {
             ErrorKind::NotFound => error.with_kind(ErrorKind::Conflict),
             _ => error,
-        })?;
-        Ok(Stored { attributes, sums: done.into_values().flat_map(|(_, sums)| sums).collect() })
+        })
     }
 
     /// Sends what the source has not got, and meanwhile compares what it has.
@@ -145,12 +160,18 @@ impl Engine {
         Ok((info, part.sums))
     }
 
-    /// The upload of a change: one that was begun, with the parts that the source has of it, or a new one.
-    async fn upload_of(&self, source: &dyn Source, change: &Change, size: u64) -> Result<Begun> {
+    /// The upload of a change: one that was begun, with the parts that the source has of it, or a new one of that shape
+    /// and with that metadata.
+    pub(super) async fn upload_of(
+        &self,
+        source: &dyn Source,
+        change: &Change,
+        (shape, metadata): (Shape, Vec<(String, String)>),
+    ) -> Result<Begun> {
         let key = &change.target().key;
         if let Some((upload, noted)) = change.upload() {
             let sums: Option<BTreeMap<u32, u32>> = change.streamed().map(|sums| sums.into_iter().collect());
-            let shape = if sums.is_some() { Shape::Growing } else { Shape::of(size) };
+            let shape = if sums.is_some() { Shape::Growing } else { shape };
             let with_sum = |part: PartInfo| {
                 let sum = sums.as_ref().and_then(|sums| sums.get(&part.number).copied());
                 (part.number, (part, sum))
@@ -170,8 +191,8 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        let upload = source.begin_upload(key, metadata(change)).await?;
+        let upload = source.begin_upload(key, metadata).await?;
         self.stage.upload_begun(change, &upload);
-        Ok(Begun { upload, known: BTreeMap::new(), shape: Shape::of(size) })
+        Ok(Begun { upload, known: BTreeMap::new(), shape })
     }
 }

@@ -12,6 +12,8 @@ use crate::transfer::StagedFile;
 
 /// Size of a part, where that is not too many of them.
 pub(super) const PART_BYTES: u64 = 8 * 1024 * 1024;
+/// Size of a part that a source copies itself: few requests, and each is done well within a deadline.
+pub(super) const COPY_PART_BYTES: u64 = 128 * 1024 * 1024;
 /// Parts that an upload may have.
 pub(super) const PARTS_MAX: u64 = 10_000;
 /// How many parts of which size a file has that is sent before its size is known: all together more than 5 TiB, and as
@@ -32,6 +34,11 @@ impl Shape {
     /// many.
     pub(super) fn of(size: u64) -> Self {
         Self::Even(size.div_ceil(PARTS_MAX).next_multiple_of(PAGE_SIZE).max(PART_BYTES))
+    }
+
+    /// The shape for a copy inside a source, which takes no memory here.
+    pub(super) fn of_copy(size: u64) -> Self {
+        Self::Even(size.div_ceil(PARTS_MAX).next_multiple_of(PAGE_SIZE).max(COPY_PART_BYTES))
     }
 
     /// The part number `index` (from 0) of a file that goes to `end`: with `is_whole` the last one may be shorter,

@@ -1,21 +1,23 @@
 //! Renaming: the content goes on under another key, seen at once under the new name and no more under the old one. A
-//! store cannot rename; what is not on this node has to be brought here and is uploaded again.
+//! store cannot rename; it copies what it has, and what it has not got yet is uploaded under its new name. Only what it
+//! cannot copy has to be brought here and is uploaded again.
 
 use std::sync::Arc;
 
-use penstock_stage::{Base, Change, Draft, Target, Written};
-use penstock_types::{Durability, Error, ErrorKind, ObjectAttributes, Result, TreePath};
+use penstock_stage::{Base, Batch, Change, Draft, Original, Written};
+use penstock_types::{Error, ErrorKind, ObjectAttributes, Result, TreePath};
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
 use crate::entry::EntryKind;
 use crate::live::LiveFile;
 use crate::open::{OpenOptions, object_id};
+use crate::write::copy::can_copy;
 use crate::write::{Place, WriteOptions, base_of, taken};
 
 /// Files that one rename of a directory takes along.
-const FILES_MAX: usize = 10_000;
-/// Bytes that a rename brings here first; where there are more, copying is for a program that shows how it goes on.
+const FILES_MAX: usize = 100_000;
+/// Bytes that a rename brings here first, of what the source cannot copy; where there are more, copying is for a program that shows how it goes on.
 const BROUGHT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Names of a directory that are looked at at once.
 const PAGE_NAMES: usize = 1000;
@@ -29,17 +31,10 @@ struct Moved {
     is_empty: bool,
 }
 
-/// What is committed in one step.
-#[derive(Default)]
-struct Batch {
-    drafts: Vec<(Draft, Written)>,
-    removals: Vec<(Target, Base, Durability)>,
-}
-
 impl Engine {
     /// Gives a file or directory another name in the same attachment; takes the place of a file or of an empty
-    /// directory that has it, with `replace`. Seen at once by everybody on this node. The time goes with what is not
-    /// on this node: it is brought here, and everything is uploaded under its new name.
+    /// directory that has it, with `replace`. Seen at once by everybody on this node; the source copies what it has
+    /// afterwards. What it cannot copy, as it has no ETag, is brought here first, and uploaded under its new name.
     ///
     /// # Errors
     /// `CrossDevice` into another attachment, or when more had to be brought than a rename may wait for; `NotFound`,
@@ -113,7 +108,7 @@ impl Engine {
                         ahead.push((from, to));
                         continue;
                     }
-                    brought += if self.is_here(attached, &from, entry.version.as_ref()) { 0 } else { entry.size };
+                    brought += if self.is_easy(attached, &from, entry.version.as_ref()) { 0 } else { entry.size };
                     found.push(Moved { from, to, kind: EntryKind::File, is_empty: false });
                 }
                 after = page.next;
@@ -139,11 +134,11 @@ impl Engine {
         Ok(found)
     }
 
-    /// Whether all bytes of a version are on this node.
-    fn is_here(&self, attached: &Arc<Attached>, path: &TreePath, version: Option<&penstock_types::Version>) -> bool {
-        let Some(version) = version else { return true };
+    /// Whether nothing of a version has to be brought here.
+    fn is_easy(&self, attached: &Arc<Attached>, path: &TreePath, version: Option<&penstock_types::Version>) -> bool {
+        let Some(version) = version.filter(|version| !can_copy(version)) else { return true };
         let key = path.below(&attached.path).and_then(|inner| attached.view.key_of(inner).ok());
-        super::is_staged(version) || key.is_some_and(|key| self.is_complete(&object_id(attached, key, version)))
+        key.is_some_and(|key| self.is_complete(attached, &object_id(attached, key, version)))
     }
 
     async fn move_all(self: &Arc<Self>, attached: &Arc<Attached>, moved: &[Moved]) -> Result<()> {
@@ -158,11 +153,10 @@ impl Engine {
                 (EntryKind::Directory, _) => self.move_directory(attached, one, &mut batch).await?,
             }
         }
-        let Batch { drafts, removals } = batch;
         let now = self.parts.clock.monotonic();
-        drafts.iter().for_each(|(_, written)| self.live.settle_first(&written.target, now));
+        batch.drafts.iter().for_each(|(_, written)| self.live.settle_first(&written.target, now));
         let me = Arc::clone(self);
-        let changes = self.blocking(move || me.stage.commit_all(drafts, removals)).await?;
+        let changes = self.blocking(move || me.stage.commit_batch(batch)).await?;
         for one in moved {
             if one.kind == EntryKind::Directory {
                 self.forget_directory(&one.from, attached);
@@ -199,11 +193,36 @@ impl Engine {
             self.place(&one.from, WriteOptions::default(), true).await?,
             self.place(&one.to, WriteOptions::default(), false).await?,
         );
+        let base = self.base_now(&from);
+        batch.removals.push((from.target.clone(), base.clone(), from.durability));
+        if let Some((original, attributes)) = self.copyable(&from, base)? {
+            let written = Written { modified_ms: attributes.modified_ms, ..self.written(&to)? };
+            batch.copies.push((original, attributes.size, written));
+            return Ok(());
+        }
         let (draft, attributes, metadata) = self.content_of(&from, &to).await?;
         let written = Written { modified_ms: attributes.modified_ms, metadata, ..self.written(&to)? };
         batch.drafts.push((draft, written));
-        batch.removals.push((from.target.clone(), self.base_now(&from), from.durability));
         Ok(())
+    }
+
+    /// What a file is copied from in the source, where all of it is there or will be by an earlier copy.
+    fn copyable(&self, from: &Place, base: Base) -> Result<Option<(Original, ObjectAttributes)>> {
+        let attributes = match &base {
+            Base::Version(version) if can_copy(version) => from.found.clone(),
+            Base::Staged(operation) => {
+                let change = self.stage.find(&from.target.scope, &from.target.key, &operation.version());
+                change.filter(|change| change.original().is_some()).and_then(|change| change.attributes())
+            }
+            _ => None,
+        };
+        let Some(attributes) = attributes else { return Ok(None) };
+        if base_of(&attributes.version) != base {
+            return Err(changed(&from.path));
+        }
+        let (key, version) = (from.target.key.clone(), attributes.version.clone());
+        let original = Original { key, version, since: None };
+        Ok(Some((original, attributes)))
     }
 
     /// The content of a file as a draft of another key: another name of it where it is staged, a copy where it is not.
@@ -215,8 +234,7 @@ impl Engine {
         let file = self.open(&from.path, OpenOptions::default()).await?;
         let attributes = file.attributes().clone();
         if base_of(&attributes.version) != self.base_now(from) {
-            return Err(Error::new(ErrorKind::Busy, format!("rename {}", from.path), "it was changed just now")
-                .advise("try again"));
+            return Err(changed(&from.path));
         }
         let staged = self.stage.find(&from.target.scope, &from.target.key, &attributes.version);
         let metadata = staged.as_ref().map(|change| change.metadata().to_vec()).unwrap_or_default();
@@ -272,6 +290,10 @@ impl Engine {
         self.live.rename(live, (&paths.0, &paths.1), (&targets.0, &targets.1), now);
         self.promised(&change).await
     }
+}
+
+fn changed(path: &TreePath) -> Error {
+    Error::new(ErrorKind::Busy, format!("rename {path}"), "it was changed just now").advise("try again")
 }
 
 fn moves_set(from: &TreePath, to: &TreePath) -> Error {

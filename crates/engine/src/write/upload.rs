@@ -16,6 +16,7 @@ use crate::attachment::Attached;
 use crate::engine::Engine;
 use crate::open::object_id;
 use crate::transfer::StagedFile;
+use crate::write::copy::Copying;
 
 /// Changes that are brought at the same time.
 const CHANGES_AT_ONCE: usize = 32;
@@ -41,6 +42,18 @@ pub(super) struct Stored {
     pub(super) attributes: ObjectAttributes,
     /// CRC32C of each page; empty where they are not known.
     pub(super) sums: Vec<u32>,
+    /// The change itself, and not a later one that took its place.
+    pub(super) is_it: bool,
+}
+
+impl Stored {
+    fn later(attributes: ObjectAttributes) -> Self {
+        Self { attributes, sums: Vec::new(), is_it: false }
+    }
+
+    pub(super) fn it(attributes: ObjectAttributes, sums: Vec<u32>) -> Self {
+        Self { attributes, sums, is_it: true }
+    }
 }
 
 /// Brings changes into their sources as long as the engine is there.
@@ -75,11 +88,17 @@ impl Engine {
             self.stage.failed(change, error);
             return;
         };
+        if let Some(earlier) = self.stage.blocked_by(change) {
+            self.stage.failed(change, blocked(&attached, change, &earlier));
+            return;
+        }
         let metrics = &self.parts.metrics;
         let brought = match change.content() {
             Content::Remove => self.bring_removal(&attached, change).await.map(|()| None),
             Content::Put { .. } if Self::is_manifest(change) => self.bring_manifest(&attached, change).await.map(Some),
-            Content::Put { size, .. } => self.bring_content(&attached, change, *size).await.map(Some),
+            Content::Put { size, .. } | Content::Copy { size, .. } => {
+                self.bring_content(&attached, change, *size).await.map(Some)
+            }
         };
         attached.health.note(&brought);
         match brought {
@@ -117,10 +136,16 @@ impl Engine {
     async fn settle(self: &Arc<Self>, attached: &Arc<Attached>, change: &Arc<Change>, stored: Option<Stored>) {
         let settled = match stored {
             None => Settled::Removed { moment: self.catalog.now() },
-            Some(Stored { attributes, sums }) => {
+            Some(Stored { attributes, sums, is_it }) => {
                 let object = object_id(attached, change.target().key.clone(), &attributes.version);
+                let original = change.original().filter(|_| is_it);
+                let original = original.map(|original| object_id(attached, original.key, &original.version));
                 let (engine, known, size) = (Arc::clone(self), Arc::clone(change), attributes.size);
-                let adopted = tokio::task::spawn_blocking(move || engine.adopt(&object, size, sums, &known)).await;
+                let adopted = tokio::task::spawn_blocking(move || match original {
+                    Some(original) => engine.adopt_copy(&original, &object),
+                    None => engine.adopt(&object, size, sums, &known),
+                });
+                let adopted = adopted.await;
                 if let Ok(Err(error)) = adopted {
                     tracing::debug!(%error, "an uploaded file is not kept in the cache");
                 }
@@ -128,6 +153,11 @@ impl Engine {
             }
         };
         self.stage.settle(change, settled, self.shown_us(&attached.scope));
+        if change.original().is_some() {
+            let stage = Arc::clone(&self.stage);
+            // Should it fail, housekeeping tries again.
+            let _ = tokio::task::spawn_blocking(move || stage.free_originals()).await;
+        }
         self.manifest_done(change);
     }
 
@@ -197,7 +227,7 @@ impl Engine {
             },
             put => put?,
         };
-        Ok(Stored { attributes, sums: Vec::new() })
+        Ok(Stored::it(attributes, Vec::new()))
     }
 
     async fn bring_removal(&self, attached: &Attached, change: &Change) -> Result<()> {
@@ -227,7 +257,12 @@ impl Engine {
         }
     }
 
-    async fn bring_content(&self, attached: &Attached, change: &Arc<Change>, size: u64) -> Result<Stored> {
+    async fn bring_content(
+        self: &Arc<Self>,
+        attached: &Arc<Attached>,
+        change: &Arc<Change>,
+        size: u64,
+    ) -> Result<Stored> {
         let capabilities = attached.source.tried(&change.target().key).await?;
         if !capabilities.conditional_replace && !attached.spec.write.as_ref().is_some_and(|write| write.single_writer) {
             let action = format!("upload {}", attached.describe(&change.target().key));
@@ -252,16 +287,23 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
                 Found::Ours(attributes) => {
                     self.give_up_upload(attached, change).await;
-                    Stored { attributes, sums: Vec::new() }
+                    Stored::it(attributes, Vec::new())
                 }
                 Found::Later(attributes) => {
                     self.give_up_upload(attached, change).await;
-                    return Ok(Stored { attributes, sums: Vec::new() });
+                    return Ok(Stored::later(attributes));
                 }
                 // Whoever removed what was to be replaced, be it a later change of ours before the node was killed:
                 // nobody's bytes are in the way.
                 Found::Nothing => self.send(attached, change, size, Precondition::Absent).await.map_err(come_again)?,
             },
+            Err(error) if error.kind() == ErrorKind::StaleVersion && change.original().is_some() => {
+                match self.find_out_without_original(attached, change, error).await? {
+                    Found::Ours(attributes) => Stored::it(attributes, Vec::new()),
+                    Found::Later(attributes) => return Ok(Stored::later(attributes)),
+                    Found::Nothing => return Err(replaced(attached, &change.target().key)),
+                }
+            }
             sent => sent?,
         };
         if stored.attributes.size != size {
@@ -300,6 +342,17 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::find_out`], of a copy whose original is gone; otherwise it will never be made.
+    async fn find_out_without_original(&self, attached: &Attached, change: &Change, gone: Error) -> Result<Found> {
+        match self.find_out(attached, change, &gone).await {
+            Ok(Found::Nothing) => Err(gone.with_kind(ErrorKind::Conflict)),
+            Err(error) if error.kind() == ErrorKind::Conflict || error.reason() == gone.reason() => {
+                Err(gone.with_kind(ErrorKind::Conflict))
+            }
+            found => found,
+        }
+    }
+
     /// Whether an operation is a change of the same key that was committed here after this one, and waits as well.
     fn is_later(&self, change: &Change, operation: OperationId) -> bool {
         let found = self.stage.marked(change.target(), operation);
@@ -307,24 +360,44 @@ impl Engine {
     }
 
     async fn send(
-        &self,
-        attached: &Attached,
+        self: &Arc<Self>,
+        attached: &Arc<Attached>,
         change: &Arc<Change>,
         size: u64,
         precondition: Precondition,
     ) -> Result<Stored> {
-        let file = Arc::new(StagedFile { descriptor: change.open()?, size });
+        match change.original() {
+            Some(original) => {
+                let copying = Copying { change, original, size, precondition };
+                self.send_copy(attached, copying).await
+            }
+            None => {
+                let file = Arc::new(StagedFile { descriptor: change.open()?, size });
+                self.send_file(attached, change, &file, precondition).await
+            }
+        }
+    }
+
+    /// Sends what a change makes its key hold, from a file.
+    pub(super) async fn send_file(
+        &self,
+        attached: &Attached,
+        change: &Arc<Change>,
+        file: &Arc<StagedFile>,
+        precondition: Precondition,
+    ) -> Result<Stored> {
+        let size = file.size;
         let metrics = &self.parts.metrics;
         let stored = if size <= PUT_BYTES_MAX {
             self.give_up_upload(attached, change).await;
-            let part = self.part(&file, ByteRange::new(0, size)).await?;
+            let part = self.part(file, ByteRange::new(0, size)).await?;
             let (key, body) = (change.target().key.clone(), part.bytes);
             let request = PutRequest { key, body, precondition, metadata: metadata(change) };
             let attributes = attached.source.put(request).await?;
             self.stage.brought(size);
-            Stored { attributes, sums: part.sums }
+            Stored::it(attributes, part.sums)
         } else {
-            self.send_in_parts(attached, change, &file, precondition).await?
+            self.send_in_parts(attached, change, file, precondition).await?
         };
         metrics.uploads.inc();
         metrics.upload_bytes.inc_by(size);
@@ -352,6 +425,13 @@ fn come_again(error: Error) -> Error {
 fn out_of_turn(change: &Change) -> Error {
     let action = format!("upload {}", change.target().key);
     Error::new(ErrorKind::Internal, action, "what it replaces is not in the source yet").advise("report it")
+}
+
+/// Why a change waits for somebody to settle what comes before it.
+fn blocked(attached: &Attached, change: &Change, earlier: &Change) -> Error {
+    let action = format!("upload {}", attached.describe(&change.target().key));
+    let reason = format!("it comes after {}, which cannot be copied", attached.describe(&earlier.target().key));
+    Error::new(ErrorKind::Busy, action, reason).advise("settle that first: penstock conflicts ls; or write it anew")
 }
 
 fn replaced(attached: &Attached, key: &ObjectKey) -> Error {

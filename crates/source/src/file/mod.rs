@@ -19,9 +19,9 @@ use futures_util::{StreamExt, stream};
 use rustix::fs::OFlags;
 
 use penstock_types::{
-    ByteRange, Capabilities, CompletedPart, CopyRequest, Error, ErrorKind, ListPage, ListRequest, ObjectAttributes,
-    ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest, Result, Source, SourceId,
-    UploadId, UploadInfo, Version,
+    ByteRange, Capabilities, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest,
+    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest, Result,
+    Source, SourceId, UploadId, UploadInfo, Version,
 };
 
 use crate::check;
@@ -188,6 +188,21 @@ impl Source for Directory {
         let action = self.action(&format!("write part {number} of"), &key);
         self.blocking(&action, move |inner, action| {
             uploads::put_part(&inner.root, action, (&key, &upload), number, &body)
+        })
+        .await
+    }
+
+    async fn copy_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        copied: CopiedRange,
+    ) -> Result<PartInfo> {
+        let (key, upload) = (key.clone(), upload.clone());
+        let action = self.action(&format!("copy part {number} of"), &key);
+        self.blocking(&action, move |inner, action| {
+            uploads::copy_part(&inner.root, action, (&key, &upload), number, &copied)
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! Multipart uploads in a directory: each is a hidden directory with its key and its parts, and outlives the process.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use penstock_types::{
-    CompletedPart, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result, UploadId, UploadInfo,
+    CompletedPart, CopiedRange, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result,
+    UploadId, UploadInfo,
 };
 
 use super::publish::{Draft, hidden_directory, io_error};
@@ -48,12 +49,50 @@ pub(super) fn put_part(
     number: u32,
     body: &[u8],
 ) -> Result<PartInfo> {
+    store_part(root, action, (key, upload), number, &mut &*body)
+}
+
+/// A part of bytes of another file, which is the same after that as before.
+pub(super) fn copy_part(
+    root: &Root,
+    action: &str,
+    (key, upload): (&ObjectKey, &UploadId),
+    number: u32,
+    copied: &CopiedRange,
+) -> Result<PartInfo> {
+    let gone = || Error::new(ErrorKind::Conflict, action, "the object is gone");
+    let opened = root.open_object(action, &copied.from, OFlags::RDONLY);
+    let (from, attributes) = match opened {
+        Err(error) if error.kind() == ErrorKind::NotFound && copied.from_version.is_some() => return Err(gone()),
+        opened => opened?,
+    };
+    if let Some(version) = &copied.from_version {
+        check::precondition(action, &Precondition::Version(version.clone()), Some(&attributes.version))?;
+    }
+    check::range(action, copied.range, attributes.size)?;
+    let mut from = File::from(from);
+    from.seek(SeekFrom::Start(copied.range.start)).map_err(|error| io_error(action, &error))?;
+    let part = store_part(root, action, (key, upload), number, &mut (&from).take(copied.range.len()))?;
+    let stat = rustix::fs::fstat(&from).map_err(|errno| error_of(action, errno))?;
+    if part.size != copied.range.len() || attributes_of(&stat).as_ref() != Some(&attributes) {
+        return Err(Error::new(ErrorKind::Conflict, action, "the object changed while it was copied"));
+    }
+    Ok(part)
+}
+
+fn store_part(
+    root: &Root,
+    action: &str,
+    (key, upload): (&ObjectKey, &UploadId),
+    number: u32,
+    body: &mut impl Read,
+) -> Result<PartInfo> {
     check::part_number(action, number)?;
     let (directory, _) = find(root, action, key, upload)?;
     let failed = |errno| error_of(action, errno);
     let draft = format!("draft-{number}-{:x}", SERIAL.fetch_add(1, Ordering::Relaxed));
     let mut file = create(&directory, &draft).map_err(failed)?;
-    let written = file.write_all(body).and_then(|()| file.sync_data());
+    let written = std::io::copy(body, &mut file).and_then(|_| file.sync_data());
     if let Err(error) = written {
         let _ = rustix::fs::unlinkat(&directory, draft.as_str(), AtFlags::empty());
         return Err(io_error(action, &error));

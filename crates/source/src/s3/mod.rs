@@ -22,7 +22,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use penstock_types::{
-    Capabilities, Clock, CompletedPart, CopyRequest, Error, ErrorKind, ListPage, ListRequest, Metrics,
+    Capabilities, Clock, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest, Metrics,
     ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest, ReadRequest,
     Result, Source, SourceId, SourceSpec, UploadId, UploadInfo, Version,
 };
@@ -349,6 +349,16 @@ impl Source for S3 {
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {
         self.put_multipart_part(key, upload, number, body).await
+    }
+
+    async fn copy_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        copied: CopiedRange,
+    ) -> Result<PartInfo> {
+        self.copy_multipart_part(key, upload, number, &copied).await
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>> {

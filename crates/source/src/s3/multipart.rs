@@ -2,18 +2,20 @@
 
 use std::fmt::Write as _;
 
-use ::http::Method;
+use ::http::{HeaderName, Method};
 use bytes::Bytes;
 
 use penstock_types::{
-    CompletedPart, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result, UploadId, UploadInfo,
+    CompletedPart, CopiedRange, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result,
+    UploadId, UploadInfo,
 };
 
-use super::version::{version_in, version_of};
-use super::write::{is_about_the_bucket, purpose};
+use super::version::{quoted, version_in, version_of};
+use super::write::{COPY_SOURCE, COPY_SOURCE_IF_MATCH, is_about_the_bucket, purpose};
 use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, xml};
 use crate::check;
 
+const COPY_SOURCE_RANGE: HeaderName = HeaderName::from_static("x-amz-copy-source-range");
 /// Ten pages hold every part an upload can have; a store that gives more goes round in circles.
 const MAX_PART_PAGES: usize = 64;
 /// A million uploads under way are a leak, not a listing.
@@ -46,6 +48,34 @@ impl S3 {
         let (parts, body) = response.into_parts();
         let _ = http::collect(&action, body, MAX_ERROR_BYTES).await;
         Ok(PartInfo { number, size, etag: version_in(&action, &parts.headers)?.to_string() })
+    }
+
+    pub(super) async fn copy_multipart_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        copied: &CopiedRange,
+    ) -> Result<PartInfo> {
+        let action = format!("{} to {}", self.action("copy a part of", &copied.from), self.address.describe(key));
+        check::part_number(&action, number)?;
+        let version = copied.from_version.as_ref();
+        let condition = version.map_or(Precondition::None, |version| Precondition::Version(version.clone()));
+        self.check_condition(&action, &copied.from, &condition).await?;
+        let (text, size) = (number.to_string(), copied.range.len());
+        let query: [(&str, &[u8]); 2] = [("partNumber", text.as_bytes()), ("uploadId", upload.0.as_bytes())];
+        let range = format!("bytes={}-{}", copied.range.start, copied.range.end.saturating_sub(1));
+        let mut call = Call::new(Method::PUT, self.address.uri(key, &query)?)
+            .text(&action, COPY_SOURCE, &self.address.copy_source(&copied.from))?
+            .text(&action, COPY_SOURCE_RANGE, &range)?;
+        if let Some(version) = version {
+            call = call.text(&action, COPY_SOURCE_IF_MATCH, &quoted(version))?;
+        }
+        let purpose = purpose(&Precondition::None, version);
+        let (result, _): (xml::WrittenResult, _) = self.document(&action, purpose, "CopyPartResult", call).await?;
+        let etag =
+            version_of(&result.etag).ok_or_else(|| Error::new(ErrorKind::Corrupt, &action, "the part has no ETag"))?;
+        Ok(PartInfo { number, size, etag: etag.to_string() })
     }
 
     pub(super) async fn list_multipart_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<PartInfo>> {

@@ -14,8 +14,8 @@ use super::version::{is_weak, quoted, version_in, version_of};
 use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, modified_ms, xml};
 use crate::check;
 
-const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
-const COPY_SOURCE_IF_MATCH: HeaderName = HeaderName::from_static("x-amz-copy-source-if-match");
+pub(super) const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
+pub(super) const COPY_SOURCE_IF_MATCH: HeaderName = HeaderName::from_static("x-amz-copy-source-if-match");
 /// CRC32C of what is sent or kept, in base64.
 const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-crc32c");
 const METADATA_DIRECTIVE: HeaderName = HeaderName::from_static("x-amz-metadata-directive");

@@ -11,6 +11,7 @@ pub(crate) const TABLE: &[(&str, &str, &str)] = &[
     ("moto", "a_copy_conflicts_when_its_origin_changed", "x-amz-copy-source-if-match is ignored"),
     ("moto", "a_copy_conflicts_where_something_is", "CopyObject ignores If-None-Match"),
     ("moto", "a_copy_conflicts_with_another_version_at_its_target", "CopyObject ignores If-Match"),
+    ("moto", "a_copied_part_conflicts_when_its_origin_changed", "UploadPartCopy ignores the condition"),
     ("moto", "completion_conflicts_with_another_version", "CompleteMultipartUpload ignores If-Match"),
     ("moto", "a_part_stored_again_replaces_the_first", "ListParts answers with <ListPartsResponse>"),
     ("moto", "the_parts_of_an_upload_are_listed_by_number", "ListParts answers with <ListPartsResponse>"),

@@ -1,7 +1,7 @@
 //! Multipart uploads: ids, parts, completion with a condition, abort, listings.
 
 use bytes::Bytes;
-use penstock_types::{CompletedPart, ErrorKind, PartInfo, Precondition, UploadId};
+use penstock_types::{ByteRange, CompletedPart, CopiedRange, ErrorKind, PartInfo, Precondition, UploadId};
 
 use crate::{Bench, Outcome, cases, ensure, kind, text};
 
@@ -18,6 +18,8 @@ cases![
     an_aborted_upload_is_gone_and_aborting_it_again_succeeds,
     metadata_of_an_upload_is_that_of_its_object,
     part_numbers_have_bounds,
+    parts_are_copied_from_another_object,
+    a_copied_part_conflicts_when_its_origin_changed,
 ];
 
 /// Stores refuse smaller parts, except the last one.
@@ -200,4 +202,35 @@ async fn part_numbers_have_bounds(bench: Bench) -> Outcome {
     let outcome = kind(bench.source.complete_upload(&key, &upload, &twice, Precondition::None).await);
     ensure!(outcome == Some(ErrorKind::InvalidInput), "a part twice: {outcome:?}");
     bench.source.abort_upload(&key, &upload).await.map_err(text)
+}
+
+async fn parts_are_copied_from_another_object(bench: Bench) -> Outcome {
+    let content: Vec<u8> = (0..PART + 5000).map(|at| (at % 251) as u8).collect();
+    let version = bench.put("from", &content).await?.version;
+    let (upload, key) = (begin(&bench).await?, bench.key("up"));
+    let mut parts = Vec::new();
+    for (number, range) in
+        [(1, ByteRange::new(100, PART as u64 + 100)), (2, ByteRange::new(PART as u64, PART as u64 + 5000))]
+    {
+        let copied = CopiedRange { from: bench.key("from"), from_version: Some(version.clone()), range };
+        let part = bench.source.copy_part(&key, &upload, number, copied).await.map_err(text)?;
+        ensure!(part.size == range.len() && part.number == number, "{part:?}");
+        parts.push(part);
+    }
+    let parts = as_completed(&parts);
+    bench.source.complete_upload(&key, &upload, &parts, Precondition::None).await.map_err(text)?;
+    let expected = [&content[100..PART + 100], &content[PART..PART + 5000]].concat();
+    ensure!(bench.content("up", expected.len()).await? == expected, "another content");
+    Ok(())
+}
+
+async fn a_copied_part_conflicts_when_its_origin_changed(bench: Bench) -> Outcome {
+    let version = bench.put("from", b"first").await?.version;
+    bench.put("from", b"other").await?;
+    let (upload, key) = (begin(&bench).await?, bench.key("up"));
+    let copied = CopiedRange { from: bench.key("from"), from_version: Some(version), range: ByteRange::new(0, 5) };
+    let outcome = kind(bench.source.copy_part(&key, &upload, 1, copied).await);
+    ensure!(outcome == Some(ErrorKind::Conflict), "{outcome:?}");
+    bench.source.abort_upload(&key, &upload).await.map_err(text)?;
+    Ok(())
 }

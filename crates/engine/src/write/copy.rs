@@ -1,0 +1,159 @@
+//! Copies inside the source: what a rename makes of an object. None of its bytes pass this node, unless the store cannot
+//! copy, or has lost what this node still has.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use penstock_source::{OPERATION_METADATA, is_weak};
+use penstock_stage::{Change, Original};
+use penstock_types::{
+    CopiedRange, CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectId, PartInfo, Precondition, Result, TreePath,
+    Version,
+};
+
+use crate::attachment::Attached;
+use crate::engine::Engine;
+use crate::open::{Target, object_id};
+use crate::transfer::StagedFile;
+use crate::write::is_staged;
+use crate::write::multipart::{Begun, PARTS_AT_ONCE};
+use crate::write::parts::{COPY_PART_BYTES, Shape};
+use crate::write::upload::Stored;
+
+/// A copy that is being made.
+pub(super) struct Copying<'a> {
+    pub(super) change: &'a Arc<Change>,
+    pub(super) original: Original,
+    pub(super) size: u64,
+    pub(super) precondition: Precondition,
+}
+
+/// Whether a version can be copied on condition that it still is what was seen.
+pub(super) fn can_copy(version: &Version) -> bool {
+    !is_weak(version)
+}
+
+impl Engine {
+    /// Has the source make a copy: three requests, and for what is larger than 128 MiB one for each 128 MiB.
+    /// `StaleVersion` where the original is gone.
+    pub(super) async fn send_copy(self: &Arc<Self>, attached: &Arc<Attached>, copying: Copying<'_>) -> Result<Stored> {
+        let original = &copying.original;
+        if is_staged(&original.version) {
+            return Err(gone(attached, &copying));
+        }
+        let metadata = match attached.source.stat(&original.key).await {
+            Ok(found) if found.attributes.version == original.version => found.metadata,
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => return self.send_cached(attached, &copying).await,
+        };
+        let mut metadata: Vec<_> = metadata.into_iter().filter(|(name, _)| name != OPERATION_METADATA).collect();
+        metadata.push((OPERATION_METADATA.to_owned(), copying.change.marker().to_string()));
+        let copied = match copying.size > COPY_PART_BYTES {
+            true => self.copy_in_parts(attached, &copying, metadata).await,
+            false => {
+                let request = CopyRequest {
+                    from: original.key.clone(),
+                    from_version: Some(original.version.clone()),
+                    to: copying.change.target().key.clone(),
+                    precondition: copying.precondition.clone(),
+                    metadata: Some(metadata),
+                };
+                attached.source.copy(request).await
+            }
+        };
+        match copied {
+            Ok(attributes) => {
+                self.parts.metrics.copies.inc();
+                self.parts.metrics.copy_bytes.inc_by(copying.size);
+                Ok(Stored::it(attributes, Vec::new()))
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                self.fetch_original(attached, &copying).await?;
+                self.send_cached(attached, &copying).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn copy_in_parts(
+        &self,
+        attached: &Attached,
+        copying: &Copying<'_>,
+        metadata: Vec<(String, String)>,
+    ) -> Result<ObjectAttributes> {
+        let Copying { change, original, size, precondition } = copying;
+        let (source, key, shape) = (attached.source.as_ref(), &change.target().key, Shape::of_copy(*size));
+        let Begun { upload, known, .. } = self.upload_of(source, change, (shape, metadata)).await?;
+        let parts = shape.parts(*size).map(|(number, range)| {
+            let known = known.get(&number).map(|(part, _)| part).filter(|part| part.size == range.len());
+            let (known, upload) = (known.cloned(), &upload);
+            async move {
+                if let Some(part) = known {
+                    return Ok(part);
+                }
+                let (from, from_version) = (original.key.clone(), Some(original.version.clone()));
+                let copied = CopiedRange { from, from_version, range };
+                let part = source.copy_part(key, upload, number, copied).await?;
+                self.stage.upload_part(change, &part);
+                Ok(part)
+            }
+        });
+        let copied: Result<Vec<PartInfo>> = stream::iter(parts).buffer_unordered(PARTS_AT_ONCE).try_collect().await;
+        let mut parts = match copied {
+            // Somebody aborted it, or the store gave it up: the next try begins another.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+                self.give_up_upload(attached, change).await;
+                let kind = error.kind();
+                return Err(if kind == ErrorKind::NotFound { error.with_kind(ErrorKind::Unavailable) } else { error });
+            }
+            parts => parts?,
+        };
+        parts.sort_by_key(|part| part.number);
+        self.complete(attached, change, (&upload, shape), parts.iter(), precondition.clone()).await
+    }
+
+    /// Sends the bytes of an original that the source has not got any more, or cannot copy, where all of them are here.
+    async fn send_cached(&self, attached: &Attached, copying: &Copying<'_>) -> Result<Stored> {
+        let object = object_id(attached, copying.original.key.clone(), &copying.original.version);
+        let extent = self.cache.peek(&object).filter(|extent| extent.is_complete());
+        let lease = extent.and_then(|extent| tokio::task::block_in_place(|| extent.lend()).ok());
+        let lease = lease.ok_or_else(|| gone(attached, copying))?;
+        let file = StagedFile { descriptor: Arc::clone(lease.descriptor()), size: copying.size };
+        let precondition = copying.precondition.clone();
+        self.send_file(attached, copying.change, &Arc::new(file), precondition).await
+    }
+
+    async fn fetch_original(self: &Arc<Self>, attached: &Arc<Attached>, copying: &Copying<'_>) -> Result<()> {
+        let object = object_id(attached, copying.original.key.clone(), &copying.original.version);
+        let (inner, version) = (attached.view.path_of(&object.key).unwrap_or_default(), object.version.clone());
+        let path = TreePath::parse(&format!("{}/{inner}", attached.path)).unwrap_or_else(|_| attached.path.clone());
+        let attributes = ObjectAttributes { size: copying.size, modified_ms: 0, version };
+        let attached = Arc::clone(attached);
+        let file = self.open_version(Target { path, attached, inner, object, attributes }).await?;
+        if !file.is_complete() {
+            file.fetch_whole().await?;
+        }
+        Ok(())
+    }
+
+    /// A source has a copy: what is read of the original by now is read of that, and what is cached of it is kept as
+    /// that. Blocks.
+    pub(super) fn adopt_copy(&self, original: &ObjectId, copy: &ObjectId) -> Result<()> {
+        self.moved.note(original.clone(), copy.clone());
+        let Some(extent) = self.cache.peek(original).filter(|_| original != copy) else { return Ok(()) };
+        if extent.is_complete() && self.cache.adopt_extent(copy, &extent)? {
+            // Nobody will ask for the original, and its file is counted twice. Who has it lent keeps that.
+            let _ = self.cache.evict(original);
+        }
+        Ok(())
+    }
+}
+
+fn gone(attached: &Attached, copying: &Copying<'_>) -> Error {
+    let action = format!("copy {}", attached.describe(&copying.original.key));
+    let to = attached.describe(&copying.change.target().key);
+    let reason =
+        format!("somebody else replaced or removed it before it was copied to {to}, and its bytes are not here");
+    Error::new(ErrorKind::StaleVersion, action, reason)
+        .advise("look at what is there and choose: penstock conflicts ls")
+}
