@@ -13,6 +13,8 @@ CARGO_DENY_VERSION := 0.20.2
 VERSITYGW_VERSION := v1.7.0
 TORCH_VERSION := 2.13.0
 FUZZ_CASES ?= 2000
+# Most tests of Python wait for a process to start or for a disk: more than processors.
+TEST_WORKERS ?= 3
 
 export PATH := $(VENV)/bin:$(TOOLS)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
@@ -48,7 +50,7 @@ test-rust: $(VENV)/.requirements servers
 
 test-python: core-dev servers
 	$(call say,Python tests)
-	@pytest $(PYTEST_ARGS)
+	@pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.requirements $(TOOLS)/.cargo-deny-$(CARGO_DENY_VERSION) ## formats, lints, types, import rules, licences
 	$(call say,rustfmt)

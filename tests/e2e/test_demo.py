@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,13 @@ FIRST_STEP_S = 60.0
 
 def environment(directory: Path) -> dict[str, str]:
     return os.environ | {"TMPDIR": str(directory)}
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short path, so that what the demo makes there is all in it."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as made:
+        yield Path(made)
 
 
 def processes_of(directory: Path) -> list[str]:
@@ -42,8 +51,8 @@ def await_nothing_left(directory: Path) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_the_demo_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = subprocess.run([*DEMO, "--json"], capture_output=True, text=True, env=environment(tmp_path), timeout=200)
+def test_the_demo_measures_both_sides_and_leaves_nothing_behind(place: Path) -> None:
+    done = subprocess.run([*DEMO, "--json"], capture_output=True, text=True, env=environment(place), timeout=200)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     rows = {(row["group"], row["name"]): row for row in document["measurements"]}
@@ -57,15 +66,15 @@ def test_the_demo_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path) 
     else:
         assert "fuse" in document["no_mount"].lower(), document["no_mount"]
     assert document["simulated"]["total_bytes_per_s"] == 400_000_000
-    await_nothing_left(tmp_path)
+    await_nothing_left(place)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
-    demo = subprocess.Popen(DEMO, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(tmp_path))
+def test_an_interrupted_demo_cleans_up(place: Path, number: signal.Signals) -> None:
+    demo = subprocess.Popen(DEMO, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(place))
     deadline = time.monotonic() + FIRST_STEP_S
     # With the node up there is most to clean.
-    while not list(tmp_path.glob("penstock-demo-*/home/run/node.json")):
+    while not list(place.glob("penstock-demo-*/home/run/node.json")):
         assert demo.poll() is None, demo.communicate()
         assert time.monotonic() < deadline, "the node of the demo did not start"
         time.sleep(0.02)
@@ -73,7 +82,7 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path, number: signal.Signals) -
     _, said = demo.communicate(timeout=60)
     assert demo.returncode == 130, said
     assert "everything is cleaned up" in said
-    await_nothing_left(tmp_path)
+    await_nothing_left(place)
 
 
 def test_a_wrong_argument_is_a_misuse() -> None:

@@ -21,6 +21,7 @@ import pytest
 import penstock
 from fault.store import Answer, Handler, Question, Store
 from penstock import _native, config
+from penstock.client.launch import start_node
 from penstock.errors import NoSpaceError
 
 MIB = 1 << 20
@@ -81,17 +82,18 @@ def silent() -> Iterator[int]:
 
 
 def up(machine: Any, *settings: str) -> None:
-    machine("up", *(part for setting in settings for part in ("--set", setting)))
+    start_node(machine.home, settings, explicit=str(machine.home.name))
 
 
 def attach(machine: Any, files: dict[str, bytes] | None = None, path: str = "/data") -> Path:
     root: Path = machine.files("lake", files or {"a": b"x" * MIB, "b": b"y" * MIB, "c": b"z" * MIB})
-    machine("attach", f"file://{root}", path)
+    with penstock.connect(machine.home.name) as client:
+        client.attach(f"file://{root}", path)
     return root
 
 
 def cached(machine: Any) -> int:
-    return sum(tier["used_bytes"] for tier in machine.json("status")["cache"]["tiers"])
+    return sum(tier["used_bytes"] for tier in machine.control().status()["cache"]["tiers"])
 
 
 def extents(directory: Path) -> int:
@@ -147,11 +149,12 @@ def dead(machine: Any) -> Any:
 
     def attach_and_stop(*settings: str) -> penstock.Client:
         up(machine, *settings)
-        options = ("--credentials", "anonymous", "--writable", "--freshness", "1h")
-        machine("attach", "s3://bucket", "/runs", "--endpoint", remote.endpoint, *options)
-        machine("ls", "-r", "/runs")
+        client = penstock.connect(machine.home.name, start=False)
+        where = {"endpoint": remote.endpoint, "credentials": "anonymous"}
+        client.attach("s3://bucket", "/runs", writable=True, freshness="1h", **where)
+        assert [entry.name for entry in client.walk("/runs")] == ["before"]
         remote.stop()
-        return penstock.connect(machine.home.name, start=False)
+        return client
 
     return attach_and_stop
 
@@ -305,7 +308,8 @@ def test_freshness_of_attachments_that_say_nothing(machine: Any) -> None:
 
 def test_max_connections_refuses_one_client_too_many(machine: Any) -> None:
     up(machine, "node.max_connections=1")
-    attach(machine)
+    # By a process of its own, which takes its connection along.
+    machine("attach", f"file://{machine.files('lake', {'a': b'x'})}", "/data")
     first = _native.Core(str(machine.home.data_socket), "first")
     first.ping()
     failed = machine("ls", "/data", check=1)

@@ -34,6 +34,8 @@ def slow(machine: Any, store: Store) -> Any:
     for number in range(FILES):
         store.put(f"{number:05}", content(number))
     machine.store, machine.gate = store, Gate(store)
+    # What waits in front of the gate keeps neither listings nor the end of a node waiting.
+    machine.environment |= {"PENSTOCK_SOURCE__MAX_REQUESTS": "1000", "PENSTOCK_NODE__DRAIN_TIMEOUT": "500ms"}
     options = ("--endpoint", store.endpoint, "--credentials", "anonymous")
     machine("attach", "s3://bucket", "/data", *options)
     return machine

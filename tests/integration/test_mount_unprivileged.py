@@ -17,6 +17,8 @@ DEVICE = Path("/dev/fuse")
 NOBODY = 65534
 
 pytestmark = [
+    # The rights of the device are everybody's.
+    pytest.mark.alone,
     pytest.mark.usefixtures("can_mount"),
     pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user"),
     pytest.mark.skipif(shutil.which("fusermount3") is None, reason="needs fusermount3"),

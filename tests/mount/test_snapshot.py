@@ -56,7 +56,7 @@ def below(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def drop_pages() -> None:
-    """Has the kernel forget what it knows of files, so that the node is asked again."""
+    """Has the kernel forget what it knows of files, so that the node is asked again; of everybody's files."""
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
@@ -106,6 +106,7 @@ def test_every_way_to_read_gets_the_bytes_of_the_image(lake: MountedLake) -> Non
     assert (copy / "small").read_bytes() == b"s" * 5000
 
 
+@pytest.mark.alone
 @as_root
 def test_a_pinned_version_that_is_gone_is_an_error_and_never_other_bytes(lake: MountedLake) -> None:
     # Too large for their neighbours to be fetched ahead of their readers.
@@ -129,6 +130,7 @@ def test_a_pinned_version_that_is_gone_is_an_error_and_never_other_bytes(lake: M
         oracle.check(number, 1, 0, (target / str(number)).read_bytes())
 
 
+@pytest.mark.alone
 @as_root
 def test_readers_of_an_image_see_one_version_while_the_source_is_overwritten(lake: MountedLake) -> None:
     size, count = 70 * KIB + 3, 30
@@ -165,6 +167,7 @@ def test_readers_of_an_image_see_one_version_while_the_source_is_overwritten(lak
     assert min(read) > 0
 
 
+@pytest.mark.alone
 @as_root
 def test_an_image_outlives_detach_stop_and_kill_of_the_node(lake: MountedLake) -> None:
     machine = lake.machine
