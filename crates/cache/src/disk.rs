@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use penstock_types::{Disk, FileFacts, OpenMode, Space};
@@ -123,6 +123,17 @@ impl Disk for RealDisk {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn is_written(&self, file: BorrowedFd<'_>) -> bool {
+        let lease = |kind: i32| {
+            // SAFETY: the call takes numbers alone, and the descriptor is open as long as `file` is there.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }
+        };
+        // Who only reads is given it, as long as nobody writes.
+        let is_refused = lease(libc::F_RDLCK) != 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock;
+        lease(libc::F_UNLCK);
+        is_refused
     }
 
     fn boot_id(&self) -> io::Result<String> {

@@ -173,6 +173,7 @@ impl Engine {
     /// `StaleVersion` when it is gone and not cached; what the source says.
     pub(crate) async fn open_version(self: &Arc<Self>, target: Target) -> Result<OpenFile> {
         self.parts.metrics.opens.inc();
+        self.wait_settled(&target.attached.scope, &target.object.key, &target.object.version).await?;
         let file = self.hold(target, Priority::Foreground)?;
         self.ahead.note_miss(self, &file.attached, &file.inner);
         if file.size() <= WHOLE_MAX && !file.is_complete() {
@@ -225,7 +226,12 @@ impl Engine {
     /// Resolves `path` and pins what it finds; no content is fetched.
     pub(crate) async fn pin(self: &Arc<Self>, path: &TreePath, options: &OpenOptions, again: bool) -> Result<OpenFile> {
         let (attached, inner) = self.attachment_of_file(path)?;
-        let (key, mut attributes) = self.resolve_file(path, &attached, &inner, again).await?;
+        let (key, mut attributes) = loop {
+            let (key, attributes) = self.resolve_file(path, &attached, &inner, again).await?;
+            if !self.wait_settled(&attached.scope, &key, &attributes.version).await? {
+                break (key, attributes);
+            }
+        };
         if let Some(version) = options.version.as_ref().filter(|version| **version != attributes.version) {
             let object = object_id(&attached, key.clone(), version);
             let kept = self.cache.peek(&object).filter(|extent| extent.is_complete()).map(|extent| extent.size());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
-use penstock_types::{Answer, ByteRange, Error, ErrorKind, Looked, NodeFile, NodeId, OpenedNode};
+use penstock_types::{Answer, ByteRange, Looked, NodeFile, NodeId, OpenedNode};
 use rustix::fs::OFlags;
 
 use crate::lent::{Opening, Pages};
@@ -73,8 +73,8 @@ impl OpenFile {
     }
 
     /// Open for writing.
-    pub fn written(node: NodeId, file: Arc<dyn NodeFile>, writing: Writing) -> Self {
-        Self { writing: Some(writing), ..Self::new(node, file, false) }
+    pub fn written(node: NodeId, file: Arc<dyn NodeFile>, writing: Writing, is_lent: bool) -> Self {
+        Self { writing: Some(writing), ..Self::new(node, file, is_lent) }
     }
 }
 
@@ -118,10 +118,7 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
             reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &lent.id);
         }
         Opening::Served(pages, failed) => {
-            if let Some(error) = failed {
-                let failed = Error::new(ErrorKind::ResourceLimit, "lend a file to the kernel", error.to_string());
-                service.fail("open", &failed.advise("it is served without"));
-            }
+            failed.iter().for_each(|error| service.not_lent(error));
             let file = Arc::clone(&opened.file);
             let handle = service.files.insert(OpenFile::new(node, file, false));
             reply.opened(FileHandle(handle), pages.flags() | FopenFlags::FOPEN_NOFLUSH);
@@ -239,8 +236,13 @@ fn read_file(service: &Arc<Service>, file: &Arc<dyn NodeFile>, asked: Asked, rep
 /// The kernel closed a handle: the last program that had it is gone, or has unmapped it.
 pub fn close(service: &Service, handle: u64) {
     let Some(open) = service.files.remove(handle) else { return };
+    let_go_of(service, open.node, open.is_lent);
+}
+
+/// Counts a handle of a node less.
+pub fn let_go_of(service: &Service, node: NodeId, is_lent: bool) {
     let mut let_go = Vec::new();
-    service.lent().close(open.node, open.is_lent, &mut let_go);
+    service.lent().close(node, is_lent, &mut let_go);
 }
 
 #[cfg(test)]

@@ -187,7 +187,7 @@ impl<I> LentFiles<I> {
         self.idle.insert(self.next_idle, node);
         self.idle_bytes += lent.bytes;
         self.next_idle += 1;
-        if lent.bytes > self.max.bytes / IDLE_SHARE {
+        if lent.file.is_evicted() || lent.bytes > self.max.bytes / IDLE_SHARE {
             self.forget_idle(self.next_idle - 1, let_go);
         }
     }

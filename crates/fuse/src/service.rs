@@ -1,5 +1,6 @@
 //! What all threads and all waiting requests of one mount share, and how a request waits.
 
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -224,6 +225,12 @@ impl Service {
     pub fn fail(&self, operation: &str, error: &Error) -> Errno {
         self.failures.note(self.surroundings.clock.as_ref(), operation, &self.options.target, error);
         errno(error.kind())
+    }
+
+    /// Logs why the kernel did not take a file that was lent to it.
+    pub fn not_lent(&self, error: &io::Error) {
+        let failed = Error::new(ErrorKind::ResourceLimit, "lend a file to the kernel", error.to_string());
+        self.fail("open", &failed.advise("it is served without"));
     }
 
     /// What to say to what no tree does: links, and extended attributes that are set.

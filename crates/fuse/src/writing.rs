@@ -1,17 +1,20 @@
-//! Files that are open for writing. The kernel keeps their pages and writes through them; what it writes is the tree's
-//! to keep, and closing asks the tree to make it durable.
+//! Files that are open for writing. Where the tree lends a new one, the kernel writes and reads it by itself; else every
+//! write comes here. What is written is the tree's to keep, and closing asks the tree to make it durable.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use fuser::{
-    BackingId, Errno, FileHandle, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite, TimeOrNow,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite,
+    TimeOrNow,
 };
 use penstock_types::{AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode};
 use rustix::fs::OFlags;
 
-use crate::files::OpenFile;
+use crate::files::{OpenFile, let_go_of};
 use crate::lent::{Opening, Pages};
 use crate::names::{self, change_done};
 use crate::service::Service;
@@ -50,9 +53,11 @@ pub fn open(service: &Arc<Service>, node: NodeId, flags: OFlags, reply: ReplyOpe
     service.surroundings.metrics.kernel_opens.inc();
     let answer = service.tree().open_for_writing(node, flags.contains(OFlags::TRUNC));
     service.change("open", answer, move |service, opened| {
-        match opened.and_then(|opened| keep(service, node, &opened, flags)) {
+        let register = |file: &OwnedFd| reply.open_backing(file);
+        match opened.and_then(|opened| keep(service, node, &opened, flags, register)) {
             // Every close has to be heard of, so that it can fail.
-            Ok((handle, pages)) => reply.opened(handle, pages.flags()),
+            Ok((handle, Opening::Served(pages, _))) => reply.opened(handle, pages.flags()),
+            Ok((handle, Opening::Lent(lent))) => reply.opened_passthrough(handle, FopenFlags::empty(), &lent.id),
             Err(errno) => reply.error(errno),
         }
     });
@@ -77,11 +82,13 @@ fn created_as(service: &Service, created: &CreatedNode, flags: OFlags, reply: Re
     let Some(found) = &created.looked.found else {
         return reply.error(service.fail("create", &defect("the tree made nothing")));
     };
-    match keep(service, found.node, &created.opened, flags) {
-        Ok((handle, pages)) => {
-            // There is one time for both in this form.
-            let valid = service.name_valid(&created.looked).min(service.attributes_valid(&created.looked));
-            reply.created(&valid, &service.shown(found), Generation(0), handle, pages.flags());
+    // There is one time for both in this form.
+    let valid = service.name_valid(&created.looked).min(service.attributes_valid(&created.looked));
+    let (shown, generation) = (service.shown(found), Generation(0));
+    match keep(service, found.node, &created.opened, flags, |file| reply.open_backing(file)) {
+        Ok((handle, Opening::Served(pages, _))) => reply.created(&valid, &shown, generation, handle, pages.flags()),
+        Ok((handle, Opening::Lent(lent))) => {
+            reply.created_passthrough(&valid, &shown, generation, handle, FopenFlags::empty(), &lent.id);
         }
         Err(errno) => {
             service.tree().forget(found.node, 1);
@@ -90,23 +97,42 @@ fn created_as(service: &Service, created: &CreatedNode, flags: OFlags, reply: Re
     }
 }
 
-/// Keeps a file that was opened for writing until the kernel closes it. Who only writes, or begins with nothing, has
-/// little to read again: pages of the kernel would hold every byte a second time, and cost a copy of it.
-fn keep(service: &Service, node: NodeId, opened: &OpenedNode, flags: OFlags) -> Result<(FileHandle, Pages), Errno> {
-    let only_writes = flags.intersects(OFlags::WRONLY | OFlags::TRUNC | OFlags::EXCL);
-    let wanted = if only_writes && service.offered().maps_direct { Pages::Direct } else { Pages::Kept };
+/// Keeps a file that was opened for writing until the kernel closes it. Who only writes has nothing to read: the file is
+/// lent where the tree and the kernel can, and where not, pages of the kernel would hold every byte a second time.
+fn keep(
+    service: &Service,
+    node: NodeId,
+    opened: &OpenedNode,
+    flags: OFlags,
+    register: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
+) -> Result<(FileHandle, Opening<BackingId>), Errno> {
+    let begins_empty = flags.intersects(OFlags::TRUNC | OFlags::EXCL);
+    let only_writes = flags.contains(OFlags::WRONLY);
+    let direct = (only_writes || begins_empty) && service.offered().maps_direct;
+    let wanted = if direct { Pages::Direct } else { Pages::Kept };
     let writing = Writing::of(service, opened)?;
+    let offered = if service.lends() { writing.writer().lend(only_writes) } else { None };
+    // What is open for writing is of no use to a later open: its bytes are not kept then.
+    let register = offered.as_ref().map(|file| || Ok((register(file)?, 0)));
     let mut let_go = Vec::new();
-    let nothing_to_lend = None::<fn() -> std::io::Result<(BackingId, u64)>>;
-    let opening = service.lent().open(node, &opened.file, wanted, nothing_to_lend, &mut let_go);
-    let Opening::Served(pages, _) = opening else {
-        // The kernel reads it by itself and would not see what is written: the name has to mean another node.
-        service.lent().close(node, true, &mut let_go);
-        return Err(Errno::ESTALE);
-    };
+    let opening = service.lent().open(node, &opened.file, wanted, register, &mut let_go);
     drop(let_go);
-    let handle = service.files.insert(OpenFile::written(node, Arc::clone(&opened.file), writing));
-    Ok((FileHandle(handle), pages))
+    let is_lent = matches!(opening, Opening::Lent(_));
+    match (&opening, &offered) {
+        (Opening::Lent(_), Some(_)) => drop(service.surroundings.metrics.kernel_lent_opens.inc()),
+        // The kernel reads it by itself and would not see what is written: the name has to mean another node.
+        (Opening::Lent(_), None) => {
+            let_go_of(service, node, is_lent);
+            return Err(Errno::ESTALE);
+        }
+        (Opening::Served(_, failed), Some(_)) => {
+            writing.writer().take_back();
+            failed.iter().for_each(|error| service.not_lent(error));
+        }
+        (Opening::Served(..), None) => {}
+    }
+    let handle = service.files.insert(OpenFile::written(node, Arc::clone(&opened.file), writing, is_lent));
+    Ok((FileHandle(handle), opening))
 }
 
 /// Writes all of `data`.

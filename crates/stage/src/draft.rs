@@ -94,6 +94,15 @@ impl Draft {
         fits
     }
 
+    /// Notes that it holds `to` bytes already, whether there is room or not.
+    pub fn force_grow(&self, to: u64) {
+        let mut bytes = self.charge.bytes();
+        if to > *bytes {
+            self.charge.budget.force(to - *bytes);
+            *bytes = to;
+        }
+    }
+
     /// All of it, where it is small enough to go into the journal.
     pub(crate) fn small(&self, max: usize) -> Result<Option<Bytes>> {
         self.file.read_small(self.descriptor.as_fd(), max)

@@ -64,6 +64,10 @@ impl Files {
         Arc::new(Self { disk, metrics, directory, journal, epoch, last_number: AtomicU64::new(0), names, closed })
     }
 
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub fn path_of(&self, name: FileName) -> PathBuf {
         self.directory.join(name.to_string())
     }
@@ -277,6 +281,27 @@ impl StagedFile {
         }
     }
 
+    /// Where a file that was synced with `size` bytes was written to afterwards, or still is, by a program that had it
+    /// open when the node ended: it goes on in a copy of the first `size` bytes.
+    pub fn part(&self, size: u64) -> Result<()> {
+        let (disk, path) = (&*self.files.disk, self.full_path());
+        let part = || {
+            let file = match disk.open(&path, OpenMode::Read) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                opened => opened?,
+            };
+            let has = disk.facts(file.as_fd())?.size;
+            if has < size || (has == size && !disk.is_written(file.as_fd())) {
+                return Ok(());
+            }
+            self.replace(|copy| copy_some(disk, file.as_fd(), copy, size))
+        };
+        if !self.is_synced() {
+            return Ok(());
+        }
+        part().map_err(|error| self.files.failed("copy", &path, &error))
+    }
+
     /// Makes the bytes durable without the journal; once names are synced too, `note_synced` may be called.
     pub fn sync_content(&self) -> Result<()> {
         self.check()?;
@@ -322,17 +347,19 @@ impl StagedFile {
         if crc32c::crc32c(&data) != sum || data.len() as u64 != size {
             return Err(lost("checksum mismatch").fact("offset", place.offset));
         }
-        let path = self.full_path();
+        let restored = self.replace(|file| write_all(&*self.files.disk, file, 0, &data));
+        restored.map_err(|error| self.files.failed("restore", &self.full_path(), &error))
+    }
+
+    /// Puts a new file, synced, in the place of this one.
+    fn replace(&self, fill: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
+        let (disk, path) = (&*self.files.disk, self.full_path());
         let restoring = PathBuf::from(format!("{}{RESTORING}", path.display()));
-        let disk = &*self.files.disk;
-        let restored = || {
-            let _ = disk.remove(&restoring);
-            let file = disk.open(&restoring, OpenMode::Create(0o600))?;
-            write_all(disk, file.as_fd(), 0, &data)?;
-            disk.sync_data(file.as_fd())?;
-            disk.rename(&restoring, &path)
-        };
-        restored().map_err(|error| self.files.failed("restore", &path, &error))
+        let _ = disk.remove(&restoring);
+        let file = disk.open(&restoring, OpenMode::Create(0o600))?;
+        fill(file.as_fd())?;
+        disk.sync_data(file.as_fd())?;
+        disk.rename(&restoring, &path)
     }
 
     pub fn full_path(&self) -> PathBuf {
@@ -394,6 +421,23 @@ pub fn read_some(disk: &dyn Disk, file: BorrowedFd<'_>, offset: u64, out: &mut [
         }
     }
     Ok(done)
+}
+
+/// Copies the first `size` bytes of a file.
+fn copy_some(disk: &dyn Disk, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COMPARED_AT_ONCE];
+    let mut at = 0;
+    while at < size {
+        let wanted = buffer.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
+        match read_some(disk, from, at, &mut buffer[..wanted])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                write_all(disk, to, at, &buffer[..read])?;
+                at += read as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// CRC32C and length of a whole file.

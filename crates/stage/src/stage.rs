@@ -28,6 +28,8 @@ use crate::status::{Recovered, StageStatus};
 use crate::stream::{Inherited, Stream, StreamHold};
 use crate::table::{Admission, Table};
 
+/// So much is room enough for a file of which nobody knows how large it becomes.
+const AMPLE_BYTES: u64 = 1 << 30;
 /// Content up to this size goes into the journal itself.
 pub(crate) const INLINE_BYTES_MAX: usize = 256 * 1024;
 
@@ -183,6 +185,16 @@ impl Stage {
     /// Keeps what is known of a key from being forgotten, as long as what is returned is there.
     pub fn remember(&self, target: &Target) -> Pin {
         self.pins.pin(target)
+    }
+
+    /// Whether a file may be written without asking for room: there is much up to the half of the stage.
+    pub fn has_ample_room(&self) -> bool {
+        self.budget.used() + AMPLE_BYTES <= self.budget.size() / 2
+    }
+
+    /// Where drafts are written.
+    pub fn files_directory(&self) -> &Path {
+        self.files.directory()
     }
 
     /// Makes a draft the newest content of its key: syncs the file, its directory and the journal; it is visible when

@@ -249,6 +249,10 @@ impl Disk for FaultyDisk {
         self.inner.try_lock(file)
     }
 
+    fn is_written(&self, file: BorrowedFd<'_>) -> bool {
+        self.inner.is_written(file)
+    }
+
     fn boot_id(&self) -> io::Result<String> {
         self.check("boot", Path::new(""))?;
         let pretended = self.state().pretence.boot.clone();

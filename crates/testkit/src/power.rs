@@ -402,6 +402,10 @@ impl Disk for PowerLossDisk {
         self.inner.try_lock(file)
     }
 
+    fn is_written(&self, file: BorrowedFd<'_>) -> bool {
+        self.inner.is_written(file)
+    }
+
     fn boot_id(&self) -> io::Result<String> {
         self.inner.boot_id()
     }

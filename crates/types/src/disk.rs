@@ -78,6 +78,8 @@ pub trait Disk: Send + Sync + 'static {
     fn filesystem(&self, path: &Path) -> io::Result<u64>;
     /// Takes an exclusive `flock` without waiting; `false` when somebody else holds it.
     fn try_lock(&self, file: BorrowedFd<'_>) -> io::Result<bool>;
+    /// Whether anybody has a file open for writing that is open for reading here; `false` where that cannot be told.
+    fn is_written(&self, file: BorrowedFd<'_>) -> bool;
     /// A value that changes with each boot of the machine.
     fn boot_id(&self) -> io::Result<String>;
     /// Descriptors that this process may hold.

@@ -82,7 +82,7 @@ pub struct OpenedNode {
     pub lent: Option<Arc<OwnedFd>>,
     /// Whether the kernel may keep pages of it: not where the next open of the node may lend.
     pub keep_pages: bool,
-    /// Where it was opened for writing: the same file, to be written. Never lent.
+    /// Where it was opened for writing: the same file, to be written, and lent by [`NodeWriter::lend`] alone.
     pub writer: Option<Arc<dyn NodeWriter>>,
 }
 
@@ -162,6 +162,14 @@ pub trait NodeWriter: Send + Sync + fmt::Debug {
     /// # Errors
     /// What keeps it from being so, also when it is asked again.
     fn flush(&self) -> Answer<()>;
+
+    /// The file for the kernel to read and write by itself, from now on and for every handle of the node, where that
+    /// may begin (only with `begins`) or has begun. Whatever is written so is told apart from what was flushed by the
+    /// size and the time of the file.
+    fn lend(&self, begins: bool) -> Option<Arc<OwnedFd>>;
+
+    /// The kernel did not take what was lent by this handle: it asks for every read and write.
+    fn take_back(&self);
 
     /// The handle is gone: what was written since the last flush is flushed, where nobody hears of a failure.
     fn close(&self);

@@ -2,6 +2,7 @@
 //! hold what taking back would wait for.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -113,8 +114,9 @@ impl Mounted {
 
     /// A handle that only reads what others write.
     pub(super) fn opened_live(self: &Arc<Self>, live: Arc<LiveFile>) -> OpenedNode {
+        let lent = live.lent();
         let file = Arc::new(MountedLive { mounted: Arc::clone(self), live, is_closed: AtomicBool::new(true) });
-        OpenedNode { file, lent: None, keep_pages: true, writer: None }
+        OpenedNode { file, keep_pages: lent.is_none(), lent, writer: None }
     }
 
     /// A handle that writes; it was counted already.
@@ -301,11 +303,20 @@ impl NodeFile for MountedLive {
     }
 
     fn is_evicted(&self) -> bool {
-        false
+        // The next open means another node.
+        true
     }
 }
 
 impl NodeWriter for MountedLive {
+    fn lend(&self, begins: bool) -> Option<Arc<OwnedFd>> {
+        block_in_place(|| self.live.lend(begins))
+    }
+
+    fn take_back(&self) {
+        block_in_place(|| self.live.take_back());
+    }
+
     fn write(&self, offset: u64, data: &[u8]) -> Answer<()> {
         self.live.write(offset, data)
     }

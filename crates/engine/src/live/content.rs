@@ -10,7 +10,7 @@ use rustix::io::{pread, pwrite, retry_on_intr};
 
 use crate::engine::Engine;
 use crate::kernel::MountedFile;
-use crate::live::file::Content;
+use crate::live::lent::Lent;
 use crate::open::{OpenFile, OpenOptions};
 use crate::write::{Place, WriteOptions, base_of};
 
@@ -28,6 +28,53 @@ pub(crate) enum Opening {
     Existing,
     /// It is made where nothing has the name; with `true` only then.
     New(bool),
+}
+
+/// What the handles of a live file read and write.
+pub(super) enum Content {
+    /// To be written to.
+    Draft(Draft),
+    /// Never written again: what was committed, or what was there before.
+    Committed(Arc<OwnedFd>),
+    /// Written by a kernel.
+    Lent(Lent),
+}
+
+impl Content {
+    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+        match self {
+            Self::Draft(draft) => draft.descriptor(),
+            Self::Committed(descriptor) => descriptor,
+            Self::Lent(lent) => lent.descriptor(),
+        }
+    }
+
+    /// Where it can be written to as it is, and what takes room for that.
+    pub(super) fn writable(&self) -> Option<(&Arc<OwnedFd>, Option<&Draft>)> {
+        match self {
+            Self::Draft(draft) => Some((draft.descriptor(), Some(draft))),
+            Self::Lent(lent) if !lent.is_shared => Some((lent.descriptor(), lent.draft())),
+            Self::Lent(_) | Self::Committed(_) => None,
+        }
+    }
+
+    /// Whether what was committed could still be written to.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Lent(lent) if lent.is_shared)
+    }
+
+    /// What is to be committed of it at `place`. Blocks.
+    pub(super) fn take(&mut self, engine: &Engine, place: &Place) -> Result<Draft> {
+        if let Self::Lent(lent) = self {
+            return lent.take(engine, &place.target);
+        }
+        let descriptor = Arc::clone(self.descriptor());
+        match std::mem::replace(self, Self::Committed(Arc::clone(&descriptor))) {
+            Self::Draft(draft) => Ok(draft),
+            // It was given another time.
+            _ => engine.draft_again(place, &place.target, &descriptor),
+        }
+    }
 }
 
 impl Engine {
@@ -146,7 +193,7 @@ pub(super) fn write_at(to: &OwnedFd, mut at: u64, mut data: &[u8]) -> rustix::io
     Ok(())
 }
 
-fn failed(error: rustix::io::Errno) -> Error {
+pub(super) fn failed(error: rustix::io::Errno) -> Error {
     Error::new(ErrorKind::of_disk(&error.into()), "copy what was written", error.to_string())
         .advise("check the disk of the stage")
 }

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use penstock_stage::{Change, Draft, Pin, Target, Written};
-use penstock_types::{Answer, Error, ErrorKind, Result, TreePath};
+use penstock_types::{Answer, Durability, Error, ErrorKind, Result, TreePath};
 use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
 use rustix::io::{pread, retry_on_intr};
 use tokio::task::block_in_place;
 
 use crate::engine::Engine;
 use crate::live::Opening;
-use crate::live::content::{copy_content, write_at};
+use crate::live::content::{Content, copy_content, write_at};
+use crate::live::lent::Lent;
 use crate::write::{EarlySync, Place, begin_sync, taken};
 
 /// Room is taken in steps of so many bytes: writers ask for it seldom.
@@ -52,23 +53,13 @@ struct State {
 
 impl State {
     fn has_nothing_to_commit(&self) -> bool {
-        self.place.is_none() || !self.is_dirty.load(Ordering::Relaxed)
+        self.place.is_none() || !self.is_changed()
     }
-}
 
-pub(super) enum Content {
-    /// To be written to.
-    Draft(Draft),
-    /// Never written again: what was committed, or what was there before.
-    Committed(Arc<OwnedFd>),
-}
-
-impl Content {
-    fn descriptor(&self) -> &Arc<OwnedFd> {
-        match self {
-            Self::Draft(draft) => draft.descriptor(),
-            Self::Committed(descriptor) => descriptor,
-        }
+    /// Whether it is not as it was committed.
+    fn is_changed(&self) -> bool {
+        let is_written = || matches!(&self.content, Content::Lent(lent) if lent.is_changed());
+        self.is_dirty.load(Ordering::Relaxed) || is_written()
     }
 }
 
@@ -146,7 +137,7 @@ impl LiveFile {
         let facts = fstat(state.content.descriptor()).map_err(|error| self.failed("look at", error))?;
         #[allow(clippy::cast_possible_wrap, reason = "nanoseconds are less than a thousand million")]
         let written_ms = facts.st_mtime * 1000 + facts.st_mtime_nsec as i64 / 1_000_000;
-        let begun_ms = state.begun_ms.filter(|_| !state.is_dirty.load(Ordering::Relaxed));
+        let begun_ms = state.begun_ms.filter(|_| !state.is_changed());
         let modified_ms = state.modified_ms.or(begun_ms).unwrap_or(written_ms);
         Ok((u64::try_from(facts.st_size).unwrap_or(0), modified_ms))
     }
@@ -184,28 +175,33 @@ impl LiveFile {
             return Answer::Now(written);
         }
         let data = data.to_vec();
-        self.later(move |file| file.change(offset + data.len() as u64, |draft| file.write_all(draft, offset, &data)))
+        self.later(move |file| file.change(offset + data.len() as u64, |to| file.write_all(to, offset, &data)))
     }
 
     fn write_now(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
         let state = self.state.try_read().ok()?;
-        let Content::Draft(draft) = &state.content else { return None };
+        let (descriptor, draft) = state.content.writable()?;
         let end = offset + data.len() as u64;
-        if state.failed.is_some() || !draft.try_grow(end.next_multiple_of(ROOM_STEP)) {
+        if state.failed.is_some() || !draft.is_none_or(|draft| draft.try_grow(end.next_multiple_of(ROOM_STEP))) {
             return None;
         }
         state.is_dirty.store(true, Ordering::Relaxed);
-        let written = self.write_all(draft, offset, data);
-        if let Some(range) = self.early.due(end) {
-            let descriptor = Arc::clone(draft.descriptor());
-            let begin = move || begin_sync(&descriptor, range);
-            self.engine().ok().map(|engine| engine.parts.runtime.spawn_blocking(begin));
-        }
+        let written = self.write_all(descriptor, offset, data);
+        self.begin_sync(descriptor, end);
         Some(written)
     }
 
-    fn write_all(&self, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {
-        write_at(draft.descriptor(), offset, data).map_err(|error| self.failed("write", error))
+    /// Has the disk begin with what lies below `end`, once that is much.
+    fn begin_sync(&self, descriptor: &Arc<OwnedFd>, end: u64) {
+        if let Some(range) = self.early.due(end) {
+            let descriptor = Arc::clone(descriptor);
+            let begin = move || begin_sync(&descriptor, range);
+            self.engine().ok().map(|engine| engine.parts.runtime.spawn_blocking(begin));
+        }
+    }
+
+    fn write_all(&self, descriptor: &OwnedFd, offset: u64, data: &[u8]) -> Result<()> {
+        write_at(descriptor, offset, data).map_err(|error| self.failed("write", error))
     }
 
     /// Calls `fallocate` with the kernel's own mode.
@@ -213,8 +209,8 @@ impl LiveFile {
         self.later(move |file| {
             let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
             let grown = if mode.contains(FallocateFlags::KEEP_SIZE) { 0 } else { offset.saturating_add(length) };
-            file.change(grown, |draft| {
-                let allocated = retry_on_intr(|| fallocate(draft.descriptor(), mode, offset, length));
+            file.change(grown, |to| {
+                let allocated = retry_on_intr(|| fallocate(to, mode, offset, length));
                 allocated.map_err(|error| match error {
                     rustix::io::Errno::OPNOTSUPP => {
                         Error::new(ErrorKind::Unsupported, file.action("allocate"), error.to_string())
@@ -237,7 +233,7 @@ impl LiveFile {
             state.content = Content::Draft(engine.stage.create(&state.target)?);
         }
         drop(state);
-        self.change(size, |draft| ftruncate(draft.descriptor(), size).map_err(|error| self.failed("cut", error)))
+        self.change(size, |to| ftruncate(to, size).map_err(|error| self.failed("cut", error)))
     }
 
     /// Gives it a time, which goes along with the next commit.
@@ -248,32 +244,46 @@ impl LiveFile {
     }
 
     /// Changes the draft, which is made of what was committed where there is none, and which has room up to `end`.
-    fn change(&self, end: u64, change: impl Fn(&Draft) -> Result<()>) -> Result<()> {
+    fn change(&self, end: u64, change: impl Fn(&OwnedFd) -> Result<()>) -> Result<()> {
         loop {
             {
                 let state = self.read_state();
                 if let Some(failed) = &state.failed {
                     return Err(failed.clone());
                 }
-                if let Content::Draft(draft) = &state.content {
-                    draft.grow(end)?;
+                if let Some((descriptor, draft)) = state.content.writable() {
+                    draft.map_or(Ok(()), |draft| draft.grow(end))?;
                     state.is_dirty.store(true, Ordering::Relaxed);
-                    return change(draft);
+                    return change(descriptor);
                 }
             }
             self.make_draft()?;
         }
     }
 
-    /// What was committed stays as it is: goes on in a copy of it.
+    /// What was committed stays as it is: goes on in a copy of it, or has a copy committed in its place.
     fn make_draft(&self) -> Result<()> {
         let engine = self.engine()?;
         let mut state = self.write_state();
-        let Content::Committed(committed) = &state.content else { return Ok(()) };
-        let draft = engine.stage.create(&state.target)?;
-        copy_content(committed, &draft)?;
-        (state.content, state.modified_ms) = (Content::Draft(draft), None);
-        Ok(())
+        let State { content, place, target, modified_ms, .. } = &mut *state;
+        match content {
+            Content::Draft(_) => Ok(()),
+            Content::Lent(lent) if place.is_none() => {
+                // Nobody can open what was committed.
+                lent.is_shared = false;
+                Ok(())
+            }
+            Content::Lent(_) => {
+                drop(state);
+                self.part().map(drop)
+            }
+            Content::Committed(committed) => {
+                let draft = engine.stage.create(target)?;
+                copy_content(committed, &draft)?;
+                (*content, *modified_ms) = (Content::Draft(draft), None);
+                Ok(())
+            }
+        }
     }
 
     /// Commits what was written since the last time; `None` where there is nothing to commit. Blocks.
@@ -281,7 +291,6 @@ impl LiveFile {
     /// # Errors
     /// What keeps it from being durable, also when it is asked again.
     pub(crate) fn commit(&self) -> Result<Option<(TreePath, Arc<Change>)>> {
-        let engine = self.engine()?;
         let mut state = self.write_state();
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
@@ -289,23 +298,41 @@ impl LiveFile {
         if state.has_nothing_to_commit() {
             return Ok(None);
         }
-        let (_, modified_ms) = self.facts_of(&state)?;
-        let State { place, content, is_dirty, failed, .. } = &mut *state;
+        let committed = self.commit_content(&mut state);
+        state.is_dirty.store(false, Ordering::Relaxed);
+        committed.inspect_err(|error| state.failed = Some(error.clone()))
+    }
+
+    /// Commits a copy where what was committed could still be written to; `None` where it could not. Blocks.
+    ///
+    /// # Errors
+    /// What keeps it from being copied; what was committed stays so.
+    pub(crate) fn part(&self) -> Result<Option<(TreePath, Arc<Change>)>> {
+        let mut state = self.write_state();
+        if !state.content.is_shared() || state.failed.is_some() {
+            return Ok(None);
+        }
+        self.commit_content(&mut state)
+    }
+
+    fn commit_content(&self, state: &mut State) -> Result<Option<(TreePath, Arc<Change>)>> {
+        let engine = self.engine()?;
+        let (_, modified_ms) = self.facts_of(state)?;
+        let State { place, content, .. } = state;
         let Some(place) = place else { return Ok(None) };
-        let descriptor = Arc::clone(content.descriptor());
-        let draft = match std::mem::replace(content, Content::Committed(Arc::clone(&descriptor))) {
-            Content::Draft(draft) => Ok(draft),
-            // It was given another time.
-            Content::Committed(_) => engine.draft_again(place, &place.target, &descriptor),
-        };
-        let committed = draft.and_then(|draft| {
+        let committed = content.take(&engine, place).and_then(|draft| {
+            if content.is_shared() {
+                engine.live.begin_settling(self.number, place);
+            }
             let written = Written { modified_ms, ..engine.written(place)? };
             engine.stage.commit_all(vec![(draft, written)], Vec::new())
         });
-        is_dirty.store(false, Ordering::Relaxed);
-        let change = committed.map(|mut committed| committed.remove(0)).inspect_err(|error| {
-            *failed = Some(error.clone().during(format!("write {}", place.path)));
+        let change = committed.map(|mut committed| committed.remove(0)).map_err(|error| {
+            engine.live.note_failed(self.number);
+            error.during(format!("write {}", place.path))
         })?;
+        let now = engine.parts.clock.monotonic();
+        engine.live.note_committed(self.number, change.operation(), content.is_shared(), now);
         engine.note_own(place, &change);
         let path = place.path.clone();
         (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
@@ -314,24 +341,101 @@ impl LiveFile {
 
     /// Takes the draft out to be committed elsewhere by `commit`, which says at which place it goes on; what was
     /// committed already is handed over as its descriptor. Blocks.
-    pub(crate) fn hand_over<T>(
+    pub(crate) fn hand_over(
         &self,
-        commit: impl FnOnce(Option<Draft>, &Arc<OwnedFd>) -> Result<(Place, T)>,
-    ) -> Result<T> {
+        to: &Place,
+        commit: impl FnOnce(Option<Draft>, &Arc<OwnedFd>) -> Result<(Place, Arc<Change>)>,
+    ) -> Result<Arc<Change>> {
+        let engine = self.engine()?;
         let mut state = self.write_state();
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
         let (_, modified_ms) = self.facts_of(&state)?;
         let descriptor = Arc::clone(state.content.descriptor());
-        let draft = match std::mem::replace(&mut state.content, Content::Committed(Arc::clone(&descriptor))) {
-            Content::Draft(draft) => Some(draft),
-            Content::Committed(_) => None,
+        let State { content, target, .. } = &mut *state;
+        let draft = match content {
+            Content::Lent(lent) if lent.is_changed() => Some(lent.take(&engine, target)?),
+            Content::Lent(_) | Content::Committed(_) => None,
+            Content::Draft(_) => match std::mem::replace(content, Content::Committed(Arc::clone(&descriptor))) {
+                Content::Draft(draft) => Some(draft),
+                _ => None,
+            },
         };
-        let (place, told) = commit(draft, &descriptor).inspect_err(|error| state.failed = Some(error.clone()))?;
+        let is_shared = content.is_shared();
+        if is_shared {
+            engine.live.begin_settling(self.number, to);
+        }
+        let (place, change) = commit(draft, &descriptor).inspect_err(|error| {
+            engine.live.note_failed(self.number);
+            state.failed = Some(error.clone());
+        })?;
+        let now = engine.parts.clock.monotonic();
+        engine.live.note_committed(self.number, change.operation(), is_shared, now);
         (state.place, *state.is_dirty.get_mut()) = (Some(place), false);
         (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
-        Ok(told)
+        Ok(change)
+    }
+
+    /// Gives the file to a kernel that reads and writes it by itself: where that has begun, or where it may begin and
+    /// nobody else has it. Blocks while a commit is under way.
+    pub(crate) fn lend(self: &Arc<Self>, begins: bool) -> Option<Arc<OwnedFd>> {
+        let engine = self.engine().ok()?;
+        let mut state = self.write_state();
+        let is_local = state.place.as_ref().is_some_and(|place| place.durability == Durability::Local);
+        // What was there before is replaced as a whole, or not at all.
+        let is_new = state.begun_ms.is_none() && state.failed.is_none() && state.writers == 1;
+        if let Content::Lent(lent) = &mut state.content {
+            lent.offers += 1;
+            return Some(Arc::clone(lent.descriptor()));
+        }
+        if !(begins && is_new && is_local && engine.live.may_lend(&engine.stage)) {
+            return None;
+        }
+        let descriptor = Arc::clone(state.content.descriptor());
+        match std::mem::replace(&mut state.content, Content::Committed(Arc::clone(&descriptor))) {
+            Content::Draft(draft) => state.content = Content::Lent(Lent::new(draft)),
+            content => {
+                state.content = content;
+                return None;
+            }
+        }
+        engine.live.note_lent(self);
+        Some(descriptor)
+    }
+
+    /// What a kernel reads and writes by itself.
+    pub(crate) fn lent(&self) -> Option<Arc<OwnedFd>> {
+        match &self.read_state().content {
+            Content::Lent(lent) => Some(Arc::clone(lent.descriptor())),
+            _ => None,
+        }
+    }
+
+    /// A kernel did not take what it was offered.
+    pub(crate) fn take_back(&self) {
+        let mut state = self.write_state();
+        let Content::Lent(lent) = &mut state.content else { return };
+        lent.offers -= 1;
+        if lent.offers > 0 || lent.draft().is_none() {
+            return;
+        }
+        let descriptor = Arc::clone(lent.descriptor());
+        let content = std::mem::replace(&mut state.content, Content::Committed(descriptor));
+        if let Content::Lent(lent) = content
+            && let Some(draft) = lent.into_draft()
+        {
+            state.content = Content::Draft(draft);
+        }
+    }
+
+    /// Takes room for what a kernel has written, whether there is any, and has the disk begin with it.
+    pub(super) fn look_at_lent(&self) {
+        let Ok(state) = self.state.try_read() else { return };
+        let Content::Lent(lent) = &state.content else { return };
+        let (Some(draft), Ok((size, _))) = (lent.draft(), self.facts_of(&state)) else { return };
+        draft.force_grow(size);
+        self.begin_sync(lent.descriptor(), size);
     }
 
     /// Its path is another file's or nobody's from now on: nothing of it is committed any more.
@@ -403,6 +507,7 @@ impl LiveFile {
         if state.writers > 0 {
             return;
         }
+        engine.live.note_closed(self.number);
         if let Some(place) = state.place.take() {
             drop(state);
             engine.live.remove(&place.path, self.number, &place.target, engine.parts.clock.monotonic());

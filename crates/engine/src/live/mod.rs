@@ -5,26 +5,38 @@
 //!                                              ▲ copied ◀── the next write ──────┘
 //! ```
 //!
+//! Where a kernel can write a new file by itself, it does, at the speed of the disk: see `lent`.
+//!
 //! All handles of a path share one live file, and whoever opens the path through a mount meanwhile reads it as it
 //! grows. Everybody else sees what was flushed last. What is committed never changes: the first write after a flush
 //! goes to a copy.
 
 mod content;
 mod file;
+mod lent;
+mod settling;
 
 pub(crate) use content::Opening;
 pub(crate) use file::LiveFile;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
-use penstock_stage::{Change, Target};
-use penstock_types::{Durability, ObjectKey, TreePath, Version};
+use penstock_stage::{Base, Change, OperationId, Stage, Target, operation_of};
+use penstock_types::{Durability, ObjectKey, Result, TreePath, Version};
+
+use crate::engine::Engine;
+use crate::live::settling::Settling;
+use crate::write::Place;
 
 /// A file that was closed is not uploaded for so long: who writes under a temporary name renames it next.
 const SETTLING: Duration = Duration::from_millis(500);
+/// A handle is nearly always gone so soon after it was flushed.
+const CLOSING: Duration = Duration::from_millis(50);
+/// A handle that is open so long after it was flushed stays open: a copy of the file is committed.
+const PARTED_AFTER: Duration = Duration::from_millis(200);
 /// Begins the version of a live file; behind it comes its number.
 const LIVE: &str = "live-";
 
@@ -37,6 +49,11 @@ pub(crate) struct LiveFiles {
     by_number: Mutex<HashMap<u64, Weak<LiveFile>>>,
     last_number: AtomicU64,
     held: Mutex<Held>,
+    /// Those that a kernel writes by itself.
+    lent: Mutex<Vec<Weak<LiveFile>>>,
+    settling: Settling,
+    /// Whether the disk of the stage tells of everything that was written.
+    tells_writes_apart: OnceLock<bool>,
 }
 
 /// What is not uploaded yet.
@@ -143,10 +160,13 @@ impl LiveFiles {
     /// Whether a change is not to be uploaded yet: its file is open for writing, or was closed a moment ago. Called
     /// with locks of the stage held.
     pub(crate) fn holds(&self, change: &Change, now: Duration) -> bool {
+        let target = change.target();
+        if self.settling.of(&target.scope, &target.key, change.operation()).is_some() {
+            return true;
+        }
         if change.durability() != Durability::Local {
             return false;
         }
-        let target = change.target();
         let mut held = self.held();
         let key = (Arc::clone(&target.scope), target.key.clone());
         let Some(until) = held.until.get(&key) else { return false };
@@ -166,6 +186,53 @@ impl LiveFiles {
         Wanted { files: self, prefix }
     }
 
+    /// Whether a kernel may be given a new file to write by itself.
+    fn may_lend(&self, stage: &Stage) -> bool {
+        stage.has_ample_room()
+            && *self.tells_writes_apart.get_or_init(|| lent::tells_writes_apart(stage.files_directory()))
+    }
+
+    fn note_lent(&self, file: &Arc<LiveFile>) {
+        self.lent_files().push(Arc::downgrade(file));
+    }
+
+    /// What a live file commits next at a place may change afterwards.
+    fn begin_settling(&self, number: u64, place: &Place) {
+        let before = match &place.base {
+            Base::Staged(operation) => Some(*operation),
+            _ => None,
+        };
+        self.settling.begin(number, &place.target, before);
+    }
+
+    /// What a live file has committed: it may still change, or is a copy.
+    fn note_committed(&self, number: u64, operation: OperationId, is_shared: bool, now: Duration) {
+        match is_shared {
+            true => self.settling.committed(number, operation, now),
+            false => self.settling.end(number, false),
+        }
+    }
+
+    /// A commit of a live file failed: nobody is given what it was to replace.
+    fn note_failed(&self, number: u64) {
+        self.settling.end(number, false);
+    }
+
+    /// Nobody writes to a live file any more.
+    fn note_closed(&self, number: u64) {
+        self.settling.end(number, true);
+    }
+
+    /// Whether a version may still change, or has been replaced because it could.
+    pub(crate) fn is_unsettled(&self, scope: &Arc<str>, key: &ObjectKey, version: &Version) -> bool {
+        let is = |operation| self.settling.was_replaced(operation) || self.settling.of(scope, key, operation).is_some();
+        operation_of(version).is_some_and(is)
+    }
+
+    fn lent_files(&self) -> MutexGuard<'_, Vec<Weak<LiveFile>>> {
+        self.lent.lock().expect("no panic while lent files are listed")
+    }
+
     /// Forgets every file: the engine ends.
     pub(crate) fn clear(&self) {
         drop(std::mem::take(&mut *self.paths()));
@@ -181,6 +248,58 @@ impl LiveFiles {
 
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect("no panic while it is looked up what is held")
+    }
+}
+
+impl Engine {
+    /// Returns when a staged version changes no more; whether that had to be waited for. Where its file stays open, a
+    /// copy is committed, which is another version.
+    ///
+    /// # Errors
+    /// What keeps it from being copied.
+    pub(crate) async fn wait_settled(
+        self: &Arc<Self>,
+        scope: &Arc<str>,
+        key: &ObjectKey,
+        version: &Version,
+    ) -> Result<bool> {
+        let Some(operation) = operation_of(version) else { return Ok(false) };
+        if self.live.settling.of(scope, key, operation).is_none() {
+            return Ok(false);
+        }
+        let unsettled = self.live.settling.wait((scope, key), operation, CLOSING).await;
+        if let Some(live) = unsettled.and_then(|number| self.live.numbered(number)) {
+            self.part_live(live).await?;
+        }
+        Ok(true)
+    }
+
+    async fn part_live(self: &Arc<Self>, live: Arc<LiveFile>) -> Result<()> {
+        if let Some((path, _)) = self.blocking(move || live.part()).await? {
+            self.announce(&path).await;
+        }
+        Ok(())
+    }
+
+    /// Looks at what kernels write by themselves.
+    pub(crate) fn look_at_lent(self: &Arc<Self>) {
+        let lent: Vec<_> = {
+            let mut files = self.live.lent_files();
+            files.retain(|file| file.strong_count() > 0);
+            files.iter().filter_map(Weak::upgrade).collect()
+        };
+        lent.iter().for_each(|file| file.look_at_lent());
+        let long_ago = self.parts.clock.monotonic().saturating_sub(PARTED_AFTER);
+        for live in
+            self.live.settling.committed_before(long_ago).into_iter().filter_map(|number| self.live.numbered(number))
+        {
+            let me = Arc::clone(self);
+            self.parts.runtime.spawn(async move {
+                if let Err(error) = me.part_live(live).await {
+                    tracing::debug!(%error, "what is still open is copied later");
+                }
+            });
+        }
     }
 }
 

@@ -69,6 +69,7 @@ pub struct Writing {
 }
 
 /// Where something is written, and what was there when the writing began.
+#[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) path: TreePath,
     pub(crate) target: Target,
@@ -175,9 +176,12 @@ impl Engine {
     /// The staged content of an object version.
     ///
     /// # Errors
-    /// `StaleVersion` when it is not staged any more.
+    /// `StaleVersion` when it is not staged any more, or may still be written to.
     pub(crate) fn staged_file(&self, found: &Found) -> Result<StagedFile> {
         let Found { path, attached, object, .. } = found;
+        if self.live.is_unsettled(&attached.scope, &object.key, &object.version) {
+            return Err(stale(path, &object.version));
+        }
         let change = self.staged(attached, object).ok_or_else(|| stale(path, &object.version))?;
         let size = change.size().ok_or_else(|| stale(path, &object.version))?;
         Ok(StagedFile { descriptor: change.open()?, size })

@@ -271,7 +271,8 @@ impl Engine {
         let change = self
             .blocking(move || {
                 let (_, modified_ms) = file.facts()?;
-                file.hand_over(|draft, committed| {
+                let place = to.clone();
+                file.hand_over(&place, |draft, committed| {
                     let draft = match draft {
                         Some(draft) => draft,
                         None => me.draft_again(&from, &to.target, committed)?,

@@ -72,6 +72,7 @@ pub(crate) async fn keep_streaming(engine: Weak<Engine>) {
             let is_due = Instant::now() >= next_look;
             if is_due {
                 next_look = Instant::now() + LOOK;
+                engine.look_at_lent();
                 watch(&mut watched, engine.stage.streams());
             }
             for one in &mut watched {

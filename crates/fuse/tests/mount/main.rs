@@ -490,9 +490,9 @@ fn a_file_that_was_closed_is_kept_ready_until_the_cache_wants_it_back() {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, bench.tree.bytes("a"));
+    bench.tree.file("a").evicted.store(false, Ordering::SeqCst);
     drop(file);
     await_that("every file closed", || bench.mount.open_files() == 0);
-    bench.tree.file("a").evicted.store(false, Ordering::SeqCst);
     bench.mount.tidy();
     assert!(held() > before, "kept for the next open");
     bench.tree.file("a").evicted.store(true, Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! A tree in memory that is written, counts what it is asked, and misbehaves when it is told to.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -90,6 +91,14 @@ impl NodeFile for Content {
 struct Handle(Arc<Content>);
 
 impl NodeWriter for Handle {
+    fn lend(&self, _: bool) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
+    fn take_back(&self) {
+        unreachable!("nothing is lent");
+    }
+
     fn write(&self, offset: u64, data: &[u8]) -> Answer<()> {
         let counts = &self.0.counts;
         if counts.is_full.load(Ordering::SeqCst) {
