@@ -24,6 +24,7 @@ from integration.conftest import make_writable_lake
 FIO = ["--direct=0", "--size=16m", "--bs=64k", "--verify=crc32c", "--verify_fatal=1", "--randseed=1"]
 OPERATIONS = 4000
 SIZE_MAX = 300_000
+NAME_STEPS = 400
 
 
 @pytest.fixture
@@ -99,6 +100,51 @@ def test_what_the_source_has_is_renamed_at_once_and_nothing_of_it_is_fetched_or_
     assert (runs.root / "warm" / "huge").stat().st_size == 300 << 20
     (runs.root / "warm" / "huge").unlink()
     assert contents(runs.root / "warm") == expected
+
+
+def test_names_that_are_given_taken_and_changed_in_any_order_hold_what_those_of_a_plain_directory_hold(
+    runs: Any, tmp_path: Path
+) -> None:
+    chance, plain = random.Random(3), tmp_path / "plain"
+    plain.mkdir()
+    directories = (runs.mount, plain)
+    names = ["a", "b", "c", "d"]
+
+    def append(path: Path) -> None:
+        with path.open("ab") as file:
+            file.write(piece)
+
+    def patch(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(piece)
+
+    steps = {
+        "write": lambda directory: (directory / name).write_bytes(piece),
+        "append": lambda directory: append(directory / name),
+        "patch": lambda directory: patch(directory / name),
+        "cut": lambda directory: os.truncate(directory / name, at),
+        "rename": lambda directory: (directory / name).rename(directory / other),
+        "remove": lambda directory: (directory / name).unlink(),
+        "read": lambda directory: (directory / name).read_bytes(),
+    }
+    for step in range(NAME_STEPS):
+        name, other, at = chance.choice(names), chance.choice(names), chance.randrange(2000)
+        piece = chance.randbytes(chance.choice([1, 500, 3000]))
+        kind = chance.choice([*steps, "rename", "rename"])
+        outcomes = []
+        for directory in directories:
+            try:
+                outcomes.append(steps[kind](directory) if kind == "read" else bool(steps[kind](directory)) or None)
+            except OSError as error:
+                outcomes.append(error.errno)
+        if kind in ("write", "rename"):
+            outcomes = [type(outcome) for outcome in outcomes]
+        assert outcomes[0] == outcomes[1], (step, kind, name, other)
+        assert contents(runs.mount) == contents(plain), (step, kind, name, other)
+        if step % 40 == 0:
+            runs.client.persist("/runs", timeout=60)
+            assert contents(runs.root) == contents(plain)
 
 
 def test_git_works_in_it(runs: Any, tmp_path: Path) -> None:

@@ -135,8 +135,11 @@ impl Engine {
         let absent =
             |extent: &Arc<Extent>| -> u64 { extent.missing(ByteRange::new(0, size)).iter().map(ByteRange::len).sum() };
         let staged = is_staged(&object.version);
-        let cached_bytes =
-            if is_staged(&bytes.version) { size } else { extent.as_ref().map_or(0, |extent| size - absent(extent)) };
+        let cached_bytes = if self.is_in_stage(&attached, &bytes) {
+            size
+        } else {
+            extent.as_ref().map_or(0, |extent| size - absent(extent))
+        };
         let pinned = self.pins.of(&object);
         let is_pinned = pinned.is_some();
         let reason = match (complete, cached_bytes) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use penstock_cache::{Extent, Lease};
 use penstock_catalog::Item;
+use penstock_stage::Change;
 use penstock_types::{
     ByteRange, Error, ErrorKind, ObjectAttributes, ObjectId, ObjectKey, Priority, Result, TreePath, Version,
 };
@@ -124,7 +125,18 @@ impl Engine {
     /// Whether every byte of an object version is here: in the cache, or staged.
     pub(crate) fn is_complete(&self, attached: &Attached, object: &ObjectId) -> bool {
         let object = self.bytes_of(attached, object);
-        is_staged(&object.version) || self.cache.peek(&object).is_some_and(|extent| extent.is_complete())
+        self.is_in_stage(attached, &object) || self.cache.peek(&object).is_some_and(|extent| extent.is_complete())
+    }
+
+    /// Whether the bytes of an object version are those of a staged file. Of a file that lies over an object, only some
+    /// are: it is cached like what a source has.
+    pub(crate) fn is_in_stage(&self, attached: &Attached, object: &ObjectId) -> bool {
+        is_staged(&object.version) && self.patched(attached, object).is_none()
+    }
+
+    /// The change behind a staged version that lies over an object.
+    pub(crate) fn patched(&self, attached: &Attached, object: &ObjectId) -> Option<Arc<Change>> {
+        self.staged(attached, object).filter(|change| change.patch().is_some())
     }
 
     /// The object version that has the bytes of another: where that is a copy which the source has not made yet, what
@@ -132,7 +144,8 @@ impl Engine {
     pub(crate) fn bytes_of(&self, attached: &Attached, object: &ObjectId) -> ObjectId {
         let mut object = object.clone();
         while is_staged(&object.version)
-            && let Some(original) = self.staged(attached, &object).and_then(|change| change.original())
+            && let Some(change) = self.staged(attached, &object).filter(|change| change.patch().is_none())
+            && let Some(original) = change.original()
         {
             object = ObjectId { key: original.key, version: original.version, ..object };
             // Made by now, and what was cached is cached as that.
@@ -150,7 +163,7 @@ impl Engine {
     /// The object version as a file, where it is completely in the cache or staged.
     pub(crate) fn lend_complete(self: &Arc<Self>, target: &Target) -> Option<OpenFile> {
         let target = self.with_bytes(target.clone());
-        let holding = if is_staged(&target.object.version) {
+        let holding = if self.is_in_stage(&target.attached, &target.object) {
             Holding::staged(self.staged_file(&target).ok()?)
         } else {
             let extent = self.cache.peek(&target.object).filter(|extent| extent.is_complete())?;
@@ -277,7 +290,7 @@ impl Engine {
 
     fn hold(self: &Arc<Self>, target: Target, priority: Priority) -> Result<OpenFile> {
         let target = self.with_bytes(target);
-        if is_staged(&target.object.version) {
+        if self.is_in_stage(&target.attached, &target.object) {
             let holding = Holding::staged(self.staged_file(&target)?);
             return Ok(self.open_file(target, priority, holding));
         }
@@ -439,10 +452,10 @@ impl OpenFile {
         let mut holding = self.holding();
         let store = holding.store.clone();
         let transfer = holding.transfer.get_or_insert_with(|| {
-            let (carrier, origins) = (&self.engine.carrier, &self.attached.origins);
+            let (carrier, origins) = (&self.engine.carrier, self.engine.origins_of(&self.attached, &self.object));
             match &store {
-                Store::Cached(extent) => carrier.transfer_into(extent, origins),
-                Store::Scratch(_) | Store::Staged(_) => carrier.transfer(self.object.clone(), store.clone(), origins),
+                Store::Cached(extent) => carrier.transfer_into(extent, &origins),
+                Store::Scratch(_) | Store::Staged(_) => carrier.transfer(self.object.clone(), store.clone(), &origins),
             }
         });
         let transfer = Arc::clone(transfer);

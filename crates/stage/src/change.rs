@@ -7,13 +7,15 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_types::{
-    AttachmentId, Durability, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Result, UploadId, Version,
+    AttachmentId, ByteRange, Durability, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Result, UploadId,
+    Version,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::files::StagedFile;
 use crate::journal::Slot;
+use crate::patch::Patch;
 use crate::stream::Stream;
 
 /// Begins the version of what is staged; behind it comes the operation.
@@ -106,7 +108,7 @@ pub struct Written {
     pub metadata: Vec<(String, String)>,
 }
 
-/// The object that a copy is made of.
+/// The object that a copy is made of, or that a file lies over.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Original {
     /// Full key, in the scope of the copy.
@@ -135,6 +137,17 @@ pub enum Content {
         size: u64,
         /// As it was when this was committed; [`Change::original`] follows.
         original: Original,
+    },
+    /// A file of which some bytes are here, and the others an object's.
+    Patch {
+        /// Bytes.
+        size: u64,
+        /// User metadata, names in lower case.
+        metadata: Vec<(String, String)>,
+        /// As it was when this was committed; [`Change::original`] follows.
+        original: Original,
+        /// Which bytes are here.
+        patch: Patch,
     },
 }
 
@@ -249,7 +262,7 @@ impl Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) base: Base,
-    /// Of a copy: its original by now, where that is another one than at its commit.
+    /// Of what has an original: that by now, where that is another one than at its commit.
     pub(crate) copied: Option<Original>,
     pub(crate) phase: Phase,
     /// The source may have it: it was given out once, perhaps by an earlier process.
@@ -358,7 +371,7 @@ impl Change {
     /// Bytes of its file; `None` for a removal.
     pub fn size(&self) -> Option<u64> {
         match &self.content {
-            Content::Put { size, .. } | Content::Copy { size, .. } => Some(*size),
+            Content::Put { size, .. } | Content::Copy { size, .. } | Content::Patch { size, .. } => Some(*size),
             Content::Remove => None,
         }
     }
@@ -366,15 +379,23 @@ impl Change {
     /// User metadata of its file; empty for a removal, and for a copy, which has that of its original.
     pub fn metadata(&self) -> &[(String, String)] {
         match &self.content {
-            Content::Put { metadata, .. } => metadata,
+            Content::Put { metadata, .. } | Content::Patch { metadata, .. } => metadata,
             Content::Remove | Content::Copy { .. } => &[],
         }
     }
 
-    /// What it is a copy of. Follows: once an original that is a copy itself is in the source, it is that version; if it
+    /// Which bytes of its file are here, where that is not all of them: the others are its original's.
+    pub fn patch(&self) -> Option<&Patch> {
+        match &self.content {
+            Content::Patch { patch, .. } => Some(patch),
+            Content::Put { .. } | Content::Copy { .. } | Content::Remove => None,
+        }
+    }
+
+    /// What it is a copy of, or lies over. Follows: once an original that is a copy itself is in the source, it is that version; if it
     /// will not be, it is what that was to be copied from.
     pub fn original(&self) -> Option<Original> {
-        let Content::Copy { original, .. } = &self.content else { return None };
+        let (Content::Copy { original, .. } | Content::Patch { original, .. }) = &self.content else { return None };
         Some(self.progress().copied.as_ref().unwrap_or(original).clone())
     }
 
@@ -487,19 +508,21 @@ impl Change {
     pub(crate) fn charge(&self) -> u64 {
         match &self.content {
             Content::Put { size, .. } => *size,
+            Content::Patch { size, patch, .. } => patch.own_bytes(ByteRange::new(0, *size)),
             Content::Remove | Content::Copy { .. } => 0,
         }
     }
 
-    /// What the key holds after it; of a copy, with the original that it has by now.
+    /// What the key holds after it; with the original that it has by now.
     pub(crate) fn content_now(&self) -> Content {
-        match (&self.content, self.original()) {
-            (Content::Copy { size, .. }, Some(original)) => {
-                let since = original.since.or(Some(self.operation));
-                Content::Copy { size: *size, original: Original { since, ..original } }
-            }
-            (content, _) => content.clone(),
+        let mut content = self.content.clone();
+        let by_now = self.original();
+        if let (Content::Copy { original, .. } | Content::Patch { original, .. }, Some(by_now)) = (&mut content, by_now)
+        {
+            let since = by_now.since.or(Some(self.operation));
+            *original = Original { since, ..by_now };
         }
+        content
     }
 
     pub(crate) fn modified_ms(&self) -> i64 {

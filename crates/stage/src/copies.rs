@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use penstock_types::{Error, ErrorKind, ObjectKey, Result};
 
-use crate::change::{Change, OperationId, Original, Phase, Settled, Target, operation_of};
+use crate::change::{Base, Change, OperationId, Original, Phase, Settled, Target, operation_of};
 use crate::stage::Stage;
-use crate::table::Table;
+use crate::table::{Admission, Table};
 
 /// Copies of one key, by the change that needed the original first.
 type OfOne = BTreeMap<(OperationId, OperationId), Arc<Change>>;
@@ -119,6 +119,28 @@ impl Table {
         Ok(Original { version: version.ok_or_else(|| changed().advise("try again"))?, ..original })
     }
 
+    /// What a file that is committed now lies over. Where that is a change that will not be brought, as this one takes its
+    /// place, it is what that lay over; the bytes of that are its own as well.
+    pub fn admit_patched(&self, target: &Target, original: Original, admission: &Admission) -> Result<Original> {
+        let is_of = |change: &Arc<Change>| change.target().key == original.key && change.version() == original.version;
+        let replaced = admission.replaced.as_ref().filter(|replaced| is_of(replaced));
+        let original = match replaced.and_then(|replaced| Some((replaced.original()?, replaced.operation()))) {
+            Some((under, since)) => return Ok(Original { since: under.since.or(Some(since)), ..under }),
+            None => self.admit_original(target, original)?,
+        };
+        let is_base = match &admission.base {
+            Base::Version(version) => *version == original.version,
+            Base::Staged(operation) => operation.version() == original.version,
+            Base::Absent | Base::Unconditional => false,
+        };
+        if original.key == target.key && !is_base {
+            let reason = "it was replaced while it was changed in part, and the rest of it is gone";
+            return Err(Error::new(ErrorKind::StaleVersion, format!("write {}", target.key), reason)
+                .advise("open it again and write it anew"));
+        }
+        Ok(original)
+    }
+
     /// What was to be copied from a change is copied from what its source has of that by now.
     pub fn follow_settled(&self, change: &Change, settled: &Settled) {
         if let Some(attributes) = settled.attributes() {
@@ -133,7 +155,9 @@ impl Table {
     pub fn follow_conflict(&mut self, change: &Change) {
         let Some(original) = change.original() else { return };
         let since = original.since.or(Some(change.operation()));
-        for copy in self.copies.after(change).cloned().collect::<Vec<_>>() {
+        // The bytes of a patch are those of the next patch over it as well, but no copy has them: that waits.
+        let has_all = |copy: &&Arc<Change>| change.patch().is_none() || copy.patch().is_some();
+        for copy in self.copies.after(change).filter(has_all).cloned().collect::<Vec<_>>() {
             self.copies.remove(&copy);
             copy.progress().copied = Some(Original { since, ..original.clone() });
             self.copies.add(&copy);

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use penstock_types::Result;
+use penstock_types::{ByteRange, Result};
 
 use crate::budget::Budget;
 use crate::change::Target;
 use crate::files::{Files, StagedFile};
+use crate::patch::Over;
 use crate::pins::Pin;
 use crate::stream::{Stream, StreamHold};
 
@@ -20,10 +21,23 @@ pub struct Draft {
     descriptor: Arc<OwnedFd>,
     file: StagedFile,
     charge: Charge,
+    /// What it lies over, where it does not hold all bytes.
+    over: Option<Over>,
     /// What it is based on is remembered meanwhile.
     _pin: Option<Pin>,
     /// What is sent of it while it is written.
     stream: Option<StreamHold>,
+}
+
+/// A draft that is synced.
+pub(crate) struct Finished {
+    pub(crate) file: StagedFile,
+    pub(crate) size: u64,
+    /// Bytes that stay charged.
+    pub(crate) charged: u64,
+    pub(crate) over: Option<Over>,
+    /// What was sent of it.
+    pub(crate) stream: Option<StreamHold>,
 }
 
 /// Bytes of the budget, given back when they are dropped.
@@ -39,14 +53,33 @@ impl Draft {
         Ok(Self::of(files.create()?, budget, pin))
     }
 
+    /// A file of `size` bytes of which only what is written is its own.
+    pub(crate) fn create_over(
+        files: &Arc<Files>,
+        budget: &Arc<Budget>,
+        pin: Option<Pin>,
+        (over, size): (Over, u64),
+    ) -> Result<Self> {
+        let mut draft = Self::create(files, budget, pin)?;
+        draft.file.set_size(draft.descriptor.as_fd(), size)?;
+        draft.over = Some(over);
+        Ok(draft)
+    }
+
     /// Another name of a file that nobody writes to any more: to be committed as it is.
-    pub(crate) fn link(files: &Arc<Files>, budget: &Arc<Budget>, pin: Option<Pin>, from: &Path) -> Result<Self> {
-        Ok(Self::of(files.link(from)?, budget, pin))
+    pub(crate) fn link(
+        files: &Arc<Files>,
+        budget: &Arc<Budget>,
+        pin: Option<Pin>,
+        (from, over): (&Path, Option<Over>),
+    ) -> Result<Self> {
+        let draft = Self::of(files.link(from)?, budget, pin);
+        Ok(Self { over, ..draft })
     }
 
     fn of((file, descriptor): (StagedFile, OwnedFd), budget: &Arc<Budget>, pin: Option<Pin>) -> Self {
         let charge = Charge { budget: Arc::clone(budget), reserved: false, bytes: Mutex::default() };
-        Self { descriptor: Arc::new(descriptor), file, charge, _pin: pin, stream: None }
+        Self { descriptor: Arc::new(descriptor), file, charge, over: None, _pin: pin, stream: None }
     }
 
     /// Has it take from the reserve where the stage is full.
@@ -65,6 +98,33 @@ impl Draft {
     /// The file, for reading and writing.
     pub fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.descriptor
+    }
+
+    /// What it lies over, where it does not hold all bytes.
+    pub fn over(&self) -> Option<&Over> {
+        self.over.as_ref()
+    }
+
+    /// Up to how many bytes it needs room, for [`Draft::grow`], when `range` was written.
+    pub fn room_for(&self, range: ByteRange) -> u64 {
+        let Some(over) = &self.over else { return range.end };
+        let patch = over.patch();
+        let more = range.len() - patch.own_bytes(range);
+        more + *self.charge.bytes()
+    }
+
+    /// Notes that a range was written.
+    pub fn note_written(&self, range: ByteRange) {
+        if let Some(over) = &self.over {
+            over.patch().write(range);
+        }
+    }
+
+    /// Notes that it was cut, or grew, to `size` bytes.
+    pub fn note_size(&self, size: u64) {
+        if let Some(over) = &self.over {
+            over.patch().cut(size);
+        }
     }
 
     /// Takes room for content up to `to` bytes; goes slowly where the stage fills up, and waits a while where it is full.
@@ -105,14 +165,22 @@ impl Draft {
 
     /// All of it, where it is small enough to go into the journal.
     pub(crate) fn small(&self, max: usize) -> Result<Option<Bytes>> {
+        if self.over.is_some() {
+            return Ok(None);
+        }
         self.file.read_small(self.descriptor.as_fd(), max)
     }
 
-    /// Syncs file and name; the file and its size, which stays charged, and what was sent of it.
-    pub(crate) fn finish(self) -> Result<(StagedFile, u64, Option<StreamHold>)> {
+    /// Syncs file and name; the file and its size. Its own bytes stay charged.
+    pub(crate) fn finish(self) -> Result<Finished> {
         let size = self.file.sync(self.descriptor.as_fd())?;
-        self.charge.keep_exactly(size);
-        Ok((self.file, size, self.stream))
+        let over = self.over.filter(|over| !over.patch().is_whole());
+        let charged = match &over {
+            Some(over) => over.patch().own_bytes(ByteRange::new(0, size)),
+            None => size,
+        };
+        self.charge.keep_exactly(charged);
+        Ok(Finished { file: self.file, size, charged, over, stream: self.stream })
     }
 
     /// Writes content from the start on.

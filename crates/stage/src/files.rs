@@ -225,6 +225,13 @@ impl StagedFile {
         read().map_err(|error| self.files.failed("read", &path, &error))
     }
 
+    /// Cuts or grows the file.
+    pub fn set_size(&self, descriptor: BorrowedFd<'_>, size: u64) -> Result<()> {
+        let path = self.full_path();
+        let set = self.files.disk.set_size(descriptor, size);
+        set.map_err(|error| self.files.failed("grow", &path, &error))
+    }
+
     /// Writes all of `data` into the file. It is not synced; whoever keeps it so, says where the journal has it.
     pub fn fill(&self, descriptor: BorrowedFd<'_>, data: &[u8]) -> Result<()> {
         let path = self.full_path();

@@ -15,17 +15,17 @@ use penstock_types::{
 use tokio::sync::Notify;
 
 use crate::budget::Budget;
-use crate::change::{
-    Base, Change, ChangeParts, Content, OperationId, Original, Phase, Progress, Settled, Target, Written, operation_of,
-};
+use crate::change::{Base, Change, Original, Phase, Settled, Target, Written, operation_of};
 use crate::draft::Draft;
-use crate::files::{Files, StagedFile};
+use crate::files::Files;
 use crate::house::House;
-use crate::journal::{Journal, Slot, Ticket};
+use crate::journal::{Journal, Ticket};
+use crate::new::{New, NewFile, admit_original, new_change};
+use crate::patch::Over;
 use crate::pins::{Pin, Pins};
 use crate::record::{ChangeRecord, Record};
 use crate::status::{Recovered, StageStatus};
-use crate::stream::{Inherited, Stream, StreamHold};
+use crate::stream::Stream;
 use crate::table::{Admission, Table};
 
 /// So much is room enough for a file of which nobody knows how large it becomes.
@@ -170,15 +170,30 @@ impl Stage {
         Ok(draft.map_err(|error| error.during(action()))?.reserved())
     }
 
-    /// As [`Stage::create`], another name of a file that nobody writes to any more, to be committed as it is. Copies
-    /// nothing, and waits for no room.
+    /// As [`Stage::create`], a file of `size` bytes that lies over an object: room is taken for what is written of it.
     ///
     /// # Errors
-    /// `Disk`, also where the file lies on another one; `Cancelled` when the stage is closed.
-    pub fn link(&self, target: &Target, from: &Path) -> Result<Draft> {
+    /// As [`Stage::create`].
+    pub fn create_over(&self, target: &Target, over: Over, size: u64) -> Result<Draft> {
         let action = || format!("write {}", target.key);
         self.check_open().map_err(|error| error.during(action()))?;
-        let draft = Draft::link(&self.files, &self.budget, Some(self.pins.pin(target)), from);
+        let draft = Draft::create_over(&self.files, &self.budget, Some(self.pins.pin(target)), (over, size));
+        draft.map_err(|error| error.during(action()))
+    }
+
+    /// As [`Stage::create`], another name of the file of a change, to be committed as it is. Copies nothing, and waits
+    /// for no room.
+    ///
+    /// # Errors
+    /// `Disk`; `InvalidInput` for a change that has no file; `Cancelled` when the stage is closed.
+    pub fn link(&self, target: &Target, from: &Change) -> Result<Draft> {
+        let action = || format!("write {}", target.key);
+        self.check_open().map_err(|error| error.during(action()))?;
+        let no_file = || Error::new(ErrorKind::InvalidInput, action(), "nothing of it is here");
+        let path = from.path().ok_or_else(no_file)?;
+        let original = || Original { key: from.target().key.clone(), version: from.version(), since: None };
+        let over = from.patch().map(|patch| Over::new(original(), patch.clone()));
+        let draft = Draft::link(&self.files, &self.budget, Some(self.pins.pin(target)), (&path, over));
         draft.map_err(|error| error.during(action()))
     }
 
@@ -226,7 +241,7 @@ impl Stage {
             draft.fill(&data)?;
             let new = match data.len() > INLINE_BYTES_MAX {
                 true => NewFile::synced(draft)?,
-                false => NewFile { file: draft.finish_unsynced(size), size, data: Some(data), stream: None },
+                false => NewFile::in_journal(draft, data),
             };
             self.put(written, new)
         };
@@ -269,7 +284,7 @@ impl Stage {
         let mut charged = 0;
         let made = drafts.into_iter().try_for_each(|(draft, written)| {
             let made = NewFile::of(draft)?;
-            charged += made.size;
+            charged += made.charged;
             new.push((written, New::File(made)));
             Ok(())
         });
@@ -285,8 +300,8 @@ impl Stage {
     }
 
     fn put(&self, written: Written, new: NewFile) -> Result<Arc<Change>> {
-        let size = new.size;
-        self.take_in_one(written, New::File(new)).inspect_err(|_| self.budget.release(size))
+        let charged = new.charged;
+        self.take_in_one(written, New::File(new)).inspect_err(|_| self.budget.release(charged))
     }
 
     fn take_in_one(&self, written: Written, new: New) -> Result<Arc<Change>> {
@@ -302,10 +317,7 @@ impl Stage {
             new.iter().try_for_each(|(written, _)| table.admission(written).map(drop))?;
             new.into_iter().try_for_each(|(written, new)| {
                 let admission = table.admission(&written)?;
-                let new = match new {
-                    New::Copy(original, size) => New::Copy(table.admit_original(&written.target, original)?, size),
-                    new => new,
-                };
+                let new = admit_original(&table, &written, new, &admission)?;
                 let (change, ticket) = self.push(written, new, admission)?;
                 table.admit(&change);
                 taken.push((change, ticket));
@@ -501,89 +513,4 @@ impl fmt::Debug for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stage").field("directory", &self.parts.config.directory).finish_non_exhaustive()
     }
-}
-
-/// What a new change makes its key hold.
-enum New {
-    Nothing,
-    File(NewFile),
-    /// A copy, and its size.
-    Copy(Original, u64),
-}
-
-impl New {
-    fn data(&self) -> Option<&Bytes> {
-        match self {
-            Self::File(file) => file.data.as_ref(),
-            Self::Nothing | Self::Copy(..) => None,
-        }
-    }
-}
-
-/// The file of a new change.
-struct NewFile {
-    file: StagedFile,
-    size: u64,
-    /// Its content, where the journal has it as well.
-    data: Option<Bytes>,
-    /// What was sent of it.
-    stream: Option<StreamHold>,
-}
-
-impl NewFile {
-    /// The content of a draft: in the journal where it is small enough, otherwise synced.
-    fn of(draft: Draft) -> Result<Self> {
-        match draft.small(INLINE_BYTES_MAX)? {
-            Some(data) => {
-                let size = data.len() as u64;
-                Ok(Self { file: draft.finish_unsynced(size), size, data: Some(data), stream: None })
-            }
-            None => Self::synced(draft),
-        }
-    }
-
-    fn synced(draft: Draft) -> Result<Self> {
-        let (file, size, stream) = draft.finish()?;
-        Ok(Self { file, size, data: None, stream })
-    }
-}
-
-fn new_change(
-    written: Written,
-    new: New,
-    operation: OperationId,
-    admission: Admission,
-    home: &Slot,
-    now_ms: i64,
-) -> Arc<Change> {
-    let (mut file, mut inherited) = (None, None);
-    let content = match new {
-        New::File(NewFile { file: made, data, size, stream }) => {
-            data.inspect(|data| made.is_in_journal(data, home));
-            inherited = stream.and_then(|stream| stream.commit(&written.target, size));
-            file = Some(made);
-            Content::Put { size, metadata: written.metadata }
-        }
-        New::Copy(original, size) => Content::Copy { size, original },
-        New::Nothing => Content::Remove,
-    };
-    let parts = ChangeParts {
-        operation,
-        target: written.target,
-        content,
-        durability: written.durability,
-        modified_ms: written.modified_ms,
-        committed_ms: now_ms,
-        file: file.map(Arc::new),
-        marker: inherited.as_ref().map(|inherited| inherited.marker),
-        stream: inherited.as_ref().map(|inherited| Arc::clone(&inherited.stream)),
-    };
-    let ending = admission.ending();
-    let mut progress = Progress::new(admission.base, Phase::Admitted, Slot::clone(home));
-    progress.replaces = admission.replaced;
-    if let Some(Inherited { upload, parts, .. }) = inherited {
-        progress.streamed = Some(parts.iter().map(|part| (part.info.number, part.sum)).collect());
-        progress.upload = Some((upload, parts.into_iter().map(|part| part.info).collect()));
-    }
-    Change::new(parts, progress, ending)
 }

@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 
 use crate::kernel::nodes::{FileNode, Node, Way};
 use crate::kernel::{Mounted, forgotten, tree_path};
-use crate::live::{self, LiveFile, Opening};
+use crate::live::{self, LiveFile, Opening, is_gone};
 
 /// A live file as one mount sees it; as a writer, one handle of it.
 pub(super) struct MountedLive {
@@ -133,15 +133,15 @@ impl Mounted {
 
     pub(super) async fn open_for_writing(self: Arc<Self>, id: NodeId, truncate: bool) -> Result<OpenedNode> {
         let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
-        let Some(file) = &node.file else {
+        if node.file.is_none() {
             let path = tree_path(&node.directory)?;
             return Err(Error::new(ErrorKind::IsADirectory, format!("write {path}"), "it is a directory"));
-        };
-        // What nobody has open any more is looked for where it was when it was looked up.
+        }
+        // What nobody has open any more is looked for where it was when it was looked up, or went since.
         let known = self.live_of(&node).and_then(Result::ok);
         let path = match known.as_ref().and_then(|live| live.path()) {
             Some(path) => path,
-            None => tree_path(&node.directory)?.join(&file.name),
+            None => self.file_path(id)?,
         };
         let live = LiveFile::open(&self.engine, &path, Opening::Existing, truncate).await?;
         if known.is_some_and(|known| known.number() == live.number()) {
@@ -152,6 +152,10 @@ impl Mounted {
         self.wait_for_opener(live);
         self.engine.announce(&path).await;
         Err(Error::new(ErrorKind::StaleVersion, format!("write {path}"), "others read this version"))
+    }
+
+    fn file_path(&self, id: NodeId) -> Result<TreePath> {
+        tree_path(&self.nodes.file_path(id).ok_or_else(|| forgotten(id))?)
     }
 
     /// Keeps a live file open for who was just told to look for it.
@@ -223,6 +227,7 @@ impl Mounted {
         }
         // The kernel goes on with the nodes that it has.
         self.nodes.move_directory(from.as_str(), to.as_str());
+        self.nodes.move_file(from.as_str(), to.as_str());
         self.note_change(&from);
         self.note_change(&to);
         Ok(())
@@ -246,12 +251,12 @@ impl Mounted {
     /// A file that nobody has open for writing. Its time can be set as long as the source has not got it: then it has
     /// the source's own.
     async fn change_closed(self: &Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
-        let (target, _) = self.target_of(id)?;
+        let ((target, _), path) = (self.target_of(id)?, self.file_path(id)?);
         let mut shown = target.attributes.clone();
         let timed = change.modified_ms.filter(|_| crate::write::is_staged(&target.object.version));
         if change.size.is_some() || timed.is_some() {
             let change = AttributeChange { modified_ms: timed, ..change };
-            let live = LiveFile::open(&self.engine, &target.path, Opening::Existing, change.size == Some(0)).await?;
+            let live = LiveFile::open(&self.engine, &path, Opening::Existing, change.size == Some(0)).await?;
             let committed = match change_live(&live, change) {
                 Ok(()) => self.flush(&live).await,
                 Err(error) => Err(error),
@@ -260,7 +265,7 @@ impl Mounted {
             block_in_place(|| live.release());
             committed?;
             (shown.size, shown.modified_ms) = facts?;
-            self.engine.announce(&target.path).await;
+            self.engine.announce(&path).await;
         }
         let found = NodeAttributes { node: id, is_directory: false, size: shown.size, modified_ms: shown.modified_ms };
         Ok(Looked { found: Some(found), name_valid: Duration::ZERO, attributes_valid: Duration::ZERO })
@@ -285,12 +290,25 @@ fn change_live(live: &Arc<LiveFile>, change: AttributeChange) -> Result<()> {
 
 impl NodeFile for MountedLive {
     fn read_now(&self, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
-        self.live.read_now(offset, out).transpose()
+        match self.live.laid_now().transpose()? {
+            None => Ok(None),
+            Some(Some(laid)) => laid.read_now(offset, out),
+            Some(None) => self.live.read_now(offset, out).transpose(),
+        }
     }
 
     fn bring(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Vec<u8>>> {
         async move {
             let live = Arc::clone(&self.live);
+            if let Some(laid) = block_in_place(|| live.laid())? {
+                return match laid.read(range).await {
+                    Err(error) if is_gone(&error) => match live.renew(laid).await? {
+                        Some(renewed) => renewed.read(range).await,
+                        None => Err(error),
+                    },
+                    read => read,
+                };
+            }
             let read = move || {
                 let mut out = vec![0; usize::try_from(range.len()).expect("a read fits memory")];
                 let length = live.read(range.start, &mut out)?;

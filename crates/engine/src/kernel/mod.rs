@@ -7,6 +7,7 @@ mod changes;
 mod expiry;
 mod file;
 mod nodes;
+mod renamed;
 mod review;
 mod told;
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_types::{AttachmentId, NodeAttributes, NodeId, ObjectKey, Version};
 
+use crate::kernel::renamed::Renamed;
 use crate::kernel::told::Told;
 
 /// Tables, so that threads seldom meet.
@@ -78,12 +79,14 @@ pub struct Nodes {
     counted: AtomicU64,
     /// What the kernel was told of directories. Locked inside a shard, never around one.
     told: Told,
+    renamed: Renamed,
 }
 
 impl Nodes {
     /// The table of a mount; `base` is the tree path of its root.
     pub fn new(base: &str) -> Self {
-        let nodes = Self { shards: Default::default(), counted: AtomicU64::new(0), told: Told::default() };
+        let (told, renamed) = (Told::default(), Renamed::default());
+        let nodes = Self { shards: Default::default(), counted: AtomicU64::new(0), told, renamed };
         let root = Node { directory: base.into(), file: None };
         nodes.shard(NodeId::ROOT).insert(NodeId::ROOT.0, Held { node: root, lookups: 1, modified_ms: None, told: 0 });
         nodes
@@ -102,6 +105,18 @@ impl Nodes {
     /// As [`Nodes::get`], and which of all lookups was the last of it.
     pub fn get_told(&self, id: u64) -> Option<(Node, u64)> {
         self.shard(NodeId(id)).get(&id).map(|held| (held.node.clone(), held.told))
+    }
+
+    /// The path that the file of a node has by now; `None` for a directory, and when the kernel does not hold it.
+    pub fn file_path(&self, id: NodeId) -> Option<String> {
+        let (node, told) = self.get_told(id.0)?;
+        let path = format!("{}/{}", node.directory.trim_end_matches('/'), node.file?.name);
+        Some(self.renamed.follow(path, told))
+    }
+
+    /// A file has another path from now on; the kernel gives that name to the node that it has.
+    pub fn move_file(&self, from: &str, to: &str) {
+        self.renamed.note(from, to, self.counted.fetch_add(1, Ordering::Relaxed));
     }
 
     /// Counts a lookup of a node that the kernel is told these attributes of.
@@ -157,6 +172,7 @@ impl Nodes {
 
     /// A directory has another path from now on: so has everything that is held below it.
     pub fn move_directory(&self, from: &str, to: &str) {
+        self.renamed.move_directory(from, to);
         for shard in &self.shards {
             let mut shard = shard.lock().expect("no panic while nodes are looked up");
             for (id, held) in shard.iter_mut() {

@@ -11,6 +11,7 @@ use rustix::io::{pread, pwrite, retry_on_intr};
 use crate::engine::Engine;
 use crate::kernel::MountedFile;
 use crate::live::lent::Lent;
+use crate::live::under::Under;
 use crate::open::{OpenFile, OpenOptions};
 use crate::write::{Place, WriteOptions, base_of};
 
@@ -84,7 +85,7 @@ impl Engine {
         path: &TreePath,
         opening: Opening,
         truncate: bool,
-    ) -> Result<(Place, Content, Option<i64>)> {
+    ) -> Result<(Place, (Content, Option<Under>), Option<i64>)> {
         let options = WriteOptions { exclusive: opening == Opening::New(true), durability: None };
         for _ in 0..TRIES_MAX {
             let place = self.place(path, options, opening == Opening::Existing).await?;
@@ -93,20 +94,24 @@ impl Engine {
             }
             if truncate || place.base == Base::Absent {
                 let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
-                return Ok((place, Content::Draft(draft), None));
+                return Ok((place, (Content::Draft(draft), None), None));
             }
             let file = self.open(path, OpenOptions::default()).await?;
             if base_of(&file.attributes().version) != place.base {
                 continue;
             }
             let begun_ms = Some(file.attributes().modified_ms);
+            let file = match self.lay_over(&place, file) {
+                Ok((content, under)) => return Ok((place, (content, Some(under)), begun_ms)),
+                Err(file) => *file,
+            };
             if file.is_complete() {
                 // Who only reads it copies nothing.
-                return Ok((place, Content::Committed(file.descriptor()), begun_ms));
+                return Ok((place, (Content::Committed(file.descriptor()), None), begun_ms));
             }
             let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
             self.copy_open(file, &draft).await?;
-            return Ok((place, Content::Draft(draft), begun_ms));
+            return Ok((place, (Content::Draft(draft), None), begun_ms));
         }
         Err(Error::new(ErrorKind::Busy, format!("write {path}"), "others change it all the time").advise("try again"))
     }
@@ -118,7 +123,7 @@ impl Engine {
             let Base::Staged(operation) = &place.base else { return None };
             let change = self.stage.find(&place.target.scope, &place.target.key, &operation.version())?;
             change.open().ok()?;
-            self.stage.link(target, &change.path()?).ok()
+            self.stage.link(target, &change).ok()
         };
         if let Some(draft) = linked() {
             return Ok(draft);
@@ -152,16 +157,22 @@ impl Engine {
 pub(super) fn copy_content(from: &OwnedFd, draft: &Draft) -> Result<()> {
     let size = u64::try_from(fstat(from).map_err(failed)?.st_size).unwrap_or(0);
     draft.grow(size)?;
-    let (mut read, mut written) = (0, 0);
-    while read < size {
-        let copied = copy_file_range(from, Some(&mut read), draft.descriptor(), Some(&mut written), COPY_STEP);
+    copy_range(from, draft.descriptor(), ByteRange::new(0, size))
+}
+
+/// Copies a range of a local file to the same place of another. Blocks.
+pub(crate) fn copy_range(from: &OwnedFd, to: &OwnedFd, range: ByteRange) -> Result<()> {
+    let (mut read, mut written) = (range.start, range.start);
+    while read < range.end {
+        let step = usize::try_from(range.end - read).unwrap_or(COPY_STEP).min(COPY_STEP);
+        let copied = copy_file_range(from, Some(&mut read), to, Some(&mut written), step);
         match copied {
             // It is shorter than it was.
             Ok(0) => return Err(Error::new(ErrorKind::Disk, "copy what was written", "the file has become shorter")),
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                return copy_by_hand(from, draft.descriptor(), read, size);
+                return copy_by_hand(from, to, ByteRange::new(read, range.end));
             }
             Err(error) => return Err(failed(error)),
         }
@@ -170,10 +181,11 @@ pub(super) fn copy_content(from: &OwnedFd, draft: &Draft) -> Result<()> {
 }
 
 /// As the kernel would do it, where it does not: between two file systems.
-fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, size: u64) -> Result<()> {
-    let mut buffer = vec![0; 1024 * 1024];
-    while at < size {
-        match retry_on_intr(|| pread(from, &mut buffer, at)).map_err(failed)? {
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, range: ByteRange) -> Result<()> {
+    let (mut at, mut buffer) = (range.start, vec![0; 1024 * 1024]);
+    while at < range.end {
+        let length = usize::try_from(range.end - at).unwrap_or(buffer.len()).min(buffer.len());
+        match retry_on_intr(|| pread(from, &mut buffer[..length], at)).map_err(failed)? {
             0 => return Err(Error::new(ErrorKind::Disk, "copy what was written", "the file has become shorter")),
             read => {
                 write_at(to, at, &buffer[..read]).map_err(failed)?;

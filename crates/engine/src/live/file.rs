@@ -1,12 +1,14 @@
 //! One file that is open for writing.
 
+mod lending;
+
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use penstock_stage::{Change, Draft, Pin, Target, Written};
-use penstock_types::{Answer, Durability, Error, ErrorKind, Result, TreePath};
+use penstock_types::{Answer, ByteRange, Error, ErrorKind, Result, TreePath};
 use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
 use rustix::io::{pread, retry_on_intr};
 use tokio::task::block_in_place;
@@ -14,7 +16,7 @@ use tokio::task::block_in_place;
 use crate::engine::Engine;
 use crate::live::Opening;
 use crate::live::content::{Content, copy_content, write_at};
-use crate::live::lent::Lent;
+use crate::live::under::{Laid, Under};
 use crate::write::{EarlySync, Place, begin_sync, taken};
 
 /// Room is taken in steps of so many bytes: writers ask for it seldom.
@@ -35,6 +37,8 @@ struct State {
     /// The key that it was opened as: who has it open may go on to write when it was removed.
     target: Target,
     content: Content,
+    /// The object that it lies over, where not all of its bytes are here.
+    under: Option<Under>,
     /// Whether there is anything to commit.
     is_dirty: AtomicBool,
     /// Handles that may write.
@@ -88,7 +92,7 @@ impl LiveFile {
                 }
                 return Ok(known);
             }
-            let (place, content, begun_ms) = engine.content_for(path, opening, truncate).await?;
+            let (place, (content, under), begun_ms) = engine.content_for(path, opening, truncate).await?;
             let (target, laid) = (place.target.clone(), place.laid.clone());
             let mut is_ours = false;
             let made = |number| {
@@ -96,8 +100,19 @@ impl LiveFile {
                 let (_pin, target) = (engine.stage.remember(&place.target), place.target.clone());
                 let (place, is_dirty) = (Some(place), AtomicBool::new(begun_ms.is_none()));
                 let (writers, awaited, modified_ms, failed) = (0, 0, None, None);
-                let state =
-                    State { place, target, content, is_dirty, writers, awaited, begun_ms, modified_ms, failed, _pin };
+                let state = State {
+                    place,
+                    target,
+                    content,
+                    under,
+                    is_dirty,
+                    writers,
+                    awaited,
+                    begun_ms,
+                    modified_ms,
+                    failed,
+                    _pin,
+                };
                 let (engine, early, state) = (Arc::downgrade(engine), EarlySync::default(), RwLock::new(state));
                 Arc::new(Self { engine, number, early, state })
             };
@@ -139,7 +154,41 @@ impl LiveFile {
         let written_ms = facts.st_mtime * 1000 + facts.st_mtime_nsec as i64 / 1_000_000;
         let begun_ms = state.begun_ms.filter(|_| !state.is_changed());
         let modified_ms = state.modified_ms.or(begun_ms).unwrap_or(written_ms);
-        Ok((u64::try_from(facts.st_size).unwrap_or(0), modified_ms))
+        let size = state.under.as_ref().and_then(Under::unwritten);
+        Ok((size.unwrap_or_else(|| u64::try_from(facts.st_size).unwrap_or(0)), modified_ms))
+    }
+
+    /// How it is read where it lies over an object. Waits where a commit is under way.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(crate) fn laid(&self) -> Result<Option<Laid>> {
+        self.laid_of(&self.read_state())
+    }
+
+    /// As [`LiveFile::laid`], without waiting: `None` where it would have to.
+    pub(crate) fn laid_now(&self) -> Option<Result<Option<Laid>>> {
+        Some(self.laid_of(&*self.state.try_read().ok()?))
+    }
+
+    fn laid_of(&self, state: &State) -> Result<Option<Laid>> {
+        let Some(under) = state.under.clone() else { return Ok(None) };
+        let (size, _) = self.facts_of(state)?;
+        Ok(Some(Laid { descriptor: Arc::clone(state.content.descriptor()), under, size }))
+    }
+
+    /// The object that it lies over is gone: goes on with what has taken its place; whether anything has.
+    ///
+    /// # Errors
+    /// What keeps that from being opened.
+    pub(crate) async fn renew(&self, laid: Laid) -> Result<Option<Laid>> {
+        let engine = self.engine()?;
+        let target = self.read_state().target.clone();
+        let renewed = laid.renewed(&engine, &target).await?;
+        if let (Some(renewed), Some(under)) = (&renewed, &mut self.write_state().under) {
+            under.go_on(&renewed.under);
+        }
+        Ok(renewed)
     }
 
     /// Reads up to the end of the file; how many bytes. Waits where a commit is under way.
@@ -175,19 +224,21 @@ impl LiveFile {
             return Answer::Now(written);
         }
         let data = data.to_vec();
-        self.later(move |file| file.change(offset + data.len() as u64, |to| file.write_all(to, offset, &data)))
+        let range = ByteRange::new(offset, offset + data.len() as u64);
+        self.later(move |file| file.change(range, |to, draft| file.write_all(to, draft, range, &data)))
     }
 
     fn write_now(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
         let state = self.state.try_read().ok()?;
         let (descriptor, draft) = state.content.writable()?;
-        let end = offset + data.len() as u64;
-        if state.failed.is_some() || !draft.is_none_or(|draft| draft.try_grow(end.next_multiple_of(ROOM_STEP))) {
+        let range = ByteRange::new(offset, offset + data.len() as u64);
+        let has_room = |draft: &Draft| draft.try_grow(draft.room_for(range).next_multiple_of(ROOM_STEP));
+        if state.failed.is_some() || !draft.is_none_or(has_room) {
             return None;
         }
         state.is_dirty.store(true, Ordering::Relaxed);
-        let written = self.write_all(descriptor, offset, data);
-        self.begin_sync(descriptor, end);
+        let written = self.write_all(descriptor, draft, range, data);
+        self.begin_sync(descriptor, range.end);
         Some(written)
     }
 
@@ -200,17 +251,32 @@ impl LiveFile {
         }
     }
 
-    fn write_all(&self, descriptor: &OwnedFd, offset: u64, data: &[u8]) -> Result<()> {
-        write_at(descriptor, offset, data).map_err(|error| self.failed("write", error))
+    fn write_all(&self, descriptor: &OwnedFd, draft: Option<&Draft>, range: ByteRange, data: &[u8]) -> Result<()> {
+        write_at(descriptor, range.start, data).map_err(|error| self.failed("write", error))?;
+        draft.into_iter().for_each(|draft| draft.note_written(range));
+        Ok(())
     }
 
     /// Calls `fallocate` with the kernel's own mode.
     pub(crate) fn allocate(self: &Arc<Self>, mode: i32, offset: u64, length: u64) -> Answer<()> {
         self.later(move |file| {
             let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-            let grown = if mode.contains(FallocateFlags::KEEP_SIZE) { 0 } else { offset.saturating_add(length) };
-            file.change(grown, |to| {
-                let allocated = retry_on_intr(|| fallocate(to, mode, offset, length));
+            let range = ByteRange::new(offset, offset.saturating_add(length));
+            let grown = if mode.contains(FallocateFlags::KEEP_SIZE) { ByteRange::default() } else { range };
+            file.change(grown, |to, draft| {
+                let over = draft.filter(|draft| draft.over().is_some());
+                let allocated = match over {
+                    // What lies over an object takes room when it is written.
+                    Some(_) if (mode - FallocateFlags::KEEP_SIZE).is_empty() => grow_to(to, grown.end),
+                    Some(_) if !mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE) => {
+                        Err(rustix::io::Errno::OPNOTSUPP)
+                    }
+                    _ => retry_on_intr(|| fallocate(to, mode, offset, length)),
+                };
+                if let (Some(draft), Ok(()), false) = (over, &allocated, (mode - FallocateFlags::KEEP_SIZE).is_empty())
+                {
+                    draft.note_written(range);
+                }
                 allocated.map_err(|error| match error {
                     rustix::io::Errno::OPNOTSUPP => {
                         Error::new(ErrorKind::Unsupported, file.action("allocate"), error.to_string())
@@ -230,10 +296,14 @@ impl LiveFile {
         let mut state = self.write_state();
         if size == 0 && matches!(state.content, Content::Committed(_)) {
             // Nothing of what was there is needed.
-            state.content = Content::Draft(engine.stage.create(&state.target)?);
+            (state.content, state.under) = (Content::Draft(engine.stage.create(&state.target)?), None);
         }
         drop(state);
-        self.change(size, |to| ftruncate(to, size).map_err(|error| self.failed("cut", error)))
+        self.change(ByteRange::new(size, size), |to, draft| {
+            ftruncate(to, size).map_err(|error| self.failed("cut", error))?;
+            draft.into_iter().for_each(|draft| draft.note_size(size));
+            Ok(())
+        })
     }
 
     /// Gives it a time, which goes along with the next commit.
@@ -243,8 +313,8 @@ impl LiveFile {
         state.is_dirty.store(true, Ordering::Relaxed);
     }
 
-    /// Changes the draft, which is made of what was committed where there is none, and which has room up to `end`.
-    fn change(&self, end: u64, change: impl Fn(&OwnedFd) -> Result<()>) -> Result<()> {
+    /// Changes the draft, which is made of what was committed where there is none, and which has room for `range`.
+    fn change(&self, range: ByteRange, change: impl Fn(&OwnedFd, Option<&Draft>) -> Result<()>) -> Result<()> {
         loop {
             {
                 let state = self.read_state();
@@ -252,9 +322,9 @@ impl LiveFile {
                     return Err(failed.clone());
                 }
                 if let Some((descriptor, draft)) = state.content.writable() {
-                    draft.map_or(Ok(()), |draft| draft.grow(end))?;
+                    draft.map_or(Ok(()), |draft| draft.grow(draft.room_for(range)))?;
                     state.is_dirty.store(true, Ordering::Relaxed);
-                    return change(descriptor);
+                    return change(descriptor, draft);
                 }
             }
             self.make_draft()?;
@@ -265,7 +335,8 @@ impl LiveFile {
     fn make_draft(&self) -> Result<()> {
         let engine = self.engine()?;
         let mut state = self.write_state();
-        let State { content, place, target, modified_ms, .. } = &mut *state;
+        let (size, _) = self.facts_of(&state)?;
+        let State { content, under, place, target, modified_ms, .. } = &mut *state;
         match content {
             Content::Draft(_) => Ok(()),
             Content::Lent(lent) if place.is_none() => {
@@ -278,8 +349,14 @@ impl LiveFile {
                 self.part().map(drop)
             }
             Content::Committed(committed) => {
-                let draft = engine.stage.create(target)?;
-                copy_content(committed, &draft)?;
+                let draft = match under {
+                    Some(under) => under.draft(&engine, target, committed, size)?,
+                    None => {
+                        let draft = engine.stage.create(target)?;
+                        copy_content(committed, &draft)?;
+                        draft
+                    }
+                };
                 (*content, *modified_ms) = (Content::Draft(draft), None);
                 Ok(())
             }
@@ -317,9 +394,12 @@ impl LiveFile {
 
     fn commit_content(&self, state: &mut State) -> Result<Option<(TreePath, Arc<Change>)>> {
         let engine = self.engine()?;
-        let (_, modified_ms) = self.facts_of(state)?;
-        let State { place, content, .. } = state;
+        let (size, modified_ms) = self.facts_of(state)?;
+        let State { place, content, under, .. } = state;
         let Some(place) = place else { return Ok(None) };
+        if let Some(under) = under {
+            under.complete(&engine, content, (&place.target, size))?;
+        }
         let committed = content.take(&engine, place).and_then(|draft| {
             if content.is_shared() {
                 engine.live.begin_settling(self.number, place);
@@ -334,6 +414,7 @@ impl LiveFile {
         let now = engine.parts.clock.monotonic();
         engine.live.note_committed(self.number, change.operation(), content.is_shared(), now);
         engine.note_own(place, &change);
+        *under = under.take().and_then(|under| under.committed(&change));
         let path = place.path.clone();
         (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
         Ok(Some((path, change)))
@@ -351,9 +432,12 @@ impl LiveFile {
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
-        let (_, modified_ms) = self.facts_of(&state)?;
-        let descriptor = Arc::clone(state.content.descriptor());
-        let State { content, target, .. } = &mut *state;
+        let (size, modified_ms) = self.facts_of(&state)?;
+        let State { content, under, target, .. } = &mut *state;
+        if let Some(under) = under {
+            under.complete(&engine, content, (target, size))?;
+        }
+        let descriptor = Arc::clone(content.descriptor());
         let draft = match content {
             Content::Lent(lent) if lent.is_changed() => Some(lent.take(&engine, target)?),
             Content::Lent(_) | Content::Committed(_) => None,
@@ -373,69 +457,9 @@ impl LiveFile {
         let now = engine.parts.clock.monotonic();
         engine.live.note_committed(self.number, change.operation(), is_shared, now);
         (state.place, *state.is_dirty.get_mut()) = (Some(place), false);
+        state.under = state.under.take().and_then(|under| under.committed(&change));
         (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
         Ok(change)
-    }
-
-    /// Gives the file to a kernel that reads and writes it by itself: where that has begun, or where it may begin and
-    /// nobody else has it. Blocks while a commit is under way.
-    pub(crate) fn lend(self: &Arc<Self>, begins: bool) -> Option<Arc<OwnedFd>> {
-        let engine = self.engine().ok()?;
-        let mut state = self.write_state();
-        let is_local = state.place.as_ref().is_some_and(|place| place.durability == Durability::Local);
-        // What was there before is replaced as a whole, or not at all.
-        let is_new = state.begun_ms.is_none() && state.failed.is_none() && state.writers == 1;
-        if let Content::Lent(lent) = &mut state.content {
-            lent.offers += 1;
-            return Some(Arc::clone(lent.descriptor()));
-        }
-        if !(begins && is_new && is_local && engine.live.may_lend(&engine.stage)) {
-            return None;
-        }
-        let descriptor = Arc::clone(state.content.descriptor());
-        match std::mem::replace(&mut state.content, Content::Committed(Arc::clone(&descriptor))) {
-            Content::Draft(draft) => state.content = Content::Lent(Lent::new(draft)),
-            content => {
-                state.content = content;
-                return None;
-            }
-        }
-        engine.live.note_lent(self);
-        Some(descriptor)
-    }
-
-    /// What a kernel reads and writes by itself.
-    pub(crate) fn lent(&self) -> Option<Arc<OwnedFd>> {
-        match &self.read_state().content {
-            Content::Lent(lent) => Some(Arc::clone(lent.descriptor())),
-            _ => None,
-        }
-    }
-
-    /// A kernel did not take what it was offered.
-    pub(crate) fn take_back(&self) {
-        let mut state = self.write_state();
-        let Content::Lent(lent) = &mut state.content else { return };
-        lent.offers -= 1;
-        if lent.offers > 0 || lent.draft().is_none() {
-            return;
-        }
-        let descriptor = Arc::clone(lent.descriptor());
-        let content = std::mem::replace(&mut state.content, Content::Committed(descriptor));
-        if let Content::Lent(lent) = content
-            && let Some(draft) = lent.into_draft()
-        {
-            state.content = Content::Draft(draft);
-        }
-    }
-
-    /// Takes room for what a kernel has written, whether there is any, and has the disk begin with it.
-    pub(super) fn look_at_lent(&self) {
-        let Ok(state) = self.state.try_read() else { return };
-        let Content::Lent(lent) = &state.content else { return };
-        let (Some(draft), Ok((size, _))) = (lent.draft(), self.facts_of(&state)) else { return };
-        draft.force_grow(size);
-        self.begin_sync(lent.descriptor(), size);
     }
 
     /// Its path is another file's or nobody's from now on: nothing of it is committed any more.
@@ -546,6 +570,12 @@ impl LiveFile {
     fn write_state(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Makes a file at least so large.
+fn grow_to(file: &OwnedFd, size: u64) -> rustix::io::Result<()> {
+    let now = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+    if size > now { ftruncate(file, size) } else { Ok(()) }
 }
 
 impl fmt::Debug for LiveFile {

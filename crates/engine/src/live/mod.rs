@@ -15,9 +15,11 @@ mod content;
 mod file;
 mod lent;
 mod settling;
+mod under;
 
-pub(crate) use content::Opening;
+pub(crate) use content::{Opening, copy_range};
 pub(crate) use file::LiveFile;
+pub(crate) use under::is_gone;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -121,12 +121,19 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound` when it is not in conflict; `InvalidInput` for a removal, and for what was renamed and is not cached: its
-    /// bytes are in the source, if anywhere; `Corrupt` when its bytes are lost.
+    /// bytes are in the source, if anywhere; `StaleVersion` for a large file that was changed in part, where the rest of
+    /// it is not cached; `Corrupt` when its bytes are lost.
     pub fn conflict_content(&self, path: &TreePath, operation: &str) -> Result<Arc<OwnedFd>> {
         let (attached, change) = self.conflict(path, operation)?;
         let original = change.original().map(|original| object_id(&attached, original.key, &original.version));
         let cached = original.and_then(|original| self.cache.peek(&original)).filter(|extent| extent.is_complete());
-        if let Some(lease) = cached.and_then(|extent| tokio::task::block_in_place(|| extent.lend()).ok()) {
+        let lease = cached.and_then(|extent| tokio::task::block_in_place(|| extent.lend()).ok());
+        if change.patch().is_some() {
+            let under = lease.as_ref().map(|lease| &**lease.descriptor());
+            let whole = tokio::task::block_in_place(|| self.whole_content(&change, under));
+            return whole.map_err(|error| error.during(format!("read ours of {path}")));
+        }
+        if let Some(lease) = lease {
             return Ok(Arc::clone(lease.descriptor()));
         }
         tokio::task::block_in_place(|| change.open()).map_err(|error| error.during(format!("read ours of {path}")))

@@ -29,7 +29,7 @@ pub(super) struct Copying<'a> {
 }
 
 /// Whether a version can be copied on condition that it still is what was seen.
-pub(super) fn can_copy(version: &Version) -> bool {
+pub(crate) fn can_copy(version: &Version) -> bool {
     !is_weak(version)
 }
 
@@ -149,7 +149,7 @@ impl Engine {
     }
 }
 
-fn gone(attached: &Attached, copying: &Copying<'_>) -> Error {
+pub(super) fn gone(attached: &Attached, copying: &Copying<'_>) -> Error {
     let action = format!("copy {}", attached.describe(&copying.original.key));
     let to = attached.describe(&copying.change.target().key);
     let reason =

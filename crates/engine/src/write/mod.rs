@@ -11,6 +11,7 @@ mod lookups;
 mod multipart;
 mod names;
 mod parts;
+mod patch;
 mod persist;
 mod rename;
 mod staged;
@@ -38,6 +39,7 @@ use crate::sets::SetRef;
 use crate::transfer::StagedFile;
 
 pub use conflicts::{Conflict, ConflictPage, ConflictQuery, InSource, Keep};
+pub(crate) use copy::can_copy;
 pub(crate) use early::{EarlySync, begin_sync};
 pub(crate) use lookups::Lookups;
 pub(crate) use names::Gone;

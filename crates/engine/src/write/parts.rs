@@ -96,9 +96,15 @@ impl Part {
 const PAGE_SIZE_IN_MEMORY: usize = PAGE_SIZE as usize;
 
 /// Bytes that are accounted for as long as somebody has them.
-struct Held {
+pub(super) struct Held {
     bytes: Vec<u8>,
     _held: MemoryHold,
+}
+
+impl Held {
+    pub(super) fn new(bytes: Vec<u8>, held: MemoryHold) -> Self {
+        Self { bytes, _held: held }
+    }
 }
 
 impl AsRef<[u8]> for Held {
@@ -121,7 +127,7 @@ impl Engine {
             let mut bytes = vec![0; usize::try_from(range.len()).expect("a part fits memory")];
             file.read(range, &mut bytes)?;
             let sums = bytes.chunks(PAGE_SIZE_IN_MEMORY).map(crc32c::crc32c).collect();
-            Ok(Part { bytes: Bytes::from_owner(Held { bytes, _held: held }), sums })
+            Ok(Part { bytes: Bytes::from_owner(Held::new(bytes, held)), sums })
         });
         read.await.map_err(|error| Error::new(ErrorKind::Internal, "read a staged file", error.to_string()))?
     }

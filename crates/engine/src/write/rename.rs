@@ -238,10 +238,7 @@ impl Engine {
         }
         let staged = self.stage.find(&from.target.scope, &from.target.key, &attributes.version);
         let metadata = staged.as_ref().map(|change| change.metadata().to_vec()).unwrap_or_default();
-        let linked = |change: &Arc<Change>| {
-            let path = change.path()?;
-            self.stage.link(&to.target, &path).ok()
-        };
+        let linked = |change: &Arc<Change>| self.stage.link(&to.target, change).ok();
         let draft = match staged.as_ref().and_then(|change| tokio::task::block_in_place(|| linked(change))) {
             Some(draft) => draft,
             None => {

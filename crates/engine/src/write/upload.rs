@@ -21,7 +21,7 @@ use crate::write::copy::Copying;
 /// Changes that are brought at the same time.
 const CHANGES_AT_ONCE: usize = 32;
 /// Up to this size an object goes as one put.
-const PUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+pub(super) const PUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The uploader looks at least so often whether something waited long enough after a failure.
 const LOOK: Duration = Duration::from_millis(500);
 /// A change is shown over listings for so long beyond their freshness: one may be read to its end after it is stale.
@@ -96,7 +96,7 @@ impl Engine {
         let brought = match change.content() {
             Content::Remove => self.bring_removal(&attached, change).await.map(|()| None),
             Content::Put { .. } if Self::is_manifest(change) => self.bring_manifest(&attached, change).await.map(Some),
-            Content::Put { size, .. } | Content::Copy { size, .. } => {
+            Content::Put { size, .. } | Content::Copy { size, .. } | Content::Patch { size, .. } => {
                 self.bring_content(&attached, change, *size).await.map(Some)
             }
         };
@@ -141,12 +141,12 @@ impl Engine {
                 let original = change.original().filter(|_| is_it);
                 let original = original.map(|original| object_id(attached, original.key, &original.version));
                 let (engine, known, size) = (Arc::clone(self), Arc::clone(change), attributes.size);
-                let adopted = tokio::task::spawn_blocking(move || match original {
-                    Some(original) => engine.adopt_copy(&original, &object),
-                    None => engine.adopt(&object, size, sums, &known),
-                });
-                let adopted = adopted.await;
-                if let Ok(Err(error)) = adopted {
+                let adopted = match original {
+                    Some(_) if change.patch().is_some() => self.adopt_patched(attached, change, &object).await,
+                    Some(original) => self.blocking(move || engine.adopt_copy(&original, &object)).await,
+                    None => self.blocking(move || engine.adopt(&object, size, sums, &known)).await,
+                };
+                if let Err(error) = adopted {
                     tracing::debug!(%error, "an uploaded file is not kept in the cache");
                 }
                 Settled::Stored { attributes, moment: self.catalog.now() }
@@ -211,7 +211,7 @@ impl Engine {
     }
 
     /// An attachment that may write what is written through the one of a target, which is itself if it is there.
-    pub(super) fn attached_at(&self, target: &Target) -> Option<Arc<Attached>> {
+    pub(crate) fn attached_at(&self, target: &Target) -> Option<Arc<Attached>> {
         let all = self.tree.all();
         let same = all.iter().find(|attached| attached.spec.id == target.attachment);
         let other = || all.iter().find(|attached| attached.scope == target.scope && attached.spec.write.is_some());
@@ -369,7 +369,10 @@ impl Engine {
         match change.original() {
             Some(original) => {
                 let copying = Copying { change, original, size, precondition };
-                self.send_copy(attached, copying).await
+                match change.patch() {
+                    Some(patch) => self.send_patched(attached, copying, patch).await,
+                    None => self.send_copy(attached, copying).await,
+                }
             }
             None => {
                 let file = Arc::new(StagedFile { descriptor: change.open()?, size });

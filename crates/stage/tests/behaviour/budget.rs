@@ -78,7 +78,7 @@ fn removals_directories_and_other_names_go_on_where_the_stage_is_full_from_a_res
     assert_eq!(stage.commit_small(content(2, 1), written("b")).unwrap_err().kind(), ErrorKind::NoSpace);
     remove(&stage, "c", Base::Unconditional);
     put(&stage, "directory/", &content(2, 0));
-    let linked = stage.link(&target("d"), &change.path().unwrap()).unwrap();
+    let linked = stage.link(&target("d"), &change).unwrap();
     let removal = (target("a"), Base::Staged(change.operation()), written("a").durability);
     stage.commit_all(vec![(linked, written("d"))], vec![removal]).unwrap();
     assert_eq!((seen(&stage, "d").unwrap(), seen(&stage, "a")), (content(1, 8_000).to_vec(), None));

@@ -1,0 +1,124 @@
+//! What a commit brings: the file of a new change, or what it is instead of one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use penstock_types::Result;
+
+use crate::change::{Change, ChangeParts, Content, OperationId, Original, Phase, Progress, Written};
+use crate::draft::{Draft, Finished};
+use crate::files::StagedFile;
+use crate::journal::Slot;
+use crate::patch::Patch;
+use crate::stage::INLINE_BYTES_MAX;
+use crate::stream::{Inherited, StreamHold};
+use crate::table::{Admission, Table};
+
+/// What a new change makes its key hold.
+pub enum New {
+    Nothing,
+    File(NewFile),
+    /// A copy, and its size.
+    Copy(Original, u64),
+}
+
+impl New {
+    pub fn data(&self) -> Option<&Bytes> {
+        match self {
+            Self::File(file) => file.data.as_ref(),
+            Self::Nothing | Self::Copy(..) => None,
+        }
+    }
+}
+
+/// The file of a new change.
+pub struct NewFile {
+    file: StagedFile,
+    size: u64,
+    /// Bytes of the budget that it is charged for.
+    pub charged: u64,
+    /// Its content, where the journal has it as well.
+    data: Option<Bytes>,
+    /// What it lies over.
+    over: Option<(Original, Patch)>,
+    /// What was sent of it.
+    stream: Option<StreamHold>,
+}
+
+impl NewFile {
+    /// The content of a draft: in the journal where it is small enough, otherwise synced.
+    pub fn of(draft: Draft) -> Result<Self> {
+        match draft.small(INLINE_BYTES_MAX)? {
+            Some(data) => Ok(Self::in_journal(draft, data)),
+            None => Self::synced(draft),
+        }
+    }
+
+    /// The content of a draft, all of which goes into the journal.
+    pub fn in_journal(draft: Draft, data: Bytes) -> Self {
+        let size = data.len() as u64;
+        Self { file: draft.finish_unsynced(size), size, charged: size, data: Some(data), over: None, stream: None }
+    }
+
+    pub fn synced(draft: Draft) -> Result<Self> {
+        let Finished { file, size, charged, over, stream } = draft.finish()?;
+        let over = over.map(|over| (over.original.clone(), over.patch().clone()));
+        Ok(Self { file, size, charged, data: None, over, stream })
+    }
+}
+
+/// Makes sure that what a new change is made of is what its key is to be made of.
+pub fn admit_original(table: &Table, written: &Written, new: New, admission: &Admission) -> Result<New> {
+    Ok(match new {
+        New::Copy(original, size) => New::Copy(table.admit_original(&written.target, original)?, size),
+        New::File(NewFile { over: Some((original, patch)), file, size, charged, data, stream }) => {
+            let over = Some((table.admit_patched(&written.target, original, admission)?, patch));
+            New::File(NewFile { file, size, charged, data, over, stream })
+        }
+        new => new,
+    })
+}
+
+pub fn new_change(
+    written: Written,
+    new: New,
+    operation: OperationId,
+    admission: Admission,
+    home: &Slot,
+    now_ms: i64,
+) -> Arc<Change> {
+    let (mut file, mut inherited) = (None, None);
+    let content = match new {
+        New::File(NewFile { file: made, data, size, over, stream, .. }) => {
+            data.inspect(|data| made.is_in_journal(data, home));
+            inherited = stream.and_then(|stream| stream.commit(&written.target, size));
+            file = Some(made);
+            let metadata = written.metadata;
+            match over {
+                Some((original, patch)) => Content::Patch { size, metadata, original, patch },
+                None => Content::Put { size, metadata },
+            }
+        }
+        New::Copy(original, size) => Content::Copy { size, original },
+        New::Nothing => Content::Remove,
+    };
+    let parts = ChangeParts {
+        operation,
+        target: written.target,
+        content,
+        durability: written.durability,
+        modified_ms: written.modified_ms,
+        committed_ms: now_ms,
+        file: file.map(Arc::new),
+        marker: inherited.as_ref().map(|inherited| inherited.marker),
+        stream: inherited.as_ref().map(|inherited| Arc::clone(&inherited.stream)),
+    };
+    let ending = admission.ending();
+    let mut progress = Progress::new(admission.base, Phase::Admitted, Slot::clone(home));
+    progress.replaces = admission.replaced;
+    if let Some(Inherited { upload, parts, .. }) = inherited {
+        progress.streamed = Some(parts.iter().map(|part| (part.info.number, part.sum)).collect());
+        progress.upload = Some((upload, parts.into_iter().map(|part| part.info).collect()));
+    }
+    Change::new(parts, progress, ending)
+}
