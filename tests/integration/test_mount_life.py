@@ -1,14 +1,20 @@
 """Mounts outlive their node, however it ends, and end when somebody takes them away."""
 
+import contextlib
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import penstock
+from penstock.errors import PenstockError
 
 pytestmark = pytest.mark.usefixtures("can_mount")
 
@@ -163,3 +169,53 @@ def test_the_node_holds_no_descriptor_or_path_in_its_own_mounts(lake: Any) -> No
     pid = lake.pid()
     links = [Path(f"/proc/{pid}/cwd"), Path(f"/proc/{pid}/root"), *Path(f"/proc/{pid}/fd").iterdir()]
     assert not any(str(link.readlink()).startswith(target) for link in links if link.is_symlink())
+
+
+RENAMES = """
+import itertools, os, sys
+for number in itertools.count():
+    os.rename(f"{sys.argv[1]}/{number}", f"{sys.argv[1]}/{number + 1}")
+"""
+
+
+def is_stuck(pid: int) -> bool:
+    """Whether the thread that has a kernel forget names waits for a directory that somebody changes."""
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name, _, facts = (task / "stat").read_text().partition(") ")
+        states.append((name.partition("(")[2], facts[0]))
+    return ("expire", "D") in states
+
+
+def test_a_node_that_is_killed_while_the_kernel_waits_for_it_to_forget_a_name_is_ended_by_the_next(
+    machine: Any,
+) -> None:
+    """Nothing else would end it: its thread waits for who changes a directory, who waits for its answer."""
+    remote = machine.remote({"runs/d/0": CONTENT[:1000]}, first_byte_ms=200.0)
+    client = penstock.connect(machine.home.name)
+    where = {"endpoint": remote.endpoint, "credentials": "anonymous", "freshness": "0s"}
+    client.attach("s3://bucket/runs", "/runs", writable=True, **where)
+    mount = machine.target()
+    machine("mount", str(mount), "--path", "/runs")
+    renaming = machine.spawn(sys.executable, "-c", RENAMES, str(mount / "d"))
+    node, stop = machine.pid(), threading.Event()
+
+    def write() -> None:
+        with contextlib.suppress(PenstockError):
+            for number in itertools.count():
+                if stop.is_set():
+                    return
+                with client.open(f"/runs/d/x{number}", "wb") as stream:
+                    stream.write(b"x")
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    machine.until(lambda: is_stuck(node))
+    os.kill(node, signal.SIGKILL)
+    stop.set()
+    machine("up")
+    writing.join()
+    assert renaming.wait(30) == 1
+    machine.until(lambda: os.path.ismount(mount) and any((mount / "d").iterdir()))
+    assert machine.pid() != node
+    machine("umount", str(mount))

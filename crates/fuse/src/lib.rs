@@ -27,6 +27,7 @@ mod under_way;
 mod unopened;
 mod writing;
 
+pub use connection::abort as end_connection;
 pub use lent::IdleMax;
 pub use mount::{Mount, MountFacts};
 pub use service::{MountOptions, Surroundings};

@@ -35,6 +35,7 @@ pub use mounts::{MountSpec, MountStatus};
 pub use node::{Node, NodeStatus};
 pub use penstock_engine::SnapshotFacts;
 pub use penstock_engine::{Entry, EntryKind, EntryPage, Keep, ReadHint, SetRef};
+pub use penstock_fuse::end_connection;
 pub use snapshots::{
     SnapshotChanges, SnapshotFile, SnapshotSummary, snapshot_changes, snapshot_files, snapshot_summary,
 };

@@ -33,5 +33,6 @@ fn core_module(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(core::shared_core, module)?)?;
     module.add_function(wrap_pyfunction!(errors::error_kinds, module)?)?;
     module.add_function(wrap_pyfunction!(file::reopen, module)?)?;
+    module.add_function(wrap_pyfunction!(node::end_connection, module)?)?;
     client::fork::register(module)
 }

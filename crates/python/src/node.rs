@@ -164,3 +164,9 @@ fn json<T: Serialize>(value: &T) -> PyResult<String> {
     serde_json::to_string(value)
         .map_err(|error| raise(&Error::new(ErrorKind::Internal, "write JSON", error.to_string()).advise("report it")))
 }
+
+/// Ends the FUSE connection of that number, whoever serves it: whatever waits for it fails.
+#[pyfunction]
+pub fn end_connection(py: Python<'_>, number: u32) -> PyResult<()> {
+    py.detach(|| penstock_node::end_connection(number)).map_err(|error| raise(&error))
+}

@@ -59,7 +59,7 @@ def connect(home: str | os.PathLike[str] | None = None, start: bool = True) -> C
     located = locate(home)
     client = Client(str(located.data_socket), str(located.control_socket))
     # Outside of the except clause: why no node answered is no part of why none could be started.
-    if start and not _answers(client):
+    if start and (located.node_is_dying() or not _answers(client)):
         start_node(located, explicit=None if home is None else os.fspath(home))
     return client
 

@@ -33,6 +33,8 @@ _STEP_S = 0.02
 
 def running_pid(home: Home) -> int | None:
     """Process id of the node that answers on this home; ``None`` where none does."""
+    if home.node_is_dying():
+        return None
     try:
         return int(Control(home.control_socket).status()["pid"])
     except UnavailableError:

@@ -8,10 +8,14 @@ import json
 import os
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.errors import BusyError, DiskError
+from penstock._native import end_connection
+from penstock.errors import BusyError, DiskError, PenstockError
 from penstock.home import write_atomically
+from penstock.policies.mounts import FILE_SYSTEM, lies_in, parse_mountinfo
+from penstock.server.mount_store import MountStore
 
 if TYPE_CHECKING:
     from penstock.home import Home
@@ -22,6 +26,7 @@ HANDOVER_S = 15.0
 """How long a start waits for a node that no longer answers, because it is draining, to let go of the lock."""
 
 _STEP_S = 0.05
+_TABLE = Path("/proc/self/mountinfo")
 
 
 class AlreadyRunningError(BusyError):
@@ -44,7 +49,11 @@ class NodeLock:
         """
         deadline = time.monotonic() + handover_s
         while (descriptor := self._taken()) is None:
-            if answers(self._home) or time.monotonic() >= deadline:
+            if self._home.node_is_dying():
+                self._end_mounts()
+            elif answers(self._home):
+                raise self._refusal()
+            if time.monotonic() >= deadline:
                 raise self._refusal()
             time.sleep(_STEP_S)
         os.truncate(descriptor, 0)
@@ -86,6 +95,20 @@ class NodeLock:
             os.close(descriptor)
             return None
         return descriptor
+
+    def _end_mounts(self) -> None:
+        """Ends what a node served that was killed: where it waits for itself, it cannot end before.
+
+        Nobody else serves them: a kernel that was asked to forget a name waits for who changes that directory, who
+        waits for the node.
+        """
+        targets = [document["target"] for document in MountStore(self._home.mounts).load()[0]]
+        table = parse_mountinfo(_TABLE.read_text(encoding="utf-8", errors="surrogateescape"))
+        for each in table:
+            if each.kind == FILE_SYSTEM and any(lies_in(each.point, target) for target in targets):
+                # Where this user may not, the refusal tells at the end that the home is in use.
+                with contextlib.suppress(PenstockError):
+                    end_connection(int(each.device.partition(":")[2]))
 
     def _clear(self) -> None:
         for path in (self._home.data_socket, self._home.control_socket, self._home.node_file):
