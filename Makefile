@@ -24,6 +24,16 @@ as-maturin = PYO3_PYTHON=$(VENV)/bin/python PYTHON_SYS_EXECUTABLE=$(VENV)/bin/py
 	PYO3_ENVIRONMENT_SIGNATURE=$$(python -c 'import sys; print("cpython-%d.%d-64bit" % sys.version_info[:2])') \
 	$(addprefix PYO3_CONFIG_FILE=,$(firstword $(wildcard $(CURDIR)/target/maturin/pyo3-config-*.txt)))
 
+# What is released has none of the faults that tests ask for: see crates/types/src/faults.rs.
+define CANNOT_FAIL
+import sys, zipfile
+for name in sys.argv[1:]:
+    with zipfile.ZipFile(name) as wheel:
+        for part in wheel.namelist():
+            assert b"FAULTS_ON_PURPOSE" not in wheel.read(part), f"{part} in {name} can be told to fail"
+endef
+export CANNOT_FAIL
+
 COMMA := ,
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
@@ -80,6 +90,7 @@ bench: core-release ## the bars, both sides from one run, or WHAT=mount alone; r
 measured: $(VENV)/.requirements ## put what was measured last into README.md
 	@python docs/_extensions/measured.py --write
 
+soak: FEATURES := --features faults
 soak: core-release servers ## what takes long: a million checked reads, long fuzzing
 	$(call say,a million checked reads and hundreds of kills)
 	@pytest -m soak --timeout 7200 $(ARGS)
@@ -89,6 +100,7 @@ soak: core-release servers ## what takes long: a million checked reads, long fuz
 wheel: $(VENV)/.requirements ## one wheel with everything in it, in dist
 	$(call say,wheel)
 	@maturin build --release --locked --out dist
+	@python -c "$$CANNOT_FAIL" dist/*.whl
 	@ls -lh dist/*.whl
 
 docs: core-dev ## the documentation, in docs/_build/html
@@ -109,18 +121,20 @@ clean: ## remove whatever the other targets made
 	rm -rf target dist docs/_build .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -f python/penstock/_core*.so
 
-# The compiled module is copied into python/penstock. Both builds may take turns: cargo keeps both.
+# The compiled module is copied into python/penstock. Both builds may take turns: cargo keeps both. What is tested can
+# fail on purpose (crates/types/src/faults.rs); what is measured and released cannot.
+core-dev: FEATURES := --features faults
 core-dev: $(VENV)/.installed
-	@maturin develop --quiet --locked --skip-install
+	@maturin develop --quiet --locked --skip-install $(FEATURES)
 
 core-release: CORE_PROFILE := --release
 core-release: $(VENV)/.installed
-	@maturin develop --quiet --locked --skip-install --release
+	@maturin develop --quiet --locked --skip-install --release $(FEATURES)
 
 # Entry points, the console script and the link to the sources; needed again only when the metadata changes.
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml Cargo.toml
 	$(call say,the package in .venv$(if $(CORE_PROFILE),$(COMMA) in release: this takes some minutes once))
-	@PIP_QUIET=1 maturin develop --quiet --locked $(CORE_PROFILE)
+	@PIP_QUIET=1 maturin develop --quiet --locked $(CORE_PROFILE) $(FEATURES)
 	@touch $@
 
 $(VENV)/.requirements: requirements-dev.txt

@@ -47,6 +47,10 @@ ALLOWED_IN_TESTS: dict[str, set[str]] = {
 }
 
 
+# Whether what a target builds can be told to fail: see crates/types/src/faults.rs.
+BUILDS = {"core-dev": True, "soak": True, "core-release": False, "wheel": False, "bench": False, "demo": False}
+
+
 def manifest(crate: Path) -> dict[str, dict[str, object]]:
     return tomllib.loads((crate / "Cargo.toml").read_text())
 
@@ -107,6 +111,20 @@ def test_every_crate_takes_the_versions_and_lints_of_the_workspace() -> None:
 
 def takes_workspace_version(value: object) -> bool:
     return isinstance(value, dict) and value.get("workspace") is True
+
+
+def features_of_types(*flags: str) -> str:
+    command = ["cargo", "tree", "-p", "penstock-python", "-e", "normal", "-f", "{p}|{f}", "--prefix", "none", *flags]
+    listing = subprocess.run([*command, "--locked"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = {line.removesuffix(" (*)") for line in listing.splitlines() if line.startswith("penstock-types ")}
+    [line] = lines
+    return line.partition("|")[2]
+
+
+def test_what_is_released_cannot_be_told_to_fail() -> None:
+    assert (features_of_types(), features_of_types("--features", "faults")) == ("", "faults")
+    recipes = {target: subprocess.check_output(["make", "-n", target], cwd=ROOT, text=True) for target in BUILDS}
+    assert {target: "--features faults" in recipe for target, recipe in recipes.items()} == BUILDS
 
 
 def test_every_folder_of_code_says_first_what_it_owns() -> None:

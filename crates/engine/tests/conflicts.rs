@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use penstock_engine::{Conflict, ConflictQuery, InSource, Keep, WriteOptions};
-use penstock_testkit::{Fault, FaultySource};
+use penstock_testkit::{Fault, FaultySource, catches};
 use penstock_types::{ErrorKind, Freshness, ObjectKey, Result, TreePath};
 use support::{Bench, Setup, eventually, persist, read};
 
@@ -265,4 +265,9 @@ fn what_cannot_be_settled_says_why_and_keeps_both() {
     resolve_one(&bench, "/faulty/dir/a", &operation, Keep::Mine).unwrap();
     has_no_conflict(&bench);
     assert_eq!(size_in_source(&bench, "dir/a"), Some(5));
+}
+
+#[test]
+fn an_upload_without_a_condition_is_noticed() {
+    catches("a_conflict_says_what_is_kept_and_what_the_source_has_now", "condition");
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use penstock_engine::{WriteOptions, Writing};
 use penstock_source::SourceParts;
-use penstock_testkit::{Fault, FaultySource, SourceCall, oracle};
+use penstock_testkit::{Fault, FaultySource, SourceCall, catches, oracle};
 use penstock_types::{ErrorKind, Freshness, Metrics, ObjectKey, Source, SourceSpec, TreePath};
 use support::{Bench, MIB, Setup, eventually, persist, read};
 
@@ -259,4 +259,9 @@ fn whichever_call_fails_once_while_a_file_is_sent_early_it_arrives_whole_and_lea
         eventually(&format!("{operation} {fault:?}: nothing is left"), || runs.uploads() == 0);
         eventually("it failed", || !runs.source.fired().is_empty());
     }
+}
+
+#[test]
+fn parts_that_are_not_compared_with_the_file_are_noticed() {
+    catches("what_is_changed_after_it_was_sent_is_sent_again_and_nothing_else", "part-sum");
 }

@@ -1,11 +1,13 @@
 //! A content that is being written: a file of the stage that nobody sees yet.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use penstock_types::faults::{Step, UnderWay, under_way};
 use penstock_types::{ByteRange, Result};
 
 use crate::budget::Budget;
@@ -27,6 +29,7 @@ pub struct Draft {
     _pin: Option<Pin>,
     /// What is sent of it while it is written.
     stream: Option<StreamHold>,
+    _step: UnderWay,
 }
 
 /// A draft that is synced.
@@ -79,7 +82,8 @@ impl Draft {
 
     fn of((file, descriptor): (StagedFile, OwnedFd), budget: &Arc<Budget>, pin: Option<Pin>) -> Self {
         let charge = Charge { budget: Arc::clone(budget), reserved: false, bytes: Mutex::default() };
-        Self { descriptor: Arc::new(descriptor), file, charge, over: None, _pin: pin, stream: None }
+        let _step = under_way(Step::Write);
+        Self { descriptor: Arc::new(descriptor), file, charge, over: None, _pin: pin, stream: None, _step }
     }
 
     /// Has it take from the reserve where the stage is full.
@@ -133,34 +137,33 @@ impl Draft {
     /// # Errors
     /// `NoSpace` when the stage stays full; `Cancelled` when it is closed.
     pub fn grow(&self, to: u64) -> Result<()> {
-        let mut bytes = self.charge.bytes();
-        if to > *bytes {
-            match self.charge.reserved {
-                true => self.charge.budget.take_reserved(to - *bytes)?,
-                false => self.charge.budget.take(to - *bytes)?,
-            }
-            *bytes = to;
-        }
-        Ok(())
+        self.grow_by(to, |budget, more| match self.charge.reserved {
+            true => budget.take_reserved(more),
+            false => budget.take(more),
+        })
     }
 
     /// As [`Draft::grow`], where nothing has to be waited for; whether there is room.
     pub fn try_grow(&self, to: u64) -> bool {
-        let mut bytes = self.charge.bytes();
-        let fits = to <= *bytes || self.charge.budget.try_take(to - *bytes);
-        if fits {
-            *bytes = to.max(*bytes);
-        }
-        fits
+        self.grow_by(to, |budget, more| budget.try_take(more).then_some(()).ok_or(())).is_ok()
     }
 
     /// Notes that it holds `to` bytes already, whether there is room or not.
     pub fn force_grow(&self, to: u64) {
+        let Ok(()) = self.grow_by(to, |budget, more| {
+            budget.force(more);
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    /// Charges content up to `to` bytes, as far as it is not charged, in a way that may be refused.
+    fn grow_by<E>(&self, to: u64, take: impl FnOnce(&Budget, u64) -> Result<(), E>) -> Result<(), E> {
         let mut bytes = self.charge.bytes();
         if to > *bytes {
-            self.charge.budget.force(to - *bytes);
+            take(&self.charge.budget, to - *bytes)?;
             *bytes = to;
         }
+        Ok(())
     }
 
     /// All of it, where it is small enough to go into the journal.

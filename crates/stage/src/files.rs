@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
+use penstock_types::faults::{Step, under_way};
 use penstock_types::{Disk, Error, ErrorKind, Metrics, OpenMode, Result};
 use serde::{Deserialize, Serialize};
 
@@ -203,6 +204,7 @@ impl StagedFile {
     pub fn sync(&self, descriptor: BorrowedFd<'_>) -> Result<u64> {
         let path = self.full_path();
         let failed = |error| self.files.failed("sync", &path, &error);
+        let _step = under_way(Step::Sync);
         self.files.disk.sync_data(descriptor).map_err(failed)?;
         let facts = self.files.disk.facts(descriptor).map_err(failed)?;
         self.files.sync_names(self.named)?;
@@ -274,39 +276,26 @@ impl StagedFile {
         matches!(&*self.proof(), Proof::Synced)
     }
 
-    /// Whether it is there in its size, for one that is synced; the others are restored at need.
+    /// Whether it is there as it was committed, with `size` bytes, for one that is synced; the others are restored at
+    /// need. One that was written to afterwards, or still is, by a program that had it open when the node ended goes on in
+    /// a copy of its first `size` bytes.
     pub fn is_whole(&self, size: u64) -> Result<bool> {
         if !self.is_synced() {
             return Ok(true);
         }
         let (disk, path) = (&*self.files.disk, self.full_path());
-        let found = disk.open(&path, OpenMode::Read).and_then(|file| disk.facts(file.as_fd()));
-        match found {
-            Ok(facts) => Ok(facts.size == size),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(self.files.failed("look at", &path, &error)),
-        }
-    }
-
-    /// Where a file that was synced with `size` bytes was written to afterwards, or still is, by a program that had it
-    /// open when the node ended: it goes on in a copy of the first `size` bytes.
-    pub fn part(&self, size: u64) -> Result<()> {
-        let (disk, path) = (&*self.files.disk, self.full_path());
-        let part = || {
+        let look = || {
             let file = match disk.open(&path, OpenMode::Read) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 opened => opened?,
             };
             let has = disk.facts(file.as_fd())?.size;
-            if has < size || (has == size && !disk.is_written(file.as_fd())) {
-                return Ok(());
+            if has > size || (has == size && disk.is_written(file.as_fd())) {
+                self.replace(|copy| copy_some(disk, file.as_fd(), copy, size))?;
             }
-            self.replace(|copy| copy_some(disk, file.as_fd(), copy, size))
+            Ok(has >= size)
         };
-        if !self.is_synced() {
-            return Ok(());
-        }
-        part().map_err(|error| self.files.failed("copy", &path, &error))
+        look().map_err(|error| self.files.failed("look at", &path, &error))
     }
 
     /// Makes the bytes durable without the journal; once names are synced too, `note_synced` may be called.

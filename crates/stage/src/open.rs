@@ -184,13 +184,12 @@ fn restored(
     Change::new(parts, progress, ending)
 }
 
-/// Puts changes into conflict whose files are not what was synced: somebody or something damaged them. Before, those
-/// that the kernel wrote by itself are parted from what was written to them after they were committed.
+/// Puts changes into conflict whose files are not what was synced: somebody or something damaged them. Those that the
+/// kernel wrote by itself are parted from what was written to them after they were committed.
 fn set_lost_aside(table: &mut Table, journal: &Journal) -> Result<()> {
     let mut lost = Vec::new();
     for change in table.all().filter(|change| change.phase() == Phase::Waiting) {
         let (Some(file), Some(size)) = (change.file(), change.size()) else { continue };
-        file.part(size)?;
         if !file.is_whole(size)? {
             lost.push(Arc::clone(change));
         }

@@ -1,6 +1,10 @@
 //! What people are told of the stage.
 
+use penstock_types::Error;
 use serde::{Deserialize, Serialize};
+
+use crate::change::OperationId;
+use crate::stage::Stage;
 
 /// Failures and conflicts that are named at most.
 pub(crate) const NAMED_MAX: usize = 16;
@@ -88,4 +92,23 @@ pub struct Recovered {
     pub size: u64,
     /// When it was found, milliseconds since the Unix epoch.
     pub found_ms: i64,
+}
+
+impl Stage {
+    /// What waits, what failed, what is in conflict, what was recovered.
+    pub fn status(&self) -> StageStatus {
+        let mut status = self.table().status();
+        status.recovered = self.recovered().clone();
+        status.size_bytes = self.budget.size();
+        status.used_bytes = self.budget.used();
+        status.pressure = self.budget.pressure();
+        status
+    }
+
+    /// Has the status tell why a change cannot be given out yet.
+    pub fn held_up(&self, operation: OperationId, error: Error) {
+        if let Some(change) = self.table().find(operation) {
+            change.progress().failure = Some(error);
+        }
+    }
 }

@@ -1,11 +1,12 @@
 //! The words every crate shares: ids, ranges, attributes, errors, configuration, clock, metrics,
-//! and the traits through which sibling crates meet. Never does I/O.
+//! and the traits through which sibling crates meet. Never does I/O, but for `faults`, which what is released has not.
 
 mod attributes;
 mod clock;
 mod config;
 mod disk;
 mod error;
+pub mod faults;
 mod ids;
 mod kernel;
 mod metrics;

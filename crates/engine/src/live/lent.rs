@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use penstock_stage::{Draft, Target};
 use penstock_types::Result;
+use penstock_types::faults::{Step, UnderWay, under_way};
 use rustix::fs::{Mode, OFlags, fstat, open};
 use rustix::io::pwrite;
 
@@ -36,6 +37,7 @@ pub(super) struct Lent {
     pub(super) is_shared: bool,
     /// Handles that it was offered to, without those that gave it back.
     pub(super) offers: usize,
+    _step: UnderWay,
 }
 
 /// What a write changes.
@@ -56,7 +58,8 @@ impl Mark {
 impl Lent {
     pub(super) fn new(draft: Draft) -> Self {
         let descriptor = Arc::clone(draft.descriptor());
-        Self { descriptor, draft: Some(draft), committed: None, is_shared: false, offers: 1 }
+        let _step = under_way(Step::Lent);
+        Self { descriptor, draft: Some(draft), committed: None, is_shared: false, offers: 1, _step }
     }
 
     pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {

@@ -292,13 +292,14 @@ impl Engine {
         };
         lent.iter().for_each(|file| file.look_at_lent());
         let long_ago = self.parts.clock.monotonic().saturating_sub(PARTED_AFTER);
-        for live in
-            self.live.settling.committed_before(long_ago).into_iter().filter_map(|number| self.live.numbered(number))
-        {
+        for number in self.live.settling.committed_before(long_ago) {
+            let Some(live) = self.live.numbered(number) else { continue };
             let me = Arc::clone(self);
             self.parts.runtime.spawn(async move {
                 if let Err(error) = me.part_live(live).await {
                     tracing::debug!(%error, "what is still open is copied later");
+                    let committed = me.live.settling.committed_by(number);
+                    committed.into_iter().for_each(|operation| me.stage.held_up(operation, error.clone()));
                 }
             });
         }

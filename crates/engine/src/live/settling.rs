@@ -88,6 +88,13 @@ impl Settling {
         self.state().files.iter().find(|known| known.is(scope, key, operation)).map(|known| known.number)
     }
 
+    /// What a live file has committed that may still change.
+    pub(super) fn committed_by(&self, number: u64) -> Option<OperationId> {
+        let state = self.state();
+        let known = state.files.iter().find(|known| known.number == number)?;
+        known.committed.map(|(operation, _)| operation)
+    }
+
     /// Live files that were committed before a time, and stay open.
     pub(super) fn committed_before(&self, time: Duration) -> Vec<u64> {
         let is_meant = |known: &&Unsettled| known.committed.is_some_and(|(_, at)| at < time);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Change, Original};
+use penstock_types::faults::{Step, under_way};
 use penstock_types::{
     CopiedRange, CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectId, PartInfo, Precondition, Result, TreePath,
     Version,
@@ -58,6 +59,7 @@ impl Engine {
                     precondition: copying.precondition.clone(),
                     metadata: Some(metadata),
                 };
+                let _step = under_way(Step::Copy);
                 attached.source.copy(request).await
             }
         };
@@ -93,6 +95,7 @@ impl Engine {
                 }
                 let (from, from_version) = (original.key.clone(), Some(original.version.clone()));
                 let copied = CopiedRange { from, from_version, range };
+                let _step = under_way(Step::Copy);
                 let part = source.copy_part(key, upload, number, copied).await?;
                 self.stage.upload_part(change, &part);
                 Ok(part)

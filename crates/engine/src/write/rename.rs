@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use penstock_stage::{Base, Batch, Change, Draft, Original, Written};
+use penstock_types::faults::{Step, under_way};
 use penstock_types::{Error, ErrorKind, ObjectAttributes, Result, TreePath};
 
 use crate::attachment::Attached;
@@ -41,6 +42,7 @@ impl Engine {
     /// `AlreadyExists`, `NotEmpty`, `IsADirectory`, `NotADirectory`, `ReadOnly`, `InvalidInput` for a directory into
     /// itself; what the source or the disk says.
     pub async fn rename(self: &Arc<Self>, from: &TreePath, to: &TreePath, replace: bool) -> Result<()> {
+        let _step = under_way(Step::Rename);
         let renamed = self.rename_here(from, to, replace).await;
         renamed.map_err(|error| error.during(format!("rename {from} to {to}")))
     }

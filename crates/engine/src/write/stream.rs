@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use penstock_source::OPERATION_METADATA;
 use penstock_stage::{Orphan, SentPart, Standing, Stream};
+use penstock_types::faults::{Step, under_way};
 use penstock_types::{ErrorKind, ObjectKey, OpenMode, Result, UploadId};
 use rustix::fs::{SeekFrom, seek, stat};
 use tokio::sync::{Notify, Semaphore};
@@ -174,6 +175,7 @@ impl Engine {
             tokio::spawn(async move {
                 let sent = async {
                     let part = engine.read_part(&file, range, held).await?;
+                    let _step = under_way(Step::Part);
                     let info =
                         attached.source.put_part(&stream.target().key, &upload, number, part.bytes.clone()).await?;
                     Ok::<_, penstock_types::Error>(SentPart { info, sum: part.sum() })

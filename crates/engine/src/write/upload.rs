@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Base, Change, Content, OperationId, Settled, Target};
+use penstock_types::faults::{Safeguard, Step, is_left_out, under_way};
 use penstock_types::{
     ByteRange, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, Precondition, PutRequest,
     Result, TreePath, Version,
@@ -141,23 +142,27 @@ impl Engine {
                 let original = change.original().filter(|_| is_it);
                 let original = original.map(|original| object_id(attached, original.key, &original.version));
                 let (engine, known, size) = (Arc::clone(self), Arc::clone(change), attributes.size);
+                let step = under_way(Step::Adoption);
                 let adopted = match original {
                     Some(_) if change.patch().is_some() => self.adopt_patched(attached, change, &object).await,
                     Some(original) => self.blocking(move || engine.adopt_copy(&original, &object)).await,
                     None => self.blocking(move || engine.adopt(&object, size, sums, &known)).await,
                 };
+                drop(step);
                 if let Err(error) = adopted {
                     tracing::debug!(%error, "an uploaded file is not kept in the cache");
                 }
                 Settled::Stored { attributes, moment: self.catalog.now() }
             }
         };
+        let step = under_way(Step::Settling);
         self.stage.settle(change, settled, self.shown_us(&attached.scope));
         if change.original().is_some() {
             let stage = Arc::clone(&self.stage);
             // Should it fail, housekeeping tries again.
             let _ = tokio::task::spawn_blocking(move || stage.free_originals()).await;
         }
+        drop(step);
         self.manifest_done(change);
     }
 
@@ -238,6 +243,7 @@ impl Engine {
             Base::Unconditional => None,
             Base::Staged(_) => return Err(out_of_turn(change)),
         };
+        let _step = under_way(Step::Removal);
         let deleted = match &version {
             Some(version) if only_we_replace(attached, version) => match source.stat(key).await {
                 Ok(found) if found.attributes.version == *version => source.delete(key, None).await,
@@ -279,6 +285,9 @@ impl Engine {
                     Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
                     _ => self.send(attached, change, size, Precondition::None).await,
                 }
+            }
+            Base::Version(_) if is_left_out(Safeguard::Condition) => {
+                self.send(attached, change, size, Precondition::None).await
             }
             Base::Version(version) => self.send(attached, change, size, Precondition::Version(version)).await,
             Base::Staged(_) => return Err(out_of_turn(change)),
@@ -396,7 +405,9 @@ impl Engine {
             let part = self.part(file, ByteRange::new(0, size)).await?;
             let (key, body) = (change.target().key.clone(), part.bytes);
             let request = PutRequest { key, body, precondition, metadata: metadata(change) };
+            let step = under_way(Step::Completion);
             let attributes = attached.source.put(request).await?;
+            drop(step);
             self.stage.brought(size);
             Stored::it(attributes, part.sums)
         } else {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use penstock_fuse::{Mount, MountOptions, Surroundings};
+use penstock_testkit::catches;
 use penstock_types::{ErrorKind, Metrics, SystemClock};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
@@ -393,4 +394,10 @@ async fn what_is_written_is_never_mounted_without_opens() {
     let refused = Mount::serve(device, None, options, surroundings, |_| Arc::new(WritableTree::with(&[])));
     support::unmount(&directory);
     assert_eq!(refused.err().unwrap().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_close_that_does_not_wait_for_the_file_is_noticed() {
+    let Some(_) = bench(&[]) else { return };
+    catches("writing::a_close_tells_what_kept_the_file_from_being_durable_and_the_next_one_asks_again", "flush");
 }

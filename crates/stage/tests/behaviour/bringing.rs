@@ -240,3 +240,15 @@ fn status_tells_what_waits_since_when_and_what_failed() {
     );
     assert_eq!((bench.metrics.stage_files.get(), bench.metrics.stage_bytes.get()), (2, 111));
 }
+
+#[test]
+fn what_keeps_a_change_from_being_given_out_is_told_until_it_is_brought() {
+    let (_bench, stage) = alone();
+    let change = put(&stage, "a", &content(1, 10));
+    stage.held_up(change.operation(), failure());
+    let status = stage.status();
+    assert_eq!((status.files, status.failures.len()), (1, 1), "{status:?}");
+    assert_eq!((&*status.failures[0].key, status.failures[0].tries), ("a", 0));
+    assert_eq!(bring(&stage, "v1", 0).unwrap().operation(), change.operation(), "it may be given out all the same");
+    assert_eq!(stage.status().failures, []);
+}
