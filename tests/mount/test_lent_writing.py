@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from integration.conftest import make_writable_lake
+from mount.test_writing import mounted_runs
 from mount.test_writing import runs as runs
 
 MIB = 1024 * 1024
@@ -195,12 +195,8 @@ def test_who_maps_appends_and_reads_a_file_that_others_write_sees_one_file(runs:
 @pytest.fixture
 def lake(machine: Any, can_mount: None) -> Iterator[Any]:
     """As ``runs``, of which the node may be killed."""
-    made = make_writable_lake(machine)
-    made.mount = made.target()
-    made("mount", str(made.mount), "--path", "/runs")
-    yield made
-    made("umount", str(made.mount), "--force", check=None)
-    made.client.close()
+    with mounted_runs(machine, may_be_killed=True) as made:
+        yield made
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -27,15 +28,25 @@ SIZE_MAX = 300_000
 NAME_STEPS = 400
 
 
-@pytest.fixture
-def runs(machine: Any, can_mount: None) -> Iterator[Any]:
+@contextlib.contextmanager
+def mounted_runs(machine: Any, *, may_be_killed: bool = False) -> Iterator[Any]:
     """A machine with /runs to be written, mounted at ``mount``; ``root`` is the directory that is its source."""
     made = make_writable_lake(machine)
     made.mount = made.target()
     made("mount", str(made.mount), "--path", "/runs")
     yield made
-    made("umount", str(made.mount))
+    if may_be_killed:
+        made("umount", str(made.mount), "--force", check=None)
+    else:
+        made("umount", str(made.mount))
     made.client.close()
+
+
+@pytest.fixture
+def runs(machine: Any, can_mount: None) -> Iterator[Any]:
+    """See :func:`mounted_runs`; its node lives to the end."""
+    with mounted_runs(machine) as made:
+        yield made
 
 
 def run(*command: str, directory: Path | None = None) -> str:
