@@ -11,6 +11,7 @@ VENV := $(CURDIR)/.venv
 TOOLS := $(CURDIR)/.tools
 CARGO_DENY_VERSION := 0.20.2
 VERSITYGW_VERSION := v1.7.0
+FSX_VERSION := 0.3.2
 TORCH_VERSION := 2.13.0
 FUZZ_CASES ?= 2000
 # Most tests of Python wait for a process to start or for a disk: more than processors.
@@ -161,6 +162,7 @@ servers:
 ifneq ($(shell command -v go),)
 servers: $(TOOLS)/.versitygw-$(VERSITYGW_VERSION)
 endif
+servers: $(TOOLS)/.fsx-$(FSX_VERSION)
 # What tests of mounts run: only root can bring it, and without it they skip and say so.
 ifeq ($(shell id -u)-$(if $(wildcard /dev/fuse),fuse)-$(if $(shell command -v apt-get),apt),0-fuse-apt)
 ifneq ($(words $(shell command -v fusermount3 rsync fio)),3)
@@ -172,6 +174,15 @@ programs:
 	$(call say,fusermount3$(COMMA) rsync$(COMMA) fio)
 	@install="apt-get install -y -q --no-install-recommends fuse3 rsync fio"; \
 	$$install > /dev/null 2>&1 || { apt-get update -q > /dev/null; $$install > /dev/null; }
+
+# Tests a file system by operations at random. Built as cargo-deny is.
+$(TOOLS)/.fsx-$(FSX_VERSION):
+	$(call say,fsx in .tools)
+	@mkdir -p $(TOOLS)
+	@[ "$$($(TOOLS)/bin/fsx --version 2> /dev/null)" = "fsx $(FSX_VERSION)" ] \
+		|| CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --profile dev --root $(TOOLS) fsx@$(FSX_VERSION)
+	@rm -f $(TOOLS)/.fsx-*
+	@touch $@
 
 $(TOOLS)/.versitygw-$(VERSITYGW_VERSION):
 	$(call say,versitygw in .tools)
