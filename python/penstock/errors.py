@@ -59,6 +59,7 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "compose",
+    "disk_error",
     "error_from",
 ]
 
@@ -316,3 +317,13 @@ def error_from(code: str, message: str, action: str, reason: str, advice: str | 
         unknown.code = code
         return unknown
     return kind(action, reason, advice, message=message)
+
+
+def disk_error(action: str, error: OSError) -> PenstockError:
+    """What a file of the home met: no space, no right, or a disk that fails."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    if error.errno in (errno_codes.ENOSPC, errno_codes.EDQUOT):
+        return NoSpaceError(action, reason, "free space there, or set PENSTOCK_HOME to another directory")
+    if error.errno in (errno_codes.EACCES, errno_codes.EPERM, errno_codes.EROFS):
+        return PermissionDeniedError(action, reason, "set PENSTOCK_HOME to a directory that you can write")
+    return DiskError(action, reason, "check the disk, or set PENSTOCK_HOME to another directory")

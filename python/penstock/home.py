@@ -205,9 +205,13 @@ def _make_private(directory: Path) -> None:
             action, f"it cannot be made: {error.strerror}", "set PENSTOCK_HOME to a directory that you can write"
         ) from None
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise PermissionDeniedError(
-            action, "it is not writable", "fix its rights, or set PENSTOCK_HOME to a directory that you can write"
-        )
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        reason, fix = "it is not writable", "fix its rights"
+        if directory.stat().st_uid != os.getuid():
+            reason = "it is not writable, and belongs to another user"
+        if read_only:
+            reason, fix = "its file system is mounted read-only", "mount it for writing"
+        raise PermissionDeniedError(action, reason, f"{fix}, or set PENSTOCK_HOME to a directory that you can write")
 
 
 def check_private(directory: Path) -> None:

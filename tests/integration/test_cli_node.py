@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from integration.conftest import alive
 from penstock.client.launch import start_node
 
 SERVER = (sys.executable, "-m", "penstock.server")
@@ -25,6 +26,7 @@ def test_a_node_starts_tells_of_itself_and_stops(machine: Any) -> None:
     assert "nothing yet" in machine("status").stdout
     assert machine("up").stdout == f"node runs already (pid {status['pid']})\n"
     assert machine("down").stdout == f"node stopped (pid {status['pid']})\n"
+    assert not alive(status["pid"]), "who unmounts the disk of the home now can do that"
     assert not machine.home.node_file.exists()
     assert not machine.home.control_socket.exists()
     assert not machine.home.data_socket.exists()

@@ -321,24 +321,35 @@ def test_what_does_not_go_together_is_refused(lake: Any, path: str) -> None:
         lake.client.open("relative", "wb")
 
 
-@pytest.mark.parametrize("size", [10, MIB])
+@pytest.mark.parametrize("mode", ["wb", "xb", "w"])
 @pytest.mark.parametrize(
     ("target", "error"),
     [("/fixed/a", ReadOnlyError), ("/runs", IsDirectoryError), ("/nowhere/a", NotFoundError)],
 )
-def test_what_may_not_be_written_says_so(lake: Any, target: str, error: type[PenstockError], size: int) -> None:
-    with pytest.raises(error, match=f"write {target}"), lake.client.open(target, "wb") as file:
+def test_what_may_not_be_written_says_so_when_it_is_opened(
+    lake: Any, target: str, error: type[PenstockError], mode: str
+) -> None:
+    with pytest.raises(error, match=f"write {target}"):
+        lake.client.open(target, mode)
+
+
+@pytest.mark.parametrize("size", [10, MIB])
+def test_what_only_the_source_can_tell_is_said_when_it_is_written(lake: Any, size: int) -> None:
+    directory = f"/runs/directory-{size}"
+    lake.client.mkdir(directory)
+    with pytest.raises(IsDirectoryError, match=f"write {directory}"), lake.client.open(directory, "wb") as file:
         file.write(b"x" * size)
 
 
 def test_a_file_that_could_not_take_a_write_is_never_committed(lake: Any) -> None:
-    file = lake.client.open("/fixed/a", "wb")
-    with pytest.raises(ReadOnlyError):
+    lake.client.mkdir("/runs/refused")
+    file = lake.client.open("/runs/refused", "wb")
+    with pytest.raises(IsDirectoryError):
         file.write(b"x" * MIB)
     for call in (lambda: file.write(b"y"), lambda: file.truncate(0), lambda: file.seek(0, 2)):
-        with pytest.raises(ReadOnlyError):
+        with pytest.raises(IsDirectoryError):
             call()
-    with pytest.raises(ReadOnlyError, match="close /fixed/a"):
+    with pytest.raises(IsDirectoryError, match="close /runs/refused"):
         file.close()
     assert file.closed
     file.close()

@@ -13,7 +13,7 @@ import pytest
 from fault import disk
 from fault.store import Gate, Store
 from penstock.cli.progress import LINE_INTERVAL_S
-from penstock.jobs.run import CHECKPOINT_INTERVAL_S, PAGE_ENTRIES
+from penstock.jobs.run import _LARGE_FILE_BYTES, CHECKPOINT_INTERVAL_S, PAGE_ENTRIES
 from penstock.policies.preload import BATCH_MAX_FILES
 
 FILES = 1200
@@ -86,6 +86,24 @@ def test_a_preload_tells_totals_progress_and_rate_as_json_lines(slow: Any) -> No
     assert (last["state"], last["done_files"], last["done_bytes"]) == ("finished", FILES, FILES * SIZE)
     assert (last["total_files"], last["total_known"], last["failed_files"]) == (FILES, True, 0)
     assert last["results"]["fetched_bytes"] == FILES * SIZE
+
+
+def test_who_looks_at_a_job_with_large_files_under_way_waits_for_no_source(machine: Any, store: Store) -> None:
+    size = _LARGE_FILE_BYTES
+    for name in "abc":
+        store.put(name, name.encode() * size)
+    gate = Gate(store)
+    # With freshness 0 nothing that is known of a name is good enough for who opens it.
+    options = ("--endpoint", store.endpoint, "--credentials", "anonymous", "--freshness", "0")
+    machine("attach", "s3://bucket", "/data", *options)
+    job = machine.json("preload", "/data")
+    machine.until(lambda: len(machine.control().job(job["id"])["active"]) == 3 and gate.is_shut())
+    asked = store.asked["stat"] + store.asked["list"]
+    shown = [machine.control().job(job["id"]) for _ in range(5)]
+    assert store.asked["stat"] + store.asked["list"] == asked
+    assert all(each["total_known"] and each["active"] == {"/data/a": 0, "/data/b": 0, "/data/c": 0} for each in shown)
+    gate.open()
+    machine("job", "wait", job["id"])
 
 
 def test_a_preload_killed_midway_goes_on_and_fetches_nothing_twice(slow: Any) -> None:

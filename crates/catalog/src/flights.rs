@@ -164,6 +164,29 @@ impl View {
         }
     }
 
+    /// What a fresh listing under way has told of a name already: who works on what a walk has given so far asks nothing.
+    pub(crate) fn told_under_way(&self, place: &Place) -> Option<Fact> {
+        let (Place::Name(key) | Place::Beside(key)) = place else { return None };
+        let (attached, scope) = (self.parts.prefix.as_bytes(), &self.parts.scope);
+        let (full, directory) = ([attached, key].concat(), holder(attached, key));
+        // Also what would make a directory of the name.
+        let below = [full.as_slice(), b"0"].concat();
+        let now = self.parts.catalog.timeline.now();
+        let ingest = scope.find(|ingest| {
+            let order = &ingest.order;
+            let covers = match order.kind {
+                Kind::Directory => directory == order.prefix,
+                Kind::Tree => known::ancestors(&directory).any(|above| above == order.prefix),
+            };
+            covers
+                && is_fresh(self.parts.freshness, ingest.sent, now)
+                && !scope.doubts(&full, ingest.sent)
+                && ingest.progress().borrow().is_past(&below)
+        })?;
+        let progress = ingest.progress().borrow().clone();
+        known::look_up(&ingest.sight(&progress).ok()?, place, attached).ok()
+    }
+
     /// Lists a directory again when several of its names have been found stale and that is cheaper than asking for
     /// each; `None` when the name has to be asked for.
     pub(crate) async fn relist(self: &Arc<Self>, path: &str, place: &Place) -> Option<Fact> {

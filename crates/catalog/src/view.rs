@@ -104,7 +104,11 @@ impl View {
             Some(known) => known,
             None => {
                 let place = self.place(path)?;
-                let told = match self.relist(path, &place).await {
+                let mut told = self.told_under_way(&place);
+                if told.is_none() {
+                    told = self.relist(path, &place).await;
+                }
+                let told = match told {
                     Some(told) => told,
                     None => self.ask(path, place, self.parts.freshness, 0).await?,
                 };

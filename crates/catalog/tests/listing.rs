@@ -79,6 +79,23 @@ async fn a_walk_of_twenty_thousand_objects_takes_a_few_round_trips_and_few_reque
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_walk_has_given_is_known_while_it_goes_on() {
+    let mut source = TestSource::with_delay(30).with(dataset(100, 200));
+    source.list_start_after = false;
+    let bench = Bench::new(source, MINUTE);
+    let page = bench.view.walk("", None, 300).await.unwrap();
+    assert!(page.items.len() > 200);
+    for known in ["train/d000", "train/d000/f00000.bin", "train/d000/f00199.bin"] {
+        bench.view.stat(known).await.unwrap();
+    }
+    let absent = bench.view.stat("train/d000/f00007.tar").await.unwrap_err();
+    assert_eq!((absent.kind(), bench.source.stats()), (ErrorKind::NotFound, 0));
+    assert!(bench.source.lists() < 20, "the walk has ended: {} pages", bench.source.lists());
+    bench.view.stat("train/d099/f00199.bin").await.unwrap();
+    assert_eq!(bench.source.stats(), 1, "what it has not come to is asked for");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_directory_is_listed_in_several_ranges_at_once() {
     let keys: Vec<String> = (0..20_000).map(|n| format!("img_{n:07}.jpg")).collect();
     let bench = Bench::new(TestSource::with_delay(30).with(&keys), MINUTE);

@@ -125,10 +125,16 @@ impl Engine {
         Ok(verified)
     }
 
-    /// Why `path` is, or is not, served from the cache.
-    pub async fn why(self: &Arc<Self>, path: &TreePath) -> Result<Why> {
-        let file = self.pin_for_look(path).await.map_err(|error| error.during(format!("explain {path}")))?;
-        let (attached, object, size) = file;
+    /// Why `path` is, or is not, served from the cache; with `known_only`, without a question to the source.
+    ///
+    /// # Errors
+    /// `NotFound`, also where nothing is known; what the source says when it is asked.
+    pub async fn why(self: &Arc<Self>, path: &TreePath, known_only: bool) -> Result<Why> {
+        let file = match known_only {
+            true => self.known_for_look(path),
+            false => self.pin_for_look(path).await,
+        };
+        let (attached, object, size) = file.map_err(|error| error.during(format!("explain {path}")))?;
         let bytes = self.bytes_of(&attached, &object);
         let extent = self.cache.peek(&bytes);
         let complete = self.is_complete(&attached, &bytes);

@@ -264,6 +264,20 @@ impl Engine {
         Ok((attached, object, attributes.size))
     }
 
+    /// As [`Engine::pin_for_look`], of what is known here, fresh or not.
+    pub(crate) fn known_for_look(&self, path: &TreePath) -> Result<(Arc<Attached>, ObjectId, u64)> {
+        let (attached, inner) = self.attachment_of_file(path)?;
+        let known = attached.view.stat_cached(&inner).and_then(Result::ok).or_else(|| attached.view.recalled(&inner));
+        match known {
+            Some(Item::File { key, attributes }) => {
+                let object = object_id(&attached, key, &attributes.version);
+                Ok((attached, object, attributes.size))
+            }
+            Some(Item::Directory) => Err(is_a_directory(path)),
+            None => Err(Error::new(ErrorKind::NotFound, format!("look up {path}"), "nothing is known of it here")),
+        }
+    }
+
     fn attachment_of_file(&self, path: &TreePath) -> Result<(Arc<Attached>, String)> {
         self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
             true => is_a_directory(path),

@@ -410,7 +410,8 @@ fn one_pass_over_more_than_the_cache_holds_leaves_in_it_what_is_read_again_and_a
             bench.engine.read_batch(&items, &mut out).into_iter().for_each(|read| read.unwrap());
         };
         (0..4).for_each(|_| read_many(&hot));
-        let is_cached = |name: &String| bench.runtime.block_on(bench.engine.why(&bench.path(name))).unwrap().complete;
+        let is_cached =
+            |name: &String| bench.runtime.block_on(bench.engine.why(&bench.path(name), false)).unwrap().complete;
         let shuffled: Vec<String> = (0..once.len()).map(|at| once[at * step % once.len()].clone()).collect();
         shuffled.chunks(20).for_each(read_many);
         // Nothing is brought ahead any more.

@@ -126,9 +126,9 @@ impl Answerer<'_> {
             }
             Request::Evict { paths } => Reply::Evicted(self.each(&paths, async |path| engine.evict(path).await)?),
             Request::Verify { paths } => Reply::Verified(self.each(&paths, async |path| engine.verify(path).await)?),
-            Request::Why { path } => {
+            Request::Why { path, known_only } => {
                 let path = TreePath::parse(&path)?;
-                Reply::Json(json(&self.wait(engine.why(&path))?)?)
+                Reply::Json(json(&self.wait(engine.why(&path, known_only))?)?)
             }
             Request::CacheEntries { after, limit } => {
                 Reply::Json(json(&engine.cache_entries(after, page_limit(limit)))?)
@@ -136,6 +136,7 @@ impl Answerer<'_> {
             Request::Create { path, exclusive, durability, set } => {
                 return self.create(&path, WriteOptions { exclusive, durability }, set.as_ref());
             }
+            Request::CheckWritable { path } => self.check_writable(&path)?,
             Request::Grow { lease, to } => return self.grow(lease, to),
             Request::Commit { lease } => return self.commit(lease),
             Request::WriteSmall { path, data, exclusive, durability, set } => {

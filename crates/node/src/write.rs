@@ -15,6 +15,12 @@ use crate::ring::Returned;
 use crate::session::Lease;
 
 impl Answerer<'_> {
+    /// Whether a file of that path may be written, as far as no source is asked.
+    pub fn check_writable(&self, path: &str) -> Result<Reply> {
+        self.service.engine.check_writable(&TreePath::parse(path)?)?;
+        Ok(Reply::Done)
+    }
+
     /// A file to write into, which becomes the content of `path` when it is committed.
     pub fn create(&self, path: &str, options: WriteOptions, set: Option<&SetRef>) -> Result<Answer> {
         let path = TreePath::parse(path)?;

@@ -303,9 +303,10 @@ impl Core {
         }
     }
 
-    /// What is known of a path and its cache, as JSON.
-    fn why(&self, py: Python<'_>, path: String) -> PyResult<String> {
-        self.ask_json(py, &Request::Why { path })
+    /// What is known of a path and its cache, as JSON; with `known_only`, without a question to the source.
+    #[pyo3(signature = (path, known_only=false))]
+    fn why(&self, py: Python<'_>, path: String, known_only: bool) -> PyResult<String> {
+        self.ask_json(py, &Request::Why { path, known_only })
     }
 
     /// A page of the cache's extents, as JSON.

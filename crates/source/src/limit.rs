@@ -56,7 +56,8 @@ impl State {
         let open = match priority {
             Priority::Foreground => self.under_way < window,
             Priority::Background => {
-                self.foreground.is_empty() && self.under_way < (window - window / FOREGROUND_RESERVE).max(1)
+                let reserve = (window / FOREGROUND_RESERVE).max(1);
+                self.foreground.is_empty() && self.under_way < window.saturating_sub(reserve).max(1)
             }
         };
         let first = self.queue(priority).front().is_some_and(|first| Arc::ptr_eq(first, waiter));

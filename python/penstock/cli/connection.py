@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import time
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,19 @@ if TYPE_CHECKING:
 
     from penstock.client import Client
 
-__all__ = ["client", "control", "running_pid", "start", "version", "wait_until_stopped"]
+__all__ = [
+    "client",
+    "control",
+    "exit_of",
+    "running_pid",
+    "start",
+    "version",
+    "wait_for_exit",
+    "wait_until_stopped",
+]
+
+EXIT_TIMEOUT_S = 5.0
+"""Longest wait for a process that has nothing left to do but to end."""
 
 _STEP_S = 0.05
 
@@ -45,6 +59,20 @@ def start(settings: Sequence[str]) -> None:
 def running_pid() -> int | None:
     """Process id of the node of this home; ``None`` where none runs."""
     return pid_of(locate())
+
+
+def exit_of(pid: int) -> int | None:
+    """What :func:`wait_for_exit` takes; ``None`` where the process is not to be seen from here."""
+    with contextlib.suppress(OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def wait_for_exit(process: int | None) -> None:
+    """Waits a little for a node that has let go of its home to end: until then it keeps a disk from being unmounted."""
+    if process is not None:
+        select.select([process], [], [], EXIT_TIMEOUT_S)
+        os.close(process)
 
 
 def wait_until_stopped(timeout_s: float) -> None:

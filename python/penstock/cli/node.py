@@ -91,8 +91,10 @@ def down() -> None:
     except PenstockError as error:
         # A node that cannot tell is stopped all the same.
         left = f"what is not in its source yet could not be told: {error.reason}"
+    process = connection.exit_of(pid)
     control.shutdown()
     connection.wait_until_stopped(STOP_TIMEOUT_S)
+    connection.wait_for_exit(process)
     output.say(f"node stopped (pid {pid})")
     if left is not None:
         output.warn(left)

@@ -159,8 +159,9 @@ class Client:
         Raises:
             NotFoundError: no such file, or nothing is attached there.
             AlreadyExistsError: mode ``x``, and something has the name.
-            ReadOnlyError: the attachment was not made writable. This and what else keeps a file from being written is
-                raised by ``write``, or by ``close`` of a file of at most 256 KiB.
+            ReadOnlyError: the attachment was not made writable.
+            IsDirectoryError: it is a directory. Where only the source can tell, this and what else keeps a file from
+                being written is raised by ``write``, or by ``close`` of a file of at most 256 KiB.
             NoSpaceError: from ``write`` and ``close``: the stage or its disk is full.
             StaleVersionError: ``version`` is not there any more; later, from reads: the file changed before all of
                 it had arrived.
@@ -168,8 +169,9 @@ class Client:
             UnsupportedError: a mode that appends or changes in place; durability ``replicated``.
             ValueError: another mode or durability, or an option that the mode does not have.
             TypeError: an unknown text option.
-        Cost: to read, one round trip where the content is cached; reads then need none. To write up to 256 KiB, one
-            round trip and one sync at ``close``; a larger file is written to the local disk by this process.
+        Cost: to read, one round trip where the content is cached; reads then need none. To write, one round trip; up
+            to 256 KiB, another one and one sync at ``close``; a larger file is written to the local disk by this
+            process.
         """
         name = os.fspath(path)
         _check_mode(name, mode, version, durability, bool(text))

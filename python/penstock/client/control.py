@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from penstock.errors import InternalError, TimedOutError, UnavailableError, error_from
+from penstock.errors import InternalError, PermissionDeniedError, TimedOutError, UnavailableError, error_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +154,9 @@ class Control:
             raise TimedOutError(action, f"it was silent for {timeout_s:.0f} s", advice) from None
         except (FileNotFoundError, ConnectionRefusedError):
             raise UnavailableError(action, "no node runs on this home", _ADVICE) from None
+        except PermissionError:
+            advice = "use a home of your own: set PENSTOCK_HOME, or unset it"
+            raise PermissionDeniedError(action, "the home belongs to another user", advice) from None
         except OSError as error:
             raise UnavailableError(action, f"the connection broke: {error.strerror or error}", _ADVICE) from None
         if not text and status < 300:

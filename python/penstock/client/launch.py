@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from penstock.client.control import Control
-from penstock.errors import InternalError, PenstockError, TimedOutError, UnavailableError, error_from
+from penstock.errors import (
+    InternalError,
+    PenstockError,
+    TimedOutError,
+    UnavailableError,
+    disk_error,
+    error_from,
+)
 
 if TYPE_CHECKING:
     from penstock.home import Home
@@ -52,10 +59,15 @@ def start_node(home: Home, settings: Sequence[str] = (), *, explicit: str | None
         PenstockError: what the node said when it could not start; :class:`TimedOutError` when it said nothing.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
-    home.prepare()
-    with _one_at_a_time(home, deadline):
-        if not (home.node_file.exists() and running_pid(home) is not None):
-            _spawn(home, settings, explicit, deadline)
+    try:
+        home.prepare()
+        with _one_at_a_time(home, deadline):
+            if not (home.node_file.exists() and running_pid(home) is not None):
+                _spawn(home, settings, explicit, deadline)
+    except PenstockError:
+        raise
+    except OSError as error:
+        raise disk_error(f"start a node on {home.name}", error) from None
 
 
 def _one_at_a_time(home: Home, deadline: float) -> BinaryIO:
@@ -83,7 +95,6 @@ def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: 
     errors = home.logs / "node.err"
     with errors.open("ab") as stream:
         errors.chmod(0o600)
-        said_before = stream.seek(0, os.SEEK_END)
         arguments = [sys.executable, "-P", "-m", "penstock.server", "--detach", "--project", str(Path.cwd())]
         # The node works in another directory, where a relative home would be another home.
         environment = dict(os.environ)
@@ -93,17 +104,18 @@ def _spawn(home: Home, settings: Sequence[str], explicit: str | None, deadline: 
             environment["PENSTOCK_HOME"] = str(home.name)
         for setting in settings:
             arguments += ["--set", setting]
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": stream}
         start = subprocess.Popen(arguments, **streams, env=environment, cwd="/", start_new_session=True)
-    try:
-        code = _await(start, home, deadline)
-    except BaseException:
-        # Ctrl-C, or a node that does not come up: nobody is left who waits for it.
-        start.terminate()
-        start.wait(STOP_TIMEOUT_S)
-        raise
-    if code not in (0, EXIT_ALREADY_RUNNING):
-        raise _reason(errors, said_before, code)
+    with start.stdout as said:  # type: ignore[union-attr]
+        try:
+            code = _await(start, home, deadline)
+        except BaseException:
+            # Ctrl-C, or a node that does not come up: nobody is left who waits for it.
+            start.terminate()
+            start.wait(STOP_TIMEOUT_S)
+            raise
+        if code not in (0, EXIT_ALREADY_RUNNING):
+            raise _reason(said.read(), errors, code)
 
 
 def _await(start: subprocess.Popen[bytes], home: Home, deadline: float) -> int:
@@ -120,12 +132,9 @@ def _silent(home: Home) -> TimedOutError:
     return TimedOutError(f"start a node on {home.name}", "it does not answer", f"look at {home.log_file}")
 
 
-def _reason(errors: Path, said_before: int, code: int | None) -> PenstockError:
-    with errors.open("rb") as stream:
-        stream.seek(said_before)
-        lines = stream.read().decode(errors="replace").strip().splitlines()
+def _reason(said: bytes, errors: Path, code: int) -> PenstockError:
+    lines = said.decode(errors="replace").splitlines()
     try:
         return error_from(**json.loads(lines[-1]))
     except (IndexError, ValueError, TypeError):
-        said = lines[-1] if lines else "it said nothing"
-        return InternalError("start a node", f"it ended with {code}: {said}", f"look at {errors}")
+        return InternalError("start a node", f"it ended with {code} and did not say why", f"look at {errors}")

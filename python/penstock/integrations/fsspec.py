@@ -195,7 +195,7 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
             compression: only to read; ``fsspec.open`` has it for both.
             options: ``encoding``, ``errors``, ``newline`` of text; ``durability`` of what is written.
         Raises:
-            ReadOnlyError: it is to be written, and not attached as writable; some of that at the close.
+            ReadOnlyError: it is to be written, and not attached as writable.
             UnsupportedError: a mode that changes a file in place, or compression of what is written.
         """
         if compression is not None and "r" not in mode:

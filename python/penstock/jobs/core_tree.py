@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from penstock._native import Core
+from penstock.errors import NotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,8 +45,11 @@ class CoreTree:
         return self._core.verify(paths)
 
     def cached_bytes(self, path: str) -> int:
-        """Bytes of a file that are in the cache now."""
-        return int(json.loads(self._core.why(path))["cached_bytes"])
+        """Bytes of a file that are in the cache now. Asks no source: who watches a job must not wait for one."""
+        try:
+            return int(json.loads(self._core.why(path, known_only=True))["cached_bytes"])
+        except NotFoundError:
+            return 0
 
     def keep(self) -> None:
         """Has the index of the cache written: what was brought or dropped so far is so after a crash of the node."""

@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penstock import config, logs
-from penstock.errors import DiskError, InvalidInputError, PenstockError
+from penstock.errors import DiskError, InvalidInputError, PenstockError, disk_error
 from penstock.home import Home, locate, write_atomically
 from penstock.jobs import JobLimits, JobRunner, JobStore
 from penstock.server import stage
@@ -69,6 +69,9 @@ def _guarded(options: argparse.Namespace, ready: Callable[[], None]) -> int:
         return _refused(error, options, 2)
     except PenstockError as error:
         return _refused(error, options, 1)
+    except OSError as error:
+        # What the disk says of a small file of the home: full, read-only, failing.
+        return _refused(disk_error(f"start a node on {locate(options.home).name}", error), options, 1)
     return 0
 
 
@@ -83,16 +86,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refused(error: PenstockError, options: argparse.Namespace, code: int) -> int:
-    # Who started a node in the background reads the error back from its last line.
-    text = f"error: {error} [{error.code}]" if options.foreground else json.dumps(error.as_dict())
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log may not exist yet
+    # Who started a node in the background reads standard output, up to the moment when it answers: the disk of the home
+    # may not even take this line.
+    stream = sys.stdout if options.detach else sys.stderr
+    text = json.dumps(error.as_dict()) if options.detach else f"error: {error} [{error.code}]"
+    print(text, file=stream, flush=True)
     return code
 
 
 def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
     home = locate(options.home)
-    settings = config.load(home, flags=options.set, directory=_reachable(options.project)).settings
     home.prepare()
+    settings = config.load(home, flags=options.set, directory=_reachable(options.project)).settings
     lock = NodeLock(home)
 
     def announce(facts: dict[str, Any]) -> None:

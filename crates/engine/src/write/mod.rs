@@ -194,19 +194,35 @@ impl Engine {
         self.stage.find(&attached.scope, &object.key, &object.version)
     }
 
-    /// Where `path` is written to, and what is there now: for `certain`, or as far as that is known while the source is
-    /// away.
-    pub(crate) async fn place(&self, path: &TreePath, options: WriteOptions, certain: bool) -> Result<Place> {
+    /// Says early, and without asking a source, what keeps a file of that path from being written.
+    ///
+    /// # Errors
+    /// `ReadOnly` where the attachment is; `NotFound` where nothing is attached; `IsADirectory` for what is attached or
+    /// lies above; `InvalidInput` for a name that no object can have.
+    pub fn check_writable(&self, path: &TreePath) -> Result<()> {
+        self.writable_place(path).map(drop).map_err(|error| error.during(format!("write {path}")))
+    }
+
+    /// The attachment that a file of that path is written to, its path in it, and its key.
+    fn writable_place(&self, path: &TreePath) -> Result<(Arc<Attached>, String, ObjectKey)> {
         let (attached, inner) = self.tree.find(path).ok_or_else(|| match self.tree.is_directory(path) {
             true => is_a_directory(path),
             false => nothing_attached(path),
         })?;
-        let durability = options.durability.unwrap_or(attached.writable(path)?.durability);
+        attached.writable(path)?;
         if inner.is_empty() || self.tree.is_directory(path) {
             return Err(is_a_directory(path));
         }
         let key = check_key(path, &attached, attached.view.key_of(&inner))?;
         check_visible(path)?;
+        Ok((attached, inner, key))
+    }
+
+    /// Where `path` is written to, and what is there now: for `certain`, or as far as that is known while the source is
+    /// away.
+    pub(crate) async fn place(&self, path: &TreePath, options: WriteOptions, certain: bool) -> Result<Place> {
+        let (attached, inner, key) = self.writable_place(path)?;
+        let durability = options.durability.unwrap_or(attached.writable(path)?.durability);
         let was_removed = self.was_removed(path);
         self.gone.revive(path);
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());

@@ -89,7 +89,7 @@ fn contract_6_every_question_to_a_source_that_never_answers_is_a_timeout() {
         ("preload", Box::pin(async { engine.prefetch(&small, Priority::Background).await.map(drop) })),
         ("evict", Box::pin(async { engine.evict(&small).await.map(drop) })),
         ("verify", Box::pin(async { engine.verify(&small).await.map(drop) })),
-        ("explain", Box::pin(async { engine.why(&small).await.map(drop) })),
+        ("explain", Box::pin(async { engine.why(&small, false).await.map(drop) })),
     ];
     let (names, questions): (Vec<_>, Vec<_>) = questions.into_iter().unzip();
     let answers = world.answered("every question", join_all(questions));

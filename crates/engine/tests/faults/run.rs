@@ -100,7 +100,7 @@ fn keep_house(world: &World<'_>, engine: &Arc<Engine>) {
         assert_eq!(verified.bad_pages, verified.repaired);
     }
     world.job(runtime.block_on(engine.evict(&path("d/small"))).map(drop));
-    world.reader(runtime.block_on(engine.why(&path("d/small"))).map(drop));
+    world.reader(runtime.block_on(engine.why(&path("d/small"), false)).map(drop));
     world.clock.advance(Duration::from_secs(20));
     runtime.block_on(engine.tick());
 }

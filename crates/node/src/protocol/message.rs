@@ -117,6 +117,8 @@ pub enum Request {
     Why {
         /// Absolute path.
         path: String,
+        /// Ask no source: `NotFound` where nothing is known of the path.
+        known_only: bool,
     },
     /// A page of the cache's extents. Answer: [`Reply::Json`].
     CacheEntries {
@@ -263,6 +265,11 @@ pub enum Request {
         /// At most so many.
         limit: u32,
     },
+    /// Whether a file of that path may be written, as far as no source is asked. Answer: [`Reply::Done`].
+    CheckWritable {
+        /// Absolute path.
+        path: String,
+    },
 }
 
 /// What the node answers.
@@ -313,7 +320,7 @@ pub enum Reply {
         lease: u64,
     },
     /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory`, `Persist`, `ConflictContent`, `PublishSet`,
-    /// `DiscardSet` and `RemoveSet`.
+    /// `DiscardSet`, `RemoveSet` and `CheckWritable`.
     Done,
 }
 

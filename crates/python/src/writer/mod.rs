@@ -82,8 +82,12 @@ impl Writer {
     ) -> PyResult<Self> {
         TreePath::parse(&path).map_err(|error| raise(&error))?;
         let aim = Aim { pool: Arc::clone(pool), path, exclusive, durability, set };
-        if exclusive && aim.set.is_none() {
-            aim.check_absent(py)?;
+        // A set was asked when it was begun.
+        if aim.set.is_none() {
+            aim.check_writable(py)?;
+            if exclusive {
+                aim.check_absent(py)?;
+            }
         }
         Ok(Self {
             aim: Arc::new(aim),
@@ -250,6 +254,14 @@ impl Aim {
 
     fn closing(&self) -> String {
         format!("close {}", self.path)
+    }
+
+    /// Says early what the commit would say late, as far as no source is asked.
+    fn check_writable(&self, py: Python<'_>) -> PyResult<()> {
+        match self.pool.ask(py, &Request::CheckWritable { path: self.path.clone() })?.reply {
+            Reply::Done => Ok(()),
+            _ => Err(unexpected(&self.writing())),
+        }
     }
 
     /// Says early what the commit would say late.
