@@ -202,6 +202,16 @@ def test_what_is_kept_can_be_read_anywhere_and_after_it_was_settled(shore: Shore
         assert second.read() == LARGE[10:]
 
 
+def test_who_detaches_what_is_in_conflict_is_told_and_settles_it_when_it_is_attached_again(shore: Shore) -> None:
+    shore.collide("deep/a", MINE)
+    assert "is kept on this machine: attach it again" in shore.machine("detach", "/runs").stderr
+    shore.attach("/runs", "--writable")
+    assert shore.kept("deep/a") == MINE
+    shore.client.resolve_conflict("/runs/deep/a", "theirs")
+    shore.is_clean()
+    assert shore.machine("detach", "/runs").stderr == ""
+
+
 def test_what_cannot_be_settled_says_why(shore: Shore) -> None:
     shore.collide("deep/a", MINE)
     machine = shore.machine

@@ -128,15 +128,19 @@ def detach(
 ) -> None:
     """Take an attachment out of the tree.
 
-    Open files go on; what is cached stays until it is evicted. Where a process uses it through a mount, this fails and
-    names the process.
+    Open files go on; what is cached stays until it is evicted, and what is in conflict until it is attached again and
+    settled. Where a process uses it through a mount, this fails and names the process.
     """
-    from penstock.cli import connection
+    from penstock.cli import backlog, connection
     from penstock.cli.paths import tree_path
 
     path = tree_path(path)
-    connection.control().detach(path, lazy=lazy)
+    control = connection.control()
+    left = backlog.unsettled(control.status()["stage"], path)
+    control.detach(path, lazy=lazy)
     output.say(f"detached {path}")
+    if left is not None:
+        output.warn(left)
 
 
 def attachments(as_json: AsJson = False) -> None:

@@ -10,7 +10,7 @@ from penstock.units import format_count, format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["conflicts", "left_behind", "pressure", "summary", "warnings"]
+__all__ = ["conflicts", "left_behind", "pressure", "summary", "unsettled", "warnings"]
 
 NAMED_MAX = 3
 """Files of each kind that are named; `--json` has more."""
@@ -52,6 +52,17 @@ def conflicts(stage: dict[str, Any]) -> Iterator[str]:
         yield f"{_name(each)} is in conflict, both contents are kept: {each['reason']}"
     if stage["conflicts"] > NAMED_MAX:
         yield f"{format_count(stage['conflicts'], 'file')} in all in conflict: `penstock conflicts ls`"
+
+
+def unsettled(stage: dict[str, Any], path: str) -> str | None:
+    """What is said when something is detached of which there are conflicts."""
+    below = path.rstrip("/") + "/"
+    if not any(str(each["path"] or "").startswith(below) for each in stage["conflicted"]):
+        return None
+    return (
+        "what was written there and is in conflict is kept on this machine: attach it again to settle that, "
+        "`penstock conflicts ls`"
+    )
 
 
 def left_behind(stage: dict[str, Any]) -> str | None:
