@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use penstock_types::{Clock, Freshness, Metrics, ObjectKey, Overlay, Result, Source};
@@ -19,6 +20,8 @@ pub struct Catalog {
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) metrics: Metrics,
     scopes: Mutex<HashMap<String, Arc<Scope>>>,
+    /// Something may be known of attributes that were said.
+    pub(crate) has_adorned: AtomicBool,
 }
 
 impl Catalog {
@@ -35,8 +38,9 @@ impl Catalog {
     }
 
     fn with(store: Store, timeline: Arc<Timeline>, metrics: Metrics) -> Result<Arc<Self>> {
+        let has_adorned = AtomicBool::new(store.has_adorned()?);
         let writer = Arc::new(Writer::new(store, timeline.clone())?);
-        Ok(Arc::new(Self { writer, timeline, metrics, scopes: Mutex::default() }))
+        Ok(Arc::new(Self { writer, timeline, metrics, scopes: Mutex::default(), has_adorned }))
     }
 
     /// What one attachment sees: the keys of `source` below `prefix`, which is empty or ends in `/`. Facts are shared
@@ -78,7 +82,7 @@ impl Catalog {
         }
     }
 
-    fn scope(&self, name: &str) -> Arc<Scope> {
+    pub(crate) fn scope(&self, name: &str) -> Arc<Scope> {
         let mut scopes = lock(&self.scopes);
         if let Some(scope) = scopes.get(name) {
             return scope.clone();

@@ -1,6 +1,7 @@
 //! The catalog: attributes and listings of sources, kept. Owns what is known of names, for how long it is believed,
 //! and the mapping between keys and paths; reads no content but the manifests of sets, and never decides what is cached.
 
+mod adorned;
 mod ask;
 mod catalog;
 mod chunk;
@@ -28,6 +29,7 @@ mod timeline;
 mod view;
 mod writer;
 
+pub use adorned::Adorned;
 pub use catalog::Catalog;
 pub use sets::SetPlace;
 pub use snapshot::{Change, Snapshot, SnapshotEntry, SnapshotFacts, SnapshotWriter};

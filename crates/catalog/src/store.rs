@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use penstock_types::{Error, ErrorKind, Result};
 use redb::backends::InMemoryBackend;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
+    TableDefinition, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,8 @@ const LISTINGS: TableDefinition<Bytes, Bytes> = TableDefinition::new("listings")
 const CHUNKS: TableDefinition<Bytes, Bytes> = TableDefinition::new("chunks");
 /// Scope number (4, big-endian), shape (1), full key → what was learnt of that name alone.
 const NAMES: TableDefinition<Bytes, Bytes> = TableDefinition::new("names");
+/// Scope number (4, big-endian), full key → what was said of the attributes of a version of it.
+const ADORNED: TableDefinition<Bytes, Bytes> = TableDefinition::new("adorned");
 /// Generations that are being written or are no longer wanted: rubbish when the file is opened.
 const LOOSE: TableDefinition<u64, ()> = TableDefinition::new("loose generations");
 
@@ -83,6 +85,8 @@ pub(crate) enum Change {
     Name { key: Vec<u8>, row: Vec<u8> },
     /// A listing is no longer believed; `generation` guards against dropping a newer one.
     Forget { scope: u32, kind: Kind, prefix: Vec<u8>, generation: u64 },
+    /// What was said of the attributes of a name; `None` for nothing.
+    Adorned { key: Vec<u8>, row: Option<Vec<u8>> },
     /// Every listing of a scope is forgotten.
     ForgetScope { scope: u32 },
 }
@@ -182,6 +186,7 @@ impl Store {
             transaction.open_table(LISTINGS)?;
             transaction.open_table(CHUNKS)?;
             transaction.open_table(NAMES)?;
+            transaction.open_table(ADORNED)?;
             transaction.open_table(LOOSE)?;
             Ok(epoch)
         })()
@@ -247,6 +252,23 @@ impl Store {
         read().map_err(|error| disk(&self.place, &error))
     }
 
+    /// What was said of the attributes of a name.
+    pub(crate) fn adorned(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let read = || -> std::result::Result<Option<Vec<u8>>, redb::Error> {
+            let adorned = self.database.begin_read()?.open_table(ADORNED)?;
+            Ok(adorned.get(key)?.map(|row| row.value().to_vec()))
+        };
+        read().map_err(|error| disk(&self.place, &error))
+    }
+
+    /// Whether anything was said of the attributes of any name.
+    pub(crate) fn has_adorned(&self) -> Result<bool> {
+        let read = || -> std::result::Result<bool, redb::Error> {
+            Ok(!self.database.begin_read()?.open_table(ADORNED)?.is_empty()?)
+        };
+        read().map_err(|error| disk(&self.place, &error))
+    }
+
     /// The tables as they are now.
     pub(crate) fn reader(&self) -> Result<Reader> {
         let open = || -> std::result::Result<_, redb::Error> {
@@ -269,6 +291,7 @@ impl Store {
                     listings: transaction.open_table(LISTINGS)?,
                     chunks: transaction.open_table(CHUNKS)?,
                     names: transaction.open_table(NAMES)?,
+                    adorned: transaction.open_table(ADORNED)?,
                     loose: transaction.open_table(LOOSE)?,
                     facts: transaction.open_table(FACTS)?,
                 };
@@ -323,6 +346,7 @@ struct Tables<'a> {
     listings: redb::Table<'a, Bytes, Bytes>,
     chunks: redb::Table<'a, Bytes, Bytes>,
     names: redb::Table<'a, Bytes, Bytes>,
+    adorned: redb::Table<'a, Bytes, Bytes>,
     loose: redb::Table<'a, u64, ()>,
     facts: redb::Table<'a, &'static str, i64>,
 }
@@ -358,6 +382,10 @@ impl Tables<'_> {
                 let count = self.facts.get("names")?.map_or(0, |count| count.value()) + i64::from(new);
                 self.facts.insert("names", count)?;
             }
+            Change::Adorned { key, row } => drop(match row {
+                Some(row) => self.adorned.insert(key.as_slice(), row.as_slice())?,
+                None => self.adorned.remove(key.as_slice())?,
+            }),
             Change::Forget { scope, kind, prefix, generation } => {
                 let key = listing_key(scope, kind, &prefix);
                 let known = self.listings.get(key.as_slice())?.and_then(|row| decode_listing(row.value()));

@@ -143,6 +143,10 @@ impl Engine {
             pins,
             parts,
         });
+        {
+            let _entered = runtime.enter();
+            engine.recall_posix();
+        }
         runtime.spawn(keep_uploading(Arc::downgrade(&engine)));
         runtime.spawn(keep_streaming(Arc::downgrade(&engine)));
         Ok(engine)
@@ -285,7 +289,8 @@ impl Engine {
     pub fn stat_cached(&self, path: &TreePath) -> Option<Result<Entry>> {
         let (attached, inner) = self.tree.find(path)?;
         let known = self.unless_gone(path, attached.view.stat_cached(&inner)?);
-        Some(known.map(|item| Entry::of(path.name(), item)).map_err(|error| error.during(format!("stat {path}"))))
+        let entry = |item| Entry::of(path.name(), self.dated(&attached, item));
+        Some(known.map(entry).map_err(|error| error.during(format!("stat {path}"))))
     }
 
     /// What is at `path`. At most one round trip when it is not known or not fresh.
@@ -294,7 +299,7 @@ impl Engine {
             Some((_, inner)) if inner.is_empty() => Ok(Item::Directory),
             Some((attached, inner)) => {
                 let found = self.timely(&attached, path, attached.view.stat(&inner)).await;
-                match self.unless_gone(path, found) {
+                match self.unless_gone(path, found).map(|item| self.dated(&attached, item)) {
                     Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => {
                         Ok(Item::Directory)
                     }
@@ -329,7 +334,7 @@ impl Engine {
             listed => listed.map_err(|error| error.during(format!("list {path}")))?,
         };
         let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
-        let own = own.map(|item| Entry::of(item.name, item.item));
+        let own = own.map(|item| Entry::of(item.name, self.dated(&attached, item.item)));
         let own = own.filter(|entry| !self.is_gone(path, entry));
         let entries = synthetic.into_iter().chain(own).collect();
         Ok(EntryPage { entries, next: page.next })
@@ -367,7 +372,7 @@ impl Engine {
         for item in page.items {
             let name = if base.is_empty() { item.name } else { format!("{base}/{}", item.name) };
             if !is_shadowed(&name, path, attached, &nested) {
-                entries.push(Entry::of(name, item.item));
+                entries.push(Entry::of(name, self.dated(attached, item.item)));
             }
         }
         let next = match page.next {

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use penstock_engine::{WriteOptions, Writing};
 use penstock_source::SourceParts;
 use penstock_testkit::{Fault, FaultySource, SourceCall, catches, oracle};
-use penstock_types::{ErrorKind, Freshness, Metrics, ObjectKey, Source, SourceSpec, TreePath};
+use penstock_types::{
+    Answer, AttributeChange, ErrorKind, Freshness, Metrics, NodeId, ObjectKey, Posix, Source, SourceSpec, TreePath,
+};
 use support::{Bench, MIB, Setup, eventually, persist, read};
 
 type Plan = Box<dyn Fn(&SourceCall) -> Option<Fault> + Send + Sync>;
@@ -264,4 +266,58 @@ fn whichever_call_fails_once_while_a_file_is_sent_early_it_arrives_whole_and_lea
 #[test]
 fn parts_that_are_not_compared_with_the_file_are_noticed() {
     catches("what_is_changed_after_it_was_sent_is_sent_again_and_nothing_else", "part-sum");
+}
+
+impl Runs {
+    fn wait<T>(&self, answer: Answer<T>) -> T {
+        match answer {
+            Answer::Now(answer) => answer.unwrap(),
+            Answer::Later(answer) => self.bench.runtime.block_on(answer).unwrap(),
+        }
+    }
+
+    fn kept_mode(&self, name: &str) -> Option<u16> {
+        let stat = self.bench.runtime.block_on(self.source.stat(&ObjectKey::from(name))).unwrap();
+        Posix::of(&stat.metadata).mode
+    }
+}
+
+#[test]
+fn what_is_said_of_a_file_whose_upload_was_begun_follows_in_a_copy_and_no_byte_is_sent_again() {
+    let runs = Runs::start("stream-said");
+    let tree = runs.bench.engine.kernel_tree(&path("/runs"), false);
+    let made = Posix { mode: Some(0o664), ..Posix::default() };
+    let made_so = runs.wait(tree.create(NodeId::ROOT, "made.bin", made, (true, false)));
+    let writer = made_so.opened.writer.clone().unwrap();
+    let piece = vec![7; 8 * MIB as usize];
+    (0..5).for_each(|number| runs.wait(writer.write(number * 8 * MIB, &piece)));
+    eventually("parts are there", || runs.sent_early() >= 32 * MIB);
+    runs.wait(writer.flush());
+    writer.close();
+    drop(made_so);
+    persist(&runs.bench, "/runs").unwrap();
+    assert_eq!((runs.kept_mode("made.bin"), runs.calls("copy")), (Some(0o664), 0), "its upload was begun with that");
+    let before = runs.sent_early();
+    let created = runs.wait(tree.create(NodeId::ROOT, "open.bin", Posix::default(), (true, false)));
+    let (node, writer) = (created.looked.found.unwrap().node, created.opened.writer.clone().unwrap());
+    (0..5).for_each(|number| runs.wait(writer.write(number * 8 * MIB, &piece)));
+    eventually("parts are there", || runs.sent_early() >= before + 32 * MIB);
+    let posix = Posix { mode: Some(0o600), ..Posix::default() };
+    runs.wait(tree.set_attributes(node, AttributeChange { posix, ..AttributeChange::default() }));
+    runs.wait(writer.flush());
+    writer.close();
+    drop(created);
+    // By its name, once it is closed.
+    let writing = runs.create("/runs/closed.bin");
+    write_at(&writing, &oracle::content(9, 1, 0, 40 * MIB), 0);
+    eventually("all of it is there", || runs.sent_early() >= before + 72 * MIB);
+    runs.commit(&writing);
+    runs.bench.runtime.block_on(runs.bench.engine.set_posix(&path("/runs/closed.bin"), None, posix)).unwrap();
+    persist(&runs.bench, "/runs").unwrap();
+    assert_eq!((runs.kept_mode("open.bin"), runs.kept_mode("closed.bin")), (Some(0o600), Some(0o600)));
+    assert_eq!((runs.calls("begin_upload"), runs.calls("copy"), runs.bench.metrics.uploads.get()), (3, 2, 3));
+    assert_eq!((runs.bench.metrics.stream_bytes_again.get(), runs.calls("put"), runs.uploads()), (0, 0, 0));
+    let before = runs.calls("read");
+    assert_eq!(read(&runs.bench, "/runs/closed.bin").unwrap(), oracle::content(9, 1, 0, 40 * MIB));
+    assert_eq!(runs.calls("read"), before, "it is warm");
 }

@@ -186,9 +186,9 @@ impl Filesystem for Door {
         &self,
         _: &Request,
         node: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
         size: Option<u64>,
         _: Option<TimeOrNow>,
         modified: Option<TimeOrNow>,
@@ -200,7 +200,7 @@ impl Filesystem for Door {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let wanted = Wanted { size, modified };
+        let wanted = Wanted { mode, owner: (uid, gid), size, modified };
         self.0.work("setattr", || writing::set_attributes(&self.0, NodeId(node.0), &wanted, reply));
     }
 
@@ -234,8 +234,8 @@ impl Filesystem for Door {
         self.0.work("rename", || names::rename(&self.0, from, to, flags, reply));
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
-        self.0.work("create", || writing::create(&self.0, NodeId(parent.0), name, flags, reply));
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        self.0.work("create", || writing::create(&self.0, (NodeId(parent.0), name), mode, flags, reply));
     }
 
     fn write(

@@ -7,7 +7,7 @@ use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus,
     ReplyOpen,
 };
-use penstock_types::{Answer, ListedNode, NodeAttributes, NodeId};
+use penstock_types::{Answer, ListedNode, NodeAttributes, NodeId, Posix};
 
 use crate::directory::{OpenDirectory, Page, Place};
 use crate::service::Service;
@@ -145,7 +145,7 @@ impl Listing {
 }
 
 fn directory_itself(service: &Service, node: NodeId) -> FileAttr {
-    service.shown(&NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0 })
+    service.shown(&NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0, posix: Posix::default() })
 }
 
 fn kind(found: &NodeAttributes) -> FileType {

@@ -49,7 +49,7 @@ pub fn make_file(service: &Arc<Service>, parent: NodeId, name: &OsStr, mode: u32
     if FileType::from_raw_mode(mode) != FileType::RegularFile {
         return reply.error(Errno::EOPNOTSUPP);
     }
-    let answer = service.tree().create(parent, name, true, false);
+    let answer = service.tree().create(parent, name, service.made(mode), (true, false));
     service.change("mknod", answer, move |service, created| match created {
         Ok(created) => finish_file(service, created, reply),
         Err(errno) => reply.error(errno),

@@ -10,7 +10,8 @@ use fuser::{BackingId, Errno, FileAttr, FileType, INodeNo};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use penstock_types::{
-    Answer, Clock, Error, ErrorKind, Expired, KernelExpiry, KernelTree, Looked, Metrics, NodeAttributes, NodeId, Result,
+    Answer, Clock, Error, ErrorKind, Expired, KernelExpiry, KernelTree, Looked, Metrics, NodeAttributes, NodeId, Posix,
+    Result,
 };
 
 use crate::directory::OpenDirectory;
@@ -259,15 +260,32 @@ impl Service {
 
     /// Attributes in the kernel's words.
     pub fn shown(&self, node: &NodeAttributes) -> FileAttr {
-        let age = Duration::from_millis(node.modified_ms.unsigned_abs());
-        let modified = if node.modified_ms < 0 { UNIX_EPOCH.checked_sub(age) } else { UNIX_EPOCH.checked_add(age) };
+        let (age, is_before) = match node.posix.modified_ns {
+            Some(ns) => (Duration::from_nanos(ns.unsigned_abs()), ns < 0),
+            None => (Duration::from_millis(node.modified_ms.unsigned_abs()), node.modified_ms < 0),
+        };
+        let modified = if is_before { UNIX_EPOCH.checked_sub(age) } else { UNIX_EPOCH.checked_add(age) };
         let modified = modified.unwrap_or(UNIX_EPOCH);
         let (kind, perm) = if node.is_directory {
             (FileType::Directory, self.options.directory_mode)
         } else {
-            (FileType::RegularFile, self.options.file_mode)
+            (FileType::RegularFile, node.posix.mode.unwrap_or(self.options.file_mode))
         };
-        self.attributes(INodeNo(node.node.0), node.size, modified, kind, perm)
+        let shown = self.attributes(INodeNo(node.node.0), node.size, modified, kind, perm);
+        FileAttr { uid: node.posix.uid.unwrap_or(shown.uid), gid: node.posix.gid.unwrap_or(shown.gid), ..shown }
+    }
+
+    /// What is shown of files of which nobody has said anything.
+    pub fn unsaid(&self) -> Posix {
+        let MountOptions { uid, gid, file_mode, .. } = self.options;
+        Posix { mode: Some(file_mode), uid: Some(uid), gid: Some(gid), modified_ns: None }
+    }
+
+    /// What is said of a file that is made with a mode, which the kernel has cut by the umask of who makes it: nothing
+    /// where that is shown of every file. Nobody gets rights by it that the mount gives nobody.
+    pub fn made(&self, mode: u32) -> Posix {
+        let mode = Posix::permissions(mode) & (self.options.directory_mode | self.options.file_mode);
+        Posix { mode: Some(mode), ..Posix::default() }.beyond(self.unsaid())
     }
 
     /// What has no name: with the number 0 the kernel keeps that, too.

@@ -12,7 +12,9 @@ use fuser::{
     TimeOrNow,
 };
 use penstock_types::faults::{Safeguard, is_left_out};
-use penstock_types::{AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode};
+use penstock_types::{
+    AttributeChange, Clock, CreatedNode, Error, ErrorKind, Looked, NodeId, NodeWriter, OpenedNode, Posix,
+};
 use rustix::fs::OFlags;
 
 use crate::files::{OpenFile, let_go_of};
@@ -64,15 +66,16 @@ pub fn open(service: &Arc<Service>, node: NodeId, flags: OFlags, reply: ReplyOpe
     });
 }
 
-/// Makes a file, or opens the one that has the name, for writing.
-pub fn create(service: &Arc<Service>, parent: NodeId, name: &OsStr, flags: i32, reply: ReplyCreate) {
+/// Makes a file with that mode, or opens the one that has the name, for writing.
+pub fn create(service: &Arc<Service>, (parent, name): (NodeId, &OsStr), mode: u32, flags: i32, reply: ReplyCreate) {
     let name = match names::changed(service, name) {
         Ok(name) => name,
         Err(errno) => return reply.error(errno),
     };
     service.surroundings.metrics.kernel_opens.inc();
     let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-    let answer = service.tree().create(parent, name, flags.contains(OFlags::EXCL), flags.contains(OFlags::TRUNC));
+    let how = (flags.contains(OFlags::EXCL), flags.contains(OFlags::TRUNC));
+    let answer = service.tree().create(parent, name, service.made(mode), how);
     service.change("create", answer, move |service, created| match created {
         Ok(created) => created_as(service, &created, flags, reply),
         Err(errno) => reply.error(errno),
@@ -191,19 +194,26 @@ fn writer(service: &Service, handle: u64) -> Option<Arc<dyn NodeWriter>> {
 
 /// What a `setattr` wants changed, of what could be.
 pub struct Wanted {
+    pub mode: Option<u32>,
+    pub owner: (Option<u32>, Option<u32>),
     pub size: Option<u64>,
     pub modified: Option<TimeOrNow>,
 }
 
-/// Changes size and modification time. Owner, mode and other times are the mount's: who sets them is shown what stays.
-/// Programs that copy or unpack as root set them of everything, and would give up.
+/// Changes size, permissions, owner and modification time of a file. Other times, and what is said of directories, are
+/// passed over: programs that copy or unpack set them of everything, and would give up.
 pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, reply: ReplyAttr) {
     if !service.is_writable() {
         return reply.error(Errno::EROFS);
     }
-    let modified_ms = wanted.modified.map(|time| milliseconds(service.surroundings.clock.as_ref(), time));
-    let change = AttributeChange { size: wanted.size, modified_ms };
-    if change == AttributeChange::default() {
+    let posix = Posix {
+        mode: wanted.mode.map(Posix::permissions),
+        uid: wanted.owner.0,
+        gid: wanted.owner.1,
+        modified_ns: wanted.modified.map(|time| nanoseconds(service.surroundings.clock.as_ref(), time)),
+    };
+    let change = AttributeChange { size: wanted.size, posix, shown: service.unsaid() };
+    if change.size.is_none() && posix.is_empty() {
         return attributes(service, node, reply);
     }
     service.change("setattr", service.tree().set_attributes(node, change), |service, changed| match changed {
@@ -228,9 +238,9 @@ fn shown(service: &Service, looked: &Looked, reply: ReplyAttr) {
 }
 
 /// Since the Unix epoch.
-fn milliseconds(clock: &dyn Clock, time: TimeOrNow) -> i64 {
-    let TimeOrNow::SpecificTime(time) = time else { return clock.wall_ms() };
-    let whole = |age: std::time::Duration| i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+fn nanoseconds(clock: &dyn Clock, time: TimeOrNow) -> i64 {
+    let TimeOrNow::SpecificTime(time) = time else { return clock.wall_ms().saturating_mul(1_000_000) };
+    let whole = |age: std::time::Duration| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {
         Ok(age) => whole(age),
         Err(before) => -whole(before.duration()),
@@ -252,9 +262,9 @@ mod tests {
     #[test]
     fn a_time_may_lie_before_the_epoch_or_be_now() {
         let clock = ManualClock::default();
-        let at = |time: SystemTime| milliseconds(&clock, TimeOrNow::SpecificTime(time));
-        assert_eq!(at(UNIX_EPOCH + Duration::from_micros(1_500_900)), 1500);
-        assert_eq!(at(UNIX_EPOCH - Duration::from_millis(1500)), -1500);
-        assert_eq!(milliseconds(&clock, TimeOrNow::Now), clock.wall_ms());
+        let at = |time: SystemTime| nanoseconds(&clock, TimeOrNow::SpecificTime(time));
+        assert_eq!(at(UNIX_EPOCH + Duration::from_nanos(1_500_900_001)), 1_500_900_001);
+        assert_eq!(at(UNIX_EPOCH - Duration::from_millis(1500)), -1_500_000_000);
+        assert_eq!(nanoseconds(&clock, TimeOrNow::Now), clock.wall_ms() * 1_000_000);
     }
 }

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use penstock_types::{
-    Capabilities, CompletedPart, CopiedRange, CopyRequest, ListPage, ListRequest, ObjectAttributes, ObjectBody,
-    ObjectKey, ObjectStat, Observed, PartInfo, Precondition, Priority, PutRequest, ReadRequest, Result, Source,
-    SourceId, UploadId, UploadInfo, Version,
+    Capabilities, CompletedPart, CopiedRange, CopyRequest, Description, ListPage, ListRequest, ObjectAttributes,
+    ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, Priority, PutRequest, ReadRequest, Result,
+    Source, SourceId, UploadId, UploadInfo, Version,
 };
 
 /// What is being asked of a source.
@@ -275,9 +275,9 @@ impl<A: Around> Source for Decorated<A> {
         self.around.delete(&self.inner, key, version).await
     }
 
-    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
+    async fn begin_upload(&self, key: &ObjectKey, description: Description) -> Result<UploadId> {
         let call = self.call(Operation::BeginUpload, key);
-        self.around.around(&call, || self.inner.begin_upload(key, metadata.clone())).await
+        self.around.around(&call, || self.inner.begin_upload(key, description.clone())).await
     }
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use penstock_types::{
-    Capabilities, CompletedPart, CopiedRange, CopyRequest, ErrorKind, ObjectAttributes, ObjectBody, ObjectKey,
-    PartInfo, Precondition, PutRequest, ReadRequest, Result, Source, SourceSpec, UploadId, Version,
+    Capabilities, CompletedPart, CopiedRange, CopyRequest, Description, ErrorKind, ObjectAttributes, ObjectBody,
+    ObjectKey, PartInfo, Precondition, PutRequest, ReadRequest, Result, Source, SourceSpec, UploadId, Version,
 };
 
 use crate::around::{Around, Call, Completion, Decorated, Operation};
@@ -169,8 +169,8 @@ async fn try_on(source: &dyn Source, key: &ObjectKey) -> Result<Kept> {
     let create = refuses(put(source, key, Precondition::Absent).await)?;
     let replace = refuses(put(source, key, never()).await)?;
     let copied = |from_version, precondition| {
-        let (from, to, metadata) = (key.clone(), key.clone(), Some(Vec::new()));
-        source.copy(CopyRequest { from, from_version, to, precondition, metadata })
+        let (from, to, description) = (key.clone(), key.clone(), Some(Description::default()));
+        source.copy(CopyRequest { from, from_version, to, precondition, description })
     };
     // What fails in another way cannot be relied on either: it is done without.
     let copy = refuses(copied(None, Precondition::Absent).await).unwrap_or(false)
@@ -186,7 +186,7 @@ async fn put(source: &dyn Source, key: &ObjectKey, precondition: Precondition) -
 }
 
 async fn complete(source: &dyn Source, key: &ObjectKey, precondition: Precondition) -> Result<ObjectAttributes> {
-    let upload: UploadId = source.begin_upload(key, Vec::new()).await?;
+    let upload: UploadId = source.begin_upload(key, Description::default()).await?;
     let completed = async {
         let part = source.put_part(key, &upload, 1, Bytes::from_static(BODY)).await?;
         let parts = [CompletedPart { number: part.number, etag: part.etag }];
@@ -302,13 +302,13 @@ mod tests {
             from_version: Some(version.clone()),
             to: ObjectKey::from("runs/b"),
             precondition: Precondition::Absent,
-            metadata: None,
+            description: None,
         };
         let part = |version: &Version| {
             let (from, from_version) = (key.clone(), Some(version.clone()));
             CopiedRange { from, from_version, range: ByteRange::new(0, 10) }
         };
-        let upload = source.begin_upload(&key, Vec::new()).await.unwrap();
+        let upload = source.begin_upload(&key, Description::default()).await.unwrap();
         let never = Version(NEVER.into());
         let refused = source.copy_part(&key, &upload, 1, part(&never)).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 
 use penstock_types::{
-    Capabilities, Clock, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest,
+    Capabilities, Clock, CompletedPart, CopiedRange, CopyRequest, Description, Error, ErrorKind, ListPage, ListRequest,
     ListedObject, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest,
     Result, Source, SourceId, UploadId, UploadInfo, Version,
 };
@@ -37,12 +37,12 @@ pub(crate) struct Memory {
 struct Object {
     content: Bytes,
     attributes: ObjectAttributes,
-    metadata: Vec<(String, String)>,
+    description: Description,
 }
 
 struct Upload {
     key: ObjectKey,
-    metadata: Vec<(String, String)>,
+    description: Description,
     parts: BTreeMap<u32, (Bytes, PartInfo)>,
 }
 
@@ -88,20 +88,26 @@ impl Store {
         clock: &dyn Clock,
         key: ObjectKey,
         content: Bytes,
-        metadata: Vec<(String, String)>,
+        description: Description,
     ) -> ObjectAttributes {
         let attributes = ObjectAttributes {
             size: content.len() as u64,
             modified_ms: clock.wall_ms().div_euclid(1000) * 1000,
             version: Version::from(self.token().as_str()),
         };
-        let mut metadata: Vec<_> = metadata.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
-        metadata.sort();
-        if let Some(old) = self.objects.insert(key, Object { content, attributes: attributes.clone(), metadata }) {
+        let description = Description { metadata: sorted(description.metadata), headers: sorted(description.headers) };
+        if let Some(old) = self.objects.insert(key, Object { content, attributes: attributes.clone(), description }) {
             self.bytes -= old.attributes.size;
         }
         attributes
     }
+}
+
+/// Entries as a stat tells them.
+fn sorted(entries: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut entries: Vec<_> = entries.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
+    entries.sort();
+    entries
 }
 
 impl Memory {
@@ -161,6 +167,8 @@ impl Source for Memory {
             list_start_after: true,
             binary_keys: true,
             weak_versions: false,
+            metadata: true,
+            headers: true,
             read_only: false,
         }
     }
@@ -171,7 +179,10 @@ impl Source for Memory {
 
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {
         match self.store().objects.get(key) {
-            Some(object) => Ok(ObjectStat { attributes: object.attributes.clone(), metadata: object.metadata.clone() }),
+            Some(object) => {
+                let Description { metadata, headers } = object.description.clone();
+                Ok(ObjectStat { attributes: object.attributes.clone(), metadata, headers })
+            }
             None => Err(check::no_such_object(&self.action("stat", key))),
         }
     }
@@ -204,7 +215,7 @@ impl Source for Memory {
         store.check(&action, &request.key, &request.precondition)?;
         store.reserve(&action, request.body.len() as u64)?;
         // A copy: the buffer is the sender's, who waits to have it back.
-        Ok(store.insert(&*self.clock, request.key, Bytes::copy_from_slice(&request.body), request.metadata))
+        Ok(store.insert(&*self.clock, request.key, Bytes::copy_from_slice(&request.body), request.metadata.into()))
     }
 
     async fn copy(&self, request: CopyRequest) -> Result<ObjectAttributes> {
@@ -217,10 +228,10 @@ impl Source for Memory {
         }
         let Some(object) = store.objects.get(&request.from) else { return Err(check::no_such_object(&action)) };
         let content = object.content.clone();
-        let metadata = request.metadata.unwrap_or_else(|| object.metadata.clone());
+        let description = request.description.unwrap_or_else(|| object.description.clone());
         store.check(&action, &request.to, &request.precondition)?;
         store.reserve(&action, content.len() as u64)?;
-        Ok(store.insert(&*self.clock, request.to, content, metadata))
+        Ok(store.insert(&*self.clock, request.to, content, description))
     }
 
     async fn delete(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {
@@ -235,11 +246,11 @@ impl Source for Memory {
         Ok(())
     }
 
-    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
+    async fn begin_upload(&self, key: &ObjectKey, description: Description) -> Result<UploadId> {
         check::key(&self.action("begin upload of", key), key)?;
         let mut store = self.store();
         let id = store.token();
-        store.uploads.insert(id.clone(), Upload { key: key.clone(), metadata, parts: BTreeMap::new() });
+        store.uploads.insert(id.clone(), Upload { key: key.clone(), description, parts: BTreeMap::new() });
         Ok(UploadId(id))
     }
 
@@ -298,14 +309,14 @@ impl Source for Memory {
         }
         store.check(&action, key, &precondition)?;
         store.reserve(&action, content.len() as u64)?;
-        let metadata = match store.uploads.remove(&upload.0) {
+        let description = match store.uploads.remove(&upload.0) {
             Some(upload) => {
                 store.bytes -= upload.parts.values().map(|(_, info)| info.size).sum::<u64>();
-                upload.metadata
+                upload.description
             }
-            None => Vec::new(),
+            None => Description::default(),
         };
-        Ok(store.insert(&*self.clock, key.clone(), content.freeze(), metadata))
+        Ok(store.insert(&*self.clock, key.clone(), content.freeze(), description))
     }
 
     async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {

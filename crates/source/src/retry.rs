@@ -232,7 +232,7 @@ impl Around for Retry {
     }
 
     async fn copy(&self, inner: &Arc<dyn Source>, request: CopyRequest) -> Result<ObjectAttributes> {
-        let operation = request.metadata.as_deref().and_then(operation_in);
+        let operation = request.description.as_ref().and_then(|kept| operation_in(&kept.metadata));
         let mut call = Call::of_copy(&**inner, &request);
         call.once &= operation.is_none();
         let outcome = self.attempts(&call, || inner.copy(request.clone())).await;

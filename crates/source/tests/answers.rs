@@ -208,7 +208,7 @@ async fn an_error_document_with_status_200_is_an_error() {
         from_version: None,
         to: ObjectKey::from("to"),
         precondition: Precondition::None,
-        metadata: None,
+        description: None,
     };
     assert_eq!(source.copy(copy).await.unwrap_err().kind(), ErrorKind::Unavailable);
 }

@@ -70,11 +70,11 @@ async fn run(source: &dyn Source) -> Result<Vec<Bytes>> {
             from_version: None,
             to: ObjectKey::from("c"),
             precondition: Precondition::Absent,
-            metadata: Some(vec![(OPERATION_METADATA.to_owned(), "the-copy".to_owned())]),
+            description: Some(vec![(OPERATION_METADATA.to_owned(), "the-copy".to_owned())].into()),
         })
         .await?;
     let key = ObjectKey::from("up");
-    let upload = source.begin_upload(&key, Vec::new()).await?;
+    let upload = source.begin_upload(&key, Vec::new().into()).await?;
     source.put_part(&key, &upload, 1, content()).await?;
     seen.push(format!("{} parts", source.list_parts(&key, &upload).await?.len()).into());
     source.abort_upload(&key, &upload).await?;
@@ -158,7 +158,7 @@ async fn a_completion_whose_answer_is_lost_is_not_repeated_but_said_to_be_unknow
     });
     let source = with_retries(faulty.clone());
     let key = ObjectKey::from("up");
-    let upload = source.begin_upload(&key, Vec::new()).await.unwrap();
+    let upload = source.begin_upload(&key, Vec::new().into()).await.unwrap();
     let part = source.put_part(&key, &upload, 1, content()).await.unwrap();
     let parts = [CompletedPart { number: 1, etag: part.etag }];
     let error = source.complete_upload(&key, &upload, &parts, Precondition::None).await.unwrap_err();

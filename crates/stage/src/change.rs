@@ -3,67 +3,20 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_types::{
-    AttachmentId, ByteRange, Durability, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Result, UploadId,
-    Version,
+    AttachmentId, ByteRange, Durability, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Posix, Result,
+    UploadId, Version,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::files::StagedFile;
 use crate::journal::Slot;
+pub use crate::operation::{OperationId, operation_of};
 use crate::patch::Patch;
 use crate::stream::Stream;
-
-/// Begins the version of what is staged; behind it comes the operation.
-const STAGED: &str = "staged-";
-
-/// Names one change across nodes, starts and tries, so that a repeated upload is known for what it is. Sorted by age
-/// on one node.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub struct OperationId {
-    /// Number of its record in the journal.
-    pub(crate) sequence: u64,
-    /// Start of the node in which it was committed.
-    pub(crate) epoch: u64,
-    /// The node.
-    pub(crate) node: u64,
-}
-
-impl OperationId {
-    /// The version that the change has while it is staged: `staged-<operation>`.
-    pub fn version(&self) -> Version {
-        Version(format!("{STAGED}{self}").into())
-    }
-}
-
-impl fmt::Display for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:x}-{:x}", self.node, self.epoch, self.sequence)
-    }
-}
-
-impl FromStr for OperationId {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let parsed = || {
-            let mut parts = text.splitn(3, '-').map(|part| u64::from_str_radix(part, 16).ok());
-            let (node, epoch, sequence) = (parts.next()??, parts.next()??, parts.next()??);
-            Some(Self { sequence, epoch, node }).filter(|operation| operation.to_string() == text)
-        };
-        let invalid = || Error::new(ErrorKind::InvalidInput, format!("read operation {text:?}"), "it is none");
-        parsed().ok_or_else(invalid)
-    }
-}
-
-/// The operation behind a `staged-…` version; `None` for a version of a source.
-pub fn operation_of(version: &Version) -> Option<OperationId> {
-    version.as_str().strip_prefix(STAGED)?.parse().ok()
-}
 
 /// What is changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -149,6 +102,15 @@ pub enum Content {
         /// Which bytes are here.
         patch: Patch,
     },
+    /// As [`Content::Copy`], with other attributes. Of itself, where only they are changed.
+    Adorned {
+        /// Bytes.
+        size: u64,
+        /// As that of a copy.
+        original: Original,
+        /// What was said anew; the rest is the original's.
+        posix: Posix,
+    },
 }
 
 /// How a change ended in its source. `moment` is on the catalog's time line, microseconds: what the source was asked
@@ -167,21 +129,38 @@ pub enum Settled {
         /// When that was known.
         moment: i64,
     },
+    /// As [`Settled::Stored`], of a file whose attributes were said.
+    Adorned {
+        /// As the source gives them.
+        attributes: ObjectAttributes,
+        /// When that was known.
+        moment: i64,
+        /// What was said.
+        posix: Posix,
+    },
 }
 
 impl Settled {
     /// When that was known.
     pub fn moment(&self) -> i64 {
         match self {
-            Self::Stored { moment, .. } | Self::Removed { moment } => *moment,
+            Self::Stored { moment, .. } | Self::Removed { moment } | Self::Adorned { moment, .. } => *moment,
         }
     }
 
     /// The object; `None` after a removal.
     pub fn attributes(&self) -> Option<&ObjectAttributes> {
         match self {
-            Self::Stored { attributes, .. } => Some(attributes),
+            Self::Stored { attributes, .. } | Self::Adorned { attributes, .. } => Some(attributes),
             Self::Removed { .. } => None,
+        }
+    }
+
+    /// What was said of the file besides its bytes.
+    pub fn posix(&self) -> Posix {
+        match self {
+            Self::Adorned { posix, .. } => *posix,
+            Self::Stored { .. } | Self::Removed { .. } => Posix::default(),
         }
     }
 
@@ -371,7 +350,10 @@ impl Change {
     /// Bytes of its file; `None` for a removal.
     pub fn size(&self) -> Option<u64> {
         match &self.content {
-            Content::Put { size, .. } | Content::Copy { size, .. } | Content::Patch { size, .. } => Some(*size),
+            Content::Put { size, .. }
+            | Content::Copy { size, .. }
+            | Content::Patch { size, .. }
+            | Content::Adorned { size, .. } => Some(*size),
             Content::Remove => None,
         }
     }
@@ -380,22 +362,45 @@ impl Change {
     pub fn metadata(&self) -> &[(String, String)] {
         match &self.content {
             Content::Put { metadata, .. } | Content::Patch { metadata, .. } => metadata,
-            Content::Remove | Content::Copy { .. } => &[],
+            Content::Remove | Content::Copy { .. } | Content::Adorned { .. } => &[],
         }
+    }
+
+    /// What was said of its file besides the bytes; of a copy, without what its original brings along.
+    pub fn posix(&self) -> Posix {
+        match &self.content {
+            Content::Put { metadata, .. } | Content::Patch { metadata, .. } => Posix::of(metadata),
+            Content::Adorned { posix, .. } => *posix,
+            Content::Copy { .. } | Content::Remove => Posix::default(),
+        }
+    }
+
+    /// Whether all of its bytes are those of its original.
+    pub fn is_copy(&self) -> bool {
+        matches!(self.content, Content::Copy { .. } | Content::Adorned { .. })
+    }
+
+    /// Whether it changes nothing but attributes: it is a copy of what its key holds.
+    pub fn is_of_itself(&self) -> bool {
+        self.is_copy() && self.original().is_some_and(|original| original.key == self.target.key)
     }
 
     /// Which bytes of its file are here, where that is not all of them: the others are its original's.
     pub fn patch(&self) -> Option<&Patch> {
         match &self.content {
             Content::Patch { patch, .. } => Some(patch),
-            Content::Put { .. } | Content::Copy { .. } | Content::Remove => None,
+            Content::Put { .. } | Content::Copy { .. } | Content::Adorned { .. } | Content::Remove => None,
         }
     }
 
     /// What it is a copy of, or lies over. Follows: once an original that is a copy itself is in the source, it is that version; if it
     /// will not be, it is what that was to be copied from.
     pub fn original(&self) -> Option<Original> {
-        let (Content::Copy { original, .. } | Content::Patch { original, .. }) = &self.content else { return None };
+        let (Content::Copy { original, .. } | Content::Patch { original, .. } | Content::Adorned { original, .. }) =
+            &self.content
+        else {
+            return None;
+        };
         Some(self.progress().copied.as_ref().unwrap_or(original).clone())
     }
 
@@ -509,7 +514,7 @@ impl Change {
         match &self.content {
             Content::Put { size, .. } => *size,
             Content::Patch { size, patch, .. } => patch.own_bytes(ByteRange::new(0, *size)),
-            Content::Remove | Content::Copy { .. } => 0,
+            Content::Remove | Content::Copy { .. } | Content::Adorned { .. } => 0,
         }
     }
 
@@ -517,7 +522,10 @@ impl Change {
     pub(crate) fn content_now(&self) -> Content {
         let mut content = self.content.clone();
         let by_now = self.original();
-        if let (Content::Copy { original, .. } | Content::Patch { original, .. }, Some(by_now)) = (&mut content, by_now)
+        if let (
+            Content::Copy { original, .. } | Content::Patch { original, .. } | Content::Adorned { original, .. },
+            Some(by_now),
+        ) = (&mut content, by_now)
         {
             let since = by_now.since.or(Some(self.operation));
             *original = Original { since, ..by_now };
@@ -559,20 +567,5 @@ impl fmt::Debug for Change {
             .field("base", &progress.base)
             .field("phase", &progress.phase)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_staged_version_names_its_operation_and_no_other_text_does() {
-        let operation = OperationId { sequence: 7, epoch: 2, node: 0xabc };
-        assert_eq!(operation.version().as_str(), "staged-0000000000000abc-2-7");
-        assert_eq!(operation_of(&operation.version()), Some(operation));
-        for other in ["", "staged-", "staged-abc-2-7", "0000000000000abc-2-7", "staged-0000000000000abc-2-7-1"] {
-            assert_eq!(operation_of(&Version::from(other)), None, "{other}");
-        }
     }
 }

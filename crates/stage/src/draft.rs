@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use penstock_types::faults::{Step, UnderWay, under_way};
-use penstock_types::{ByteRange, Result};
+use penstock_types::{ByteRange, Posix, Result};
 
 use crate::budget::Budget;
 use crate::change::Target;
@@ -97,6 +97,13 @@ impl Draft {
         let stream = Stream::new(target, self.file.full_path());
         self.stream = Some(StreamHold(Arc::clone(&stream)));
         stream
+    }
+
+    /// What is said of it besides its bytes, as far as it is known: an upload that is begun from now on says it, too.
+    pub fn describe(&self, posix: Posix) {
+        if let Some(StreamHold(stream)) = &self.stream {
+            stream.describe(posix);
+        }
     }
 
     /// The file, for reading and writing.

@@ -10,6 +10,7 @@
 //!                                                                                       discard ─▶ forgotten
 //! ```
 
+mod adorn;
 mod budget;
 mod change;
 mod copies;
@@ -20,6 +21,7 @@ mod journal;
 mod keys;
 mod new;
 mod open;
+mod operation;
 mod overlay;
 mod pace;
 mod patch;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_types::Result;
+use penstock_types::{Posix, Result};
 
 use crate::change::{Change, ChangeParts, Content, OperationId, Original, Phase, Progress, Written};
 use crate::draft::{Draft, Finished};
@@ -20,13 +20,17 @@ pub enum New {
     File(NewFile),
     /// A copy, and its size.
     Copy(Original, u64),
+    /// What the key holds already, its size, and what is said anew of it.
+    Same(u64, Posix),
+    /// A copy, its size, and what is said anew of it.
+    Adorned(Original, u64, Posix),
 }
 
 impl New {
     pub fn data(&self) -> Option<&Bytes> {
         match self {
             Self::File(file) => file.data.as_ref(),
-            Self::Nothing | Self::Copy(..) => None,
+            Self::Nothing | Self::Copy(..) | Self::Same(..) | Self::Adorned(..) => None,
         }
     }
 }
@@ -75,6 +79,7 @@ pub fn admit_original(table: &Table, written: &Written, new: New, admission: &Ad
             let over = Some((table.admit_patched(&written.target, original, admission)?, patch));
             New::File(NewFile { file, size, charged, data, over, stream })
         }
+        New::Same(size, posix) => table.admit_same(written, admission, size, posix)?,
         new => new,
     })
 }
@@ -100,7 +105,8 @@ pub fn new_change(
             }
         }
         New::Copy(original, size) => Content::Copy { size, original },
-        New::Nothing => Content::Remove,
+        New::Adorned(original, size, posix) => Content::Adorned { size, original, posix },
+        New::Nothing | New::Same(..) => Content::Remove,
     };
     let parts = ChangeParts {
         operation,

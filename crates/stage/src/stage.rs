@@ -305,7 +305,7 @@ impl Stage {
         self.take_in_one(written, New::File(new)).inspect_err(|_| self.budget.release(charged))
     }
 
-    fn take_in_one(&self, written: Written, new: New) -> Result<Arc<Change>> {
+    pub(crate) fn take_in_one(&self, written: Written, new: New) -> Result<Arc<Change>> {
         let taken = self.take_in(vec![(written, new)])?.pop();
         taken.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))
     }
@@ -317,7 +317,10 @@ impl Stage {
             let mut table = self.table();
             new.iter().try_for_each(|(written, _)| table.admission(written).map(drop))?;
             new.into_iter().try_for_each(|(written, new)| {
-                let admission = table.admission(&written)?;
+                let admission = match &new {
+                    New::Same(..) => table.admission_of_same(&written)?,
+                    _ => table.admission(&written)?,
+                };
                 let new = admit_original(&table, &written, new, &admission)?;
                 let (change, ticket) = self.push(written, new, admission)?;
                 table.admit(&change);

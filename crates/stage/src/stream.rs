@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use penstock_types::{PartInfo, Result, UploadId};
+use penstock_types::{PartInfo, Posix, Result, UploadId};
 use tokio::sync::Notify;
 
 use crate::change::{Change, OperationId, Target};
@@ -74,6 +74,9 @@ struct State {
     marker: Option<OperationId>,
     upload: Option<UploadId>,
     sent: Sent,
+    /// What is said of the file besides its bytes, and what an upload was begun with.
+    posix: Posix,
+    begun_with: Posix,
 }
 
 /// The draft's hold on its stream, which is discarded with it unless it is committed.
@@ -89,7 +92,9 @@ pub(crate) struct Inherited {
 
 impl Stream {
     pub(crate) fn new(target: &Target, path: PathBuf) -> Arc<Self> {
-        let state = State { standing: Standing::Written, marker: None, upload: None, sent: Sent::default() };
+        let (standing, sent) = (Standing::Written, Sent::default());
+        let (posix, begun_with) = (Posix::default(), Posix::default());
+        let state = State { standing, marker: None, upload: None, sent, posix, begun_with };
         Arc::new(Self { target: target.clone(), path, state: Mutex::new(state), idle: Notify::new() })
     }
 
@@ -116,6 +121,22 @@ impl Stream {
     /// Whether an upload was begun for it, or is about to be.
     pub fn is_begun(&self) -> bool {
         self.state().marker.is_some()
+    }
+
+    pub(crate) fn describe(&self, posix: Posix) {
+        self.state().posix = posix;
+    }
+
+    /// What is said of the file besides its bytes: its upload is begun with that.
+    pub fn begin_described(&self) -> Posix {
+        let mut state = self.state();
+        state.begun_with = state.posix;
+        state.posix
+    }
+
+    /// What its upload was begun with.
+    pub fn begun_with(&self) -> Posix {
+        self.state().begun_with
     }
 
     /// Notes that a part is about to be sent; not, and `false`, when nothing is to be sent any more.

@@ -559,6 +559,12 @@ impl Table {
         self.key(target)?.shown.as_ref().map(|shown| &shown.record)
     }
 
+    /// All that sources got last, while listings may not show it.
+    pub fn all_shown(&self) -> impl Iterator<Item = &SettledRecord> {
+        let keys = self.scopes.values().flat_map(|scope| scope.keys.values());
+        keys.filter_map(|key| Some(&key.shown.as_ref()?.record))
+    }
+
     fn key(&self, target: &Target) -> Option<&Key> {
         self.scopes.get(&target.scope)?.keys.get(target.key.as_bytes())
     }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Future, StreamExt};
 use penstock_types::{
-    ByteRange, Capabilities, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest,
-    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest, ReadRequest,
-    Result, Source, SourceId, UploadId, UploadInfo, Version,
+    ByteRange, Capabilities, CompletedPart, CopiedRange, CopyRequest, Description, Error, ErrorKind, ListPage,
+    ListRequest, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest,
+    ReadRequest, Result, Source, SourceId, UploadId, UploadInfo, Version,
 };
 
 /// What goes wrong with a call. Faults of bodies make other calls than reads fail as unavailable.
@@ -221,8 +221,8 @@ impl Source for FaultySource {
         self.call("delete", key, self.inner.delete(key, version)).await
     }
 
-    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
-        self.call("begin_upload", key, self.inner.begin_upload(key, metadata)).await
+    async fn begin_upload(&self, key: &ObjectKey, description: Description) -> Result<UploadId> {
+        self.call("begin_upload", key, self.inner.begin_upload(key, description)).await
     }
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {

@@ -22,4 +22,6 @@ pub struct ObjectStat {
     pub attributes: ObjectAttributes,
     /// User metadata, names in lower case, sorted by name.
     pub metadata: Vec<(String, String)>,
+    /// Other headers that the source keeps with it, such as `content-type`; names in lower case, sorted by name.
+    pub headers: Vec<(String, String)>,
 }

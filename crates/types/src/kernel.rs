@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::{ByteRange, Error, ErrorKind, Result};
+use crate::{ByteRange, Error, ErrorKind, Posix, Result};
 
 /// The kernel's name of one (path, version, way of I/O); it never changes any of them. It is the `st_ino`, too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -29,7 +29,7 @@ pub enum Answer<T> {
     Later(BoxFuture<'static, Result<T>>),
 }
 
-/// What `stat` shows. Owner and mode are the mount's, not the tree's.
+/// What `stat` shows. Owner and mode are the mount's where nobody has said others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NodeAttributes {
     /// Which node.
@@ -40,6 +40,8 @@ pub struct NodeAttributes {
     pub size: u64,
     /// Milliseconds since the Unix epoch; of a directory, when its listing was learnt last.
     pub modified_ms: i64,
+    /// What was said of it.
+    pub posix: Posix,
 }
 
 /// A name that was looked up.
@@ -108,8 +110,10 @@ pub enum Replace {
 pub struct AttributeChange {
     /// Cut or grown with zeros to so many bytes.
     pub size: Option<u64>,
-    /// Modification time, milliseconds since the Unix epoch.
-    pub modified_ms: Option<i64>,
+    /// Mode, owner and modification time.
+    pub posix: Posix,
+    /// What the mount shows where nobody has said anything: saying that changes nothing.
+    pub shown: Posix,
 }
 
 /// What `statfs` shows.
@@ -230,11 +234,18 @@ pub trait KernelTree: Send + Sync {
         Answer::Now(Err(read_only("open for writing")))
     }
 
-    /// Makes a file, or opens the one that has the name unless `exclusive`; empty where it is new or `truncate` says so.
+    /// Makes a file of these attributes, or opens the one that has the name unless `exclusive`; empty where it is new or
+    /// `truncate` says so.
     ///
     /// # Errors
     /// `AlreadyExists` with `exclusive`; as [`KernelTree::open_for_writing`].
-    fn create(&self, _parent: NodeId, _name: &str, _exclusive: bool, _truncate: bool) -> Answer<CreatedNode> {
+    fn create(
+        &self,
+        _parent: NodeId,
+        _name: &str,
+        _posix: Posix,
+        (_exclusive, _truncate): (bool, bool),
+    ) -> Answer<CreatedNode> {
         Answer::Now(Err(read_only("create a file")))
     }
 
@@ -271,11 +282,11 @@ pub trait KernelTree: Send + Sync {
         Answer::Now(Err(read_only("rename")))
     }
 
-    /// Changes size and time of a node; what is shown of it afterwards. Of a file that is not open for writing, the
+    /// Changes size, mode, owner and time of a node; what is shown of it afterwards. Of a file that is not open for writing, the
     /// change is durable when this returns.
     ///
     /// # Errors
-    /// As [`KernelTree::open_for_writing`], but for `StaleVersion`.
+    /// As [`KernelTree::open_for_writing`]; `Unsupported` where the source keeps no such thing.
     fn set_attributes(&self, _node: NodeId, _change: AttributeChange) -> Answer<Looked> {
         Answer::Now(Err(read_only("change attributes")))
     }

@@ -13,6 +13,7 @@ mod metrics;
 mod origin;
 mod overlay;
 mod path;
+mod posix;
 mod range;
 mod set;
 mod source;
@@ -34,12 +35,13 @@ pub use metrics::Metrics;
 pub use origin::Origin;
 pub use overlay::{Laid, Overlay};
 pub use path::TreePath;
+pub use posix::Posix;
 pub use range::{ByteRange, PAGE_SIZE, STRIPE_SIZE};
 pub use set::{
     MANIFEST_BYTES_MAX, Manifest, SET_DATA_MARK, SET_MARK, SetFile, data_prefix, hidden_component, is_set_name,
     is_set_path, manifest_key, set_of_data, set_of_manifest,
 };
 pub use source::{
-    Capabilities, CompletedPart, CopiedRange, CopyRequest, ListPage, ListRequest, ListedObject, ObjectBody, Observed,
-    PartInfo, Precondition, Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
+    Capabilities, CompletedPart, CopiedRange, CopyRequest, Description, ListPage, ListRequest, ListedObject,
+    ObjectBody, Observed, PartInfo, Precondition, Priority, PutRequest, ReadRequest, Source, UploadId, UploadInfo,
 };

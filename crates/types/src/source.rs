@@ -32,6 +32,10 @@ pub struct Capabilities {
     /// Versions are only modification time and length: two contents could share one. Where only some are, as of objects
     /// without an ETag, [`Observed::weak_versions`] tells.
     pub weak_versions: bool,
+    /// User metadata is kept, and told by a stat.
+    pub metadata: bool,
+    /// The headers of [`Description`] are kept, and told by a stat.
+    pub headers: bool,
     /// Nothing can be written.
     pub read_only: bool,
 }
@@ -137,6 +141,21 @@ pub struct PutRequest {
     pub metadata: Vec<(String, String)>,
 }
 
+/// What is kept of an object besides its bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Description {
+    /// User metadata, names in lower case.
+    pub metadata: Vec<(String, String)>,
+    /// Other headers, such as `content-type`, names in lower case. A source that keeps none passes over them.
+    pub headers: Vec<(String, String)>,
+}
+
+impl From<Vec<(String, String)>> for Description {
+    fn from(metadata: Vec<(String, String)>) -> Self {
+        Self { metadata, headers: Vec::new() }
+    }
+}
+
 /// A copy inside the source.
 #[derive(Clone, Debug)]
 pub struct CopyRequest {
@@ -148,8 +167,8 @@ pub struct CopyRequest {
     pub to: ObjectKey,
     /// What must hold of `to`.
     pub precondition: Precondition,
-    /// `Some` replaces the user metadata, `None` keeps it.
-    pub metadata: Option<Vec<(String, String)>>,
+    /// `Some` takes the place of what is kept besides the bytes, `None` keeps it.
+    pub description: Option<Description>,
 }
 
 /// Bytes of an object that become a part of an upload, inside the source.
@@ -265,7 +284,7 @@ pub trait Source: Send + Sync + 'static {
     async fn delete(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()>;
 
     /// Begins a multipart upload.
-    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId>;
+    async fn begin_upload(&self, key: &ObjectKey, description: Description) -> Result<UploadId>;
 
     /// Stores one part; the same number again replaces it.
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo>;

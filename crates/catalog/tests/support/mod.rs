@@ -149,6 +149,8 @@ impl Source for TestSource {
             list_start_after: self.list_start_after,
             binary_keys: self.binary_keys,
             weak_versions: false,
+            metadata: false,
+            headers: false,
             read_only: true,
         }
     }
@@ -160,7 +162,9 @@ impl Source for TestSource {
     async fn stat(&self, key: &ObjectKey) -> Result<ObjectStat> {
         self.call(&self.stats).await?;
         match self.objects().get(key.as_bytes()) {
-            Some(attributes) => Ok(ObjectStat { attributes: attributes.clone(), metadata: Vec::new() }),
+            Some(attributes) => {
+                Ok(ObjectStat { attributes: attributes.clone(), metadata: Vec::new(), headers: Vec::new() })
+            }
             None => Err(Error::new(ErrorKind::NotFound, self.describe(key), "no such object")),
         }
     }
@@ -229,7 +233,7 @@ impl Source for TestSource {
     async fn delete(&self, _: &ObjectKey, _: Option<&Version>) -> Result<()> {
         unused()
     }
-    async fn begin_upload(&self, _: &ObjectKey, _: Vec<(String, String)>) -> Result<UploadId> {
+    async fn begin_upload(&self, _: &ObjectKey, _: Description) -> Result<UploadId> {
         unused()
     }
     async fn put_part(&self, _: &ObjectKey, _: &UploadId, _: u32, _: Bytes) -> Result<PartInfo> {

@@ -10,12 +10,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use penstock_types::{
-    Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, Looked, NodeAttributes, NodeFile, NodeId,
-    NodeWriter, OpenedNode, Replace, Result, TreePath,
+    Answer, ByteRange, CreatedNode, Error, ErrorKind, Looked, NodeFile, NodeId, NodeWriter, OpenedNode, Posix, Replace,
+    Result, TreePath,
 };
 use tokio::task::block_in_place;
 
-use crate::kernel::nodes::{FileNode, Node, Way};
+use crate::kernel::nodes::{Node, Way};
 use crate::kernel::{Mounted, forgotten, tree_path};
 use crate::live::{self, LiveFile, Opening, is_gone};
 
@@ -77,41 +77,6 @@ impl Mounted {
         Ok(looked)
     }
 
-    pub(super) async fn looked_live(
-        &self,
-        directory: &Arc<str>,
-        path: &TreePath,
-        live: &Arc<LiveFile>,
-    ) -> Result<(Looked, Node)> {
-        let (size, modified_ms) = match live.facts_now() {
-            Some(facts) => facts?,
-            // It is being committed.
-            None => {
-                let live = Arc::clone(live);
-                self.engine.blocking(move || live.facts()).await?
-            }
-        };
-        let version = live::version_of(live.number());
-        let file = FileNode { name: path.name().into(), size, modified_ms, version, way: Way::Live };
-        let node = self.nodes.live_id(&file.version);
-        let found = Some(NodeAttributes { node, is_directory: false, size, modified_ms });
-        let looked = Looked { found, name_valid: Duration::ZERO, attributes_valid: Duration::ZERO };
-        Ok((looked, Node { directory: Arc::clone(directory), file: Some(Arc::new(file)) }))
-    }
-
-    /// What is shown of a live node.
-    pub(super) fn live_attributes(self: &Arc<Self>, id: NodeId, live: Arc<LiveFile>) -> Answer<Looked> {
-        let shown = move |(size, modified_ms): (u64, i64)| {
-            let found = Some(NodeAttributes { node: id, is_directory: false, size, modified_ms });
-            Looked { found, name_valid: Duration::ZERO, attributes_valid: Duration::ZERO }
-        };
-        if let Some(facts) = live.facts_now() {
-            return Answer::Now(facts.map(shown));
-        }
-        let engine = Arc::clone(&self.engine);
-        Answer::Later(async move { engine.blocking(move || live.facts()).await.map(shown) }.boxed())
-    }
-
     /// A handle that only reads what others write.
     pub(super) fn opened_live(self: &Arc<Self>, live: Arc<LiveFile>) -> OpenedNode {
         let lent = live.lent();
@@ -154,7 +119,7 @@ impl Mounted {
         Err(Error::new(ErrorKind::StaleVersion, format!("write {path}"), "others read this version"))
     }
 
-    fn file_path(&self, id: NodeId) -> Result<TreePath> {
+    pub(super) fn file_path(&self, id: NodeId) -> Result<TreePath> {
         tree_path(&self.nodes.file_path(id).ok_or_else(|| forgotten(id))?)
     }
 
@@ -171,14 +136,16 @@ impl Mounted {
 
     pub(super) async fn create(
         self: Arc<Self>,
-        parent: NodeId,
-        name: String,
-        exclusive: bool,
-        truncate: bool,
+        (parent, name): (NodeId, String),
+        posix: Posix,
+        (exclusive, truncate): (bool, bool),
     ) -> Result<CreatedNode> {
         let (directory, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
         let live = LiveFile::open(&self.engine, &path, Opening::New(exclusive), truncate).await?;
+        if !posix.is_empty() {
+            block_in_place(|| live.set_posix_of_new(posix));
+        }
         let opened = self.opened_writer(Arc::clone(&live));
         // Others who show the same directory learn of it when it is closed.
         let looked = self.tell_live(&directory, &path, &live).await?;
@@ -233,59 +200,13 @@ impl Mounted {
         Ok(())
     }
 
-    pub(super) async fn set_attributes(self: Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
-        let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
-        let known = self.live_of(&node).transpose()?;
-        if node.file.is_some() && change != AttributeChange::default() {
-            match known {
-                Some(live) => change_live(&live, change)?,
-                None => return self.change_closed(id, change).await,
-            }
-        }
-        match self.attributes(id) {
-            Answer::Now(looked) => looked,
-            Answer::Later(looked) => looked.await,
-        }
-    }
-
-    /// A file that nobody has open for writing. Its time can be set as long as the source has not got it: then it has
-    /// the source's own.
-    async fn change_closed(self: &Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
-        let ((target, _), path) = (self.target_of(id)?, self.file_path(id)?);
-        let mut shown = target.attributes.clone();
-        let timed = change.modified_ms.filter(|_| crate::write::is_staged(&target.object.version));
-        if change.size.is_some() || timed.is_some() {
-            let change = AttributeChange { modified_ms: timed, ..change };
-            let live = LiveFile::open(&self.engine, &path, Opening::Existing, change.size == Some(0)).await?;
-            let committed = match change_live(&live, change) {
-                Ok(()) => self.flush(&live).await,
-                Err(error) => Err(error),
-            };
-            let facts = live.facts();
-            block_in_place(|| live.release());
-            committed?;
-            (shown.size, shown.modified_ms) = facts?;
-            self.engine.announce(&path).await;
-        }
-        let found = NodeAttributes { node: id, is_directory: false, size: shown.size, modified_ms: shown.modified_ms };
-        Ok(Looked { found: Some(found), name_valid: Duration::ZERO, attributes_valid: Duration::ZERO })
-    }
-
     /// Commits what was written, and tells everybody but this mount's kernel, which has it.
-    async fn flush(&self, live: &Arc<LiveFile>) -> Result<()> {
+    pub(super) async fn flush(&self, live: &Arc<LiveFile>) -> Result<()> {
         let Some((path, change)) = block_in_place(|| live.commit())? else { return Ok(()) };
         let _changing = self.changing(&[&path]);
         self.engine.announce(&path).await;
         self.engine.promised(&change).await
     }
-}
-
-fn change_live(live: &Arc<LiveFile>, change: AttributeChange) -> Result<()> {
-    block_in_place(|| {
-        change.size.map_or(Ok(()), |size| live.set_size(size))?;
-        change.modified_ms.into_iter().for_each(|modified_ms| live.set_time(modified_ms));
-        Ok(())
-    })
 }
 
 impl NodeFile for MountedLive {

@@ -3,6 +3,7 @@
 //! A node is one (path, version, way of I/O) and never changes. Where an open needs another version or way, it says
 //! `StaleVersion`: the kernel then looks the name up again and opens the node that it gets.
 
+mod attributes;
 mod changes;
 mod expiry;
 mod file;
@@ -20,7 +21,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use penstock_types::{
     Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, Freshness, KernelExpiry, KernelTree, ListedNode,
-    Looked, NodeAttributes, NodeId, NodePage, ObjectAttributes, OpenedNode, Replace, Result, TreePath, TreeSpace,
+    Looked, NodeAttributes, NodeId, NodePage, ObjectAttributes, OpenedNode, Posix, Replace, Result, TreePath,
+    TreeSpace,
 };
 
 use crate::attachment::Attached;
@@ -91,7 +93,7 @@ impl Engine {
         };
         let (found, valid) = attached.view.stat_valid(&inner)?;
         Some(match self.unless_gone(path, found) {
-            Ok(item) => Ok(Known { entry: Some(Entry::of(path.name(), item)), valid }),
+            Ok(item) => Ok(Known { entry: Some(Entry::of(path.name(), self.dated(&attached, item))), valid }),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             Err(_) if self.tree.is_directory(path) => Ok(skeleton()),
             Err(_) => Ok(Known { entry: None, valid }),
@@ -215,6 +217,7 @@ impl Mounted {
             name: entry.name.as_str().into(),
             size: entry.size,
             modified_ms: entry.modified_ms,
+            posix: self.engine.posix_of(&target.attached, &target.object.key, &target.object.version),
             version: target.attributes.version.clone(),
             way: self.way(&target),
         };
@@ -248,7 +251,7 @@ impl Mounted {
             },
             None => self.mounted_ms,
         };
-        NodeAttributes { node, is_directory: true, size: 0, modified_ms }
+        NodeAttributes { node, is_directory: true, size: 0, modified_ms, posix: Posix::default() }
     }
 
     /// The time of a directory whose names the kernel keeps.
@@ -504,9 +507,9 @@ impl KernelTree for MountedTree {
         self.change(|mounted| mounted.open_for_writing(node, truncate))
     }
 
-    fn create(&self, parent: NodeId, name: &str, exclusive: bool, truncate: bool) -> Answer<CreatedNode> {
+    fn create(&self, parent: NodeId, name: &str, posix: Posix, how: (bool, bool)) -> Answer<CreatedNode> {
         let name = name.to_owned();
-        self.change(|mounted| mounted.create(parent, name, exclusive, truncate))
+        self.change(|mounted| mounted.create((parent, name), posix, how))
     }
 
     fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Looked> {
@@ -578,7 +581,8 @@ fn opened(way: Way, file: OpenFile) -> Result<OpenedNode> {
 }
 
 fn file_attributes(node: NodeId, file: &FileNode) -> NodeAttributes {
-    NodeAttributes { node, is_directory: false, size: file.size, modified_ms: file.modified_ms }
+    let FileNode { size, modified_ms, posix, .. } = *file;
+    NodeAttributes { node, is_directory: false, size, modified_ms, posix }
 }
 
 fn tree_path(directory: &str) -> Result<TreePath> {

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use penstock_types::{AttachmentId, NodeAttributes, NodeId, ObjectKey, Version};
+use penstock_types::{AttachmentId, NodeAttributes, NodeId, ObjectKey, Posix, Version};
 
 use crate::kernel::renamed::Renamed;
 use crate::kernel::told::Told;
@@ -60,6 +60,7 @@ pub struct FileNode {
     pub name: Arc<str>,
     pub size: u64,
     pub modified_ms: i64,
+    pub posix: Posix,
     pub version: Version,
     pub way: Way,
 }
@@ -69,6 +70,8 @@ struct Held {
     lookups: u64,
     /// The time that the kernel was told last, milliseconds since the Unix epoch; `None` when that is not so any more.
     modified_ms: Option<i64>,
+    /// What the name means since something was said of the file by this node.
+    adorned: Option<Version>,
     /// Which lookup was counted last: of two nodes of one name, the kernel takes the name for the later one.
     told: u64,
 }
@@ -88,7 +91,9 @@ impl Nodes {
         let (told, renamed) = (Told::default(), Renamed::default());
         let nodes = Self { shards: Default::default(), counted: AtomicU64::new(0), told, renamed };
         let root = Node { directory: base.into(), file: None };
-        nodes.shard(NodeId::ROOT).insert(NodeId::ROOT.0, Held { node: root, lookups: 1, modified_ms: None, told: 0 });
+        nodes
+            .shard(NodeId::ROOT)
+            .insert(NodeId::ROOT.0, Held { node: root, lookups: 1, modified_ms: None, adorned: None, told: 0 });
         nodes
     }
 
@@ -133,9 +138,26 @@ impl Nodes {
                 if let Some(directory) = node.parent() {
                     self.told.hold(directory, id.0);
                 }
-                free.insert(Held { node, lookups: 1, modified_ms, told });
+                free.insert(Held { node, lookups: 1, modified_ms, adorned: None, told });
             }
         }
+    }
+
+    /// Something was said anew of a file, by who holds this node of it: it has the same bytes as `version`, which the name
+    /// means from now on.
+    pub fn adorn(&self, id: NodeId, posix: Posix, version: Version) {
+        let mut shard = self.shard(id);
+        let Some(held) = shard.get_mut(&id.0) else { return };
+        if let Some(file) = &held.node.file {
+            let posix = file.posix.merged(posix);
+            held.node.file = Some(Arc::new(FileNode { posix, ..(**file).clone() }));
+            held.adorned = Some(version);
+        }
+    }
+
+    /// The version that has the bytes of a node, of which something was said anew.
+    pub fn adorned(&self, id: NodeId) -> Option<Version> {
+        self.shard(id).get(&id.0)?.adorned.clone()
     }
 
     /// Notes the time of a node that the kernel is told, or that the one it was told is not so any more.
@@ -251,11 +273,18 @@ mod tests {
     use super::*;
 
     fn file(version: &str, way: Way) -> FileNode {
-        FileNode { name: "f".into(), size: 1, modified_ms: 2, version: Version::from(version), way }
+        FileNode {
+            name: "f".into(),
+            size: 1,
+            modified_ms: 2,
+            posix: Posix::default(),
+            version: Version::from(version),
+            way,
+        }
     }
 
     fn shown(node: NodeId) -> NodeAttributes {
-        NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0 }
+        NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0, posix: Posix::default() }
     }
 
     #[test]

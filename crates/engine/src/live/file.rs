@@ -1,6 +1,7 @@
 //! One file that is open for writing.
 
 mod lending;
+mod said;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -15,6 +16,7 @@ use tokio::task::block_in_place;
 
 use crate::engine::Engine;
 use crate::live::Opening;
+use crate::live::adorned::Adorned;
 use crate::live::content::{Content, copy_content, write_at};
 use crate::live::under::{Laid, Under};
 use crate::write::{EarlySync, Place, begin_sync, taken};
@@ -47,8 +49,8 @@ struct State {
     awaited: usize,
     /// The time of the version that it begins with, milliseconds since the Unix epoch.
     begun_ms: Option<i64>,
-    /// A time that somebody gave it, milliseconds since the Unix epoch.
-    modified_ms: Option<i64>,
+    /// What was said of it besides its bytes.
+    adorned: Adorned,
     /// Why a commit failed: who flushes again has to hear it, too.
     failed: Option<Error>,
     /// What it replaces is remembered as long as it is open.
@@ -57,7 +59,7 @@ struct State {
 
 impl State {
     fn has_nothing_to_commit(&self) -> bool {
-        self.place.is_none() || !self.is_changed()
+        self.place.is_none() || !(self.is_changed() || self.adorned.has_news())
     }
 
     /// Whether it is not as it was committed.
@@ -94,12 +96,13 @@ impl LiveFile {
             }
             let (place, (content, under), begun_ms) = engine.content_for(path, opening, truncate).await?;
             let (target, laid) = (place.target.clone(), place.laid.clone());
+            let adorned = Adorned::begin(engine.posix_at(&place, &place.base), begun_ms.is_some(), &content);
             let mut is_ours = false;
             let made = |number| {
                 is_ours = true;
                 let (_pin, target) = (engine.stage.remember(&place.target), place.target.clone());
                 let (place, is_dirty) = (Some(place), AtomicBool::new(begun_ms.is_none()));
-                let (writers, awaited, modified_ms, failed) = (0, 0, None, None);
+                let (writers, awaited, failed) = (0, 0, None);
                 let state = State {
                     place,
                     target,
@@ -109,7 +112,7 @@ impl LiveFile {
                     writers,
                     awaited,
                     begun_ms,
-                    modified_ms,
+                    adorned,
                     failed,
                     _pin,
                 };
@@ -135,25 +138,14 @@ impl LiveFile {
         self.read_state().place.as_ref().map(|place| place.path.clone())
     }
 
-    /// Bytes, and when it was written last, milliseconds since the Unix epoch. Waits where a commit is under way.
-    ///
-    /// # Errors
-    /// `Disk`.
-    pub(crate) fn facts(&self) -> Result<(u64, i64)> {
-        self.facts_of(&self.read_state())
-    }
-
-    /// As [`LiveFile::facts`], without waiting: `None` where it would have to.
-    pub(crate) fn facts_now(&self) -> Option<Result<(u64, i64)>> {
-        Some(self.facts_of(&*self.state.try_read().ok()?))
-    }
-
+    /// Bytes, and when it was written last, milliseconds since the Unix epoch.
     fn facts_of(&self, state: &State) -> Result<(u64, i64)> {
         let facts = fstat(state.content.descriptor()).map_err(|error| self.failed("look at", error))?;
         #[allow(clippy::cast_possible_wrap, reason = "nanoseconds are less than a thousand million")]
         let written_ms = facts.st_mtime * 1000 + facts.st_mtime_nsec as i64 / 1_000_000;
         let begun_ms = state.begun_ms.filter(|_| !state.is_changed());
-        let modified_ms = state.modified_ms.or(begun_ms).unwrap_or(written_ms);
+        let given_ms = state.adorned.said(&state.content).modified_ms();
+        let modified_ms = given_ms.or(begun_ms).unwrap_or(written_ms);
         let size = state.under.as_ref().and_then(Under::unwritten);
         Ok((size.unwrap_or_else(|| u64::try_from(facts.st_size).unwrap_or(0)), modified_ms))
     }
@@ -237,6 +229,7 @@ impl LiveFile {
             return None;
         }
         state.is_dirty.store(true, Ordering::Relaxed);
+        state.adorned.note_written();
         let written = self.write_all(descriptor, draft, range, data);
         self.begin_sync(descriptor, range.end);
         Some(written)
@@ -306,13 +299,6 @@ impl LiveFile {
         })
     }
 
-    /// Gives it a time, which goes along with the next commit.
-    pub(crate) fn set_time(&self, modified_ms: i64) {
-        let mut state = self.write_state();
-        state.modified_ms = Some(modified_ms);
-        state.is_dirty.store(true, Ordering::Relaxed);
-    }
-
     /// Changes the draft, which is made of what was committed where there is none, and which has room for `range`.
     fn change(&self, range: ByteRange, change: impl Fn(&OwnedFd, Option<&Draft>) -> Result<()>) -> Result<()> {
         loop {
@@ -324,6 +310,7 @@ impl LiveFile {
                 if let Some((descriptor, draft)) = state.content.writable() {
                     draft.map_or(Ok(()), |draft| draft.grow(draft.room_for(range)))?;
                     state.is_dirty.store(true, Ordering::Relaxed);
+                    state.adorned.note_written();
                     return change(descriptor, draft);
                 }
             }
@@ -336,7 +323,7 @@ impl LiveFile {
         let engine = self.engine()?;
         let mut state = self.write_state();
         let (size, _) = self.facts_of(&state)?;
-        let State { content, under, place, target, modified_ms, .. } = &mut *state;
+        let State { content, under, place, target, .. } = &mut *state;
         match content {
             Content::Draft(_) => Ok(()),
             Content::Lent(lent) if place.is_none() => {
@@ -357,7 +344,7 @@ impl LiveFile {
                         draft
                     }
                 };
-                (*content, *modified_ms) = (Content::Draft(draft), None);
+                *content = Content::Draft(draft);
                 Ok(())
             }
         }
@@ -375,7 +362,10 @@ impl LiveFile {
         if state.has_nothing_to_commit() {
             return Ok(None);
         }
-        let committed = self.commit_content(&mut state);
+        let committed = match self.commit_posix(&mut state) {
+            Ok(None) => self.commit_content(&mut state),
+            committed => committed,
+        };
         state.is_dirty.store(false, Ordering::Relaxed);
         committed.inspect_err(|error| state.failed = Some(error.clone()))
     }
@@ -395,6 +385,7 @@ impl LiveFile {
     fn commit_content(&self, state: &mut State) -> Result<Option<(TreePath, Arc<Change>)>> {
         let engine = self.engine()?;
         let (size, modified_ms) = self.facts_of(state)?;
+        let posix = state.adorned.said(&state.content);
         let State { place, content, under, .. } = state;
         let Some(place) = place else { return Ok(None) };
         if let Some(under) = under {
@@ -404,7 +395,7 @@ impl LiveFile {
             if content.is_shared() {
                 engine.live.begin_settling(self.number, place);
             }
-            let written = Written { modified_ms, ..engine.written(place)? };
+            let written = Written { modified_ms, metadata: posix.metadata(), ..engine.written(place)? };
             engine.stage.commit_all(vec![(draft, written)], Vec::new())
         });
         let change = committed.map(|mut committed| committed.remove(0)).map_err(|error| {
@@ -416,7 +407,8 @@ impl LiveFile {
         engine.note_own(place, &change);
         *under = under.take().and_then(|under| under.committed(&change));
         let path = place.path.clone();
-        (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
+        state.begun_ms = Some(modified_ms);
+        state.adorned.committed();
         Ok(Some((path, change)))
     }
 
@@ -458,7 +450,8 @@ impl LiveFile {
         engine.live.note_committed(self.number, change.operation(), is_shared, now);
         (state.place, *state.is_dirty.get_mut()) = (Some(place), false);
         state.under = state.under.take().and_then(|under| under.committed(&change));
-        (state.begun_ms, state.modified_ms) = (Some(modified_ms), None);
+        state.begun_ms = Some(modified_ms);
+        state.adorned.committed();
         Ok(change)
     }
 

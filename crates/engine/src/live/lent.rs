@@ -42,14 +42,14 @@ pub(super) struct Lent {
 
 /// What a write changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Mark {
+pub(super) struct Mark {
     size: i64,
     seconds: i64,
     nanoseconds: u64,
 }
 
 impl Mark {
-    fn of(file: impl AsFd) -> rustix::io::Result<Self> {
+    pub(super) fn of(file: impl AsFd) -> rustix::io::Result<Self> {
         let facts = fstat(file)?;
         Ok(Self { size: facts.st_size, seconds: facts.st_mtime, nanoseconds: facts.st_mtime_nsec })
     }

@@ -11,6 +11,7 @@
 //! grows. Everybody else sees what was flushed last. What is committed never changes: the first write after a flush
 //! goes to a copy.
 
+mod adorned;
 mod content;
 mod file;
 mod lent;

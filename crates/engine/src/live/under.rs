@@ -104,6 +104,11 @@ impl Under {
         Some(self)
     }
 
+    /// Something was said of it besides its bytes, as a change.
+    pub(super) fn adorned(&mut self, change: &Change) {
+        self.over.original = Original { key: change.target().key.clone(), version: change.version(), since: None };
+    }
+
     /// The object is gone, as what was committed over it last is in its source: that takes its place. `None` where
     /// nothing was committed, or the source has not got it: somebody else replaced the object.
     async fn renewed(mut self, engine: &Arc<Engine>, target: &Target) -> Result<Option<Self>> {

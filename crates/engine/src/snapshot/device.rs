@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use penstock_image::Place;
 use penstock_types::{
-    Answer, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage, OpenedNode, TreeSpace,
+    Answer, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage, OpenedNode, Posix,
+    TreeSpace,
 };
 
 use super::FOREVER;
@@ -24,7 +25,8 @@ impl Frozen {
 impl Devices {
     fn node(&self, number: usize) -> NodeAttributes {
         let (node, size) = (NodeId(number as u64 + NodeId::ROOT.0 + 1), self.0.devices()[number]);
-        NodeAttributes { node, is_directory: false, size, modified_ms: self.0.facts().created_ms }
+        let (modified_ms, posix) = (self.0.facts().created_ms, Posix::default());
+        NodeAttributes { node, is_directory: false, size, modified_ms, posix }
     }
 
     fn number(&self, node: NodeId) -> Option<usize> {
@@ -47,7 +49,10 @@ impl KernelTree for Devices {
         let modified_ms = self.0.facts().created_ms;
         let found = match self.number(node) {
             Some(number) => self.node(number),
-            None => NodeAttributes { node: NodeId::ROOT, is_directory: true, size: 0, modified_ms },
+            None => {
+                let posix = Posix::default();
+                NodeAttributes { node: NodeId::ROOT, is_directory: true, size: 0, modified_ms, posix }
+            }
         };
         Answer::Now(Ok(Self::looked(Some(found))))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use penstock_image::ImageNode;
 use penstock_types::{
-    Answer, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage, OpenedNode, Result, TreeSpace,
+    Answer, KernelTree, ListedNode, Looked, NodeAttributes, NodeId, NodePage, OpenedNode, Posix, Result, TreeSpace,
 };
 
 use super::FOREVER;
@@ -39,6 +39,7 @@ impl Files {
             is_directory: node.is_directory,
             size: if node.is_directory { 0 } else { node.size },
             modified_ms: node.modified_ms,
+            posix: Posix::default(),
         };
         Looked { found: found.map(attributes), name_valid: FOREVER, attributes_valid: FOREVER }
     }

@@ -146,7 +146,7 @@ impl Engine {
     /// # Errors
     /// `NotFound` when it is not in conflict (any more); with [`Keep::Mine`] `ReadOnly` where the attachment is,
     /// `Corrupt` when its bytes are lost, and what the source says when it is asked. The conflict is as it was then.
-    pub async fn resolve_conflict(&self, path: &TreePath, operation: &str, keep: Keep) -> Result<Conflict> {
+    pub async fn resolve_conflict(self: &Arc<Self>, path: &TreePath, operation: &str, keep: Keep) -> Result<Conflict> {
         let (attached, change) = self.conflict(path, operation)?;
         let settled = match keep {
             Keep::Mine => self.keep_mine(path, &attached, &change).await,
@@ -161,12 +161,18 @@ impl Engine {
     }
 
     async fn keep_mine(
-        &self,
+        self: &Arc<Self>,
         path: &TreePath,
         attached: &Arc<Attached>,
         change: &Arc<Change>,
     ) -> Result<Option<InSource>> {
         attached.writable(path)?;
+        if change.is_of_itself() {
+            // Of what is there now: what was there then is nobody's any more.
+            self.set_posix(path, None, change.posix()).await?;
+            tokio::task::block_in_place(|| self.stage.discard(change))?;
+            return Ok(None);
+        }
         let target = change.target();
         let mut waiting = self.stage.pending_below(&target.scope, target.key.as_bytes());
         waiting.retain(|waiting| waiting.target().key == target.key);

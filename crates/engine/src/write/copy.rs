@@ -8,8 +8,8 @@ use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Change, Original};
 use penstock_types::faults::{Step, under_way};
 use penstock_types::{
-    CopiedRange, CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectId, PartInfo, Precondition, Result, TreePath,
-    Version,
+    CopiedRange, CopyRequest, Description, Error, ErrorKind, ObjectAttributes, ObjectId, ObjectStat, PartInfo, Posix,
+    Precondition, Result, TreePath, Version,
 };
 
 use crate::attachment::Attached;
@@ -19,7 +19,7 @@ use crate::transfer::StagedFile;
 use crate::write::is_staged;
 use crate::write::multipart::{Begun, PARTS_AT_ONCE};
 use crate::write::parts::{COPY_PART_BYTES, Shape};
-use crate::write::upload::Stored;
+use crate::write::upload::{Stored, metadata};
 
 /// A copy that is being made.
 pub(super) struct Copying<'a> {
@@ -42,22 +42,23 @@ impl Engine {
         if is_staged(&original.version) {
             return Err(gone(attached, &copying));
         }
-        let metadata = match attached.source.stat(&original.key).await {
-            Ok(found) if found.attributes.version == original.version => found.metadata,
+        let found = match attached.source.stat(&original.key).await {
+            Ok(found) if found.attributes.version == original.version => found,
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            // What somebody else has written there since is nobody's to replace.
+            _ if copying.change.is_of_itself() => return Err(replaced(attached, &copying)),
             _ => return self.send_cached(attached, &copying).await,
         };
-        let mut metadata: Vec<_> = metadata.into_iter().filter(|(name, _)| name != OPERATION_METADATA).collect();
-        metadata.push((OPERATION_METADATA.to_owned(), copying.change.marker().to_string()));
+        let (description, posix) = description_of(copying.change, found);
         let copied = match copying.size > COPY_PART_BYTES {
-            true => self.copy_in_parts(attached, &copying, metadata).await,
+            true => self.copy_in_parts(attached, &copying, description).await,
             false => {
                 let request = CopyRequest {
                     from: original.key.clone(),
                     from_version: Some(original.version.clone()),
                     to: copying.change.target().key.clone(),
                     precondition: copying.precondition.clone(),
-                    metadata: Some(metadata),
+                    description: Some(description),
                 };
                 let _step = under_way(Step::Copy);
                 attached.source.copy(request).await
@@ -67,7 +68,7 @@ impl Engine {
             Ok(attributes) => {
                 self.parts.metrics.copies.inc();
                 self.parts.metrics.copy_bytes.inc_by(copying.size);
-                Ok(Stored::it(attributes, Vec::new()))
+                Ok(Stored::it(attributes, Vec::new(), posix))
             }
             Err(error) if error.kind() == ErrorKind::Unsupported => {
                 self.fetch_original(attached, &copying).await?;
@@ -81,11 +82,11 @@ impl Engine {
         &self,
         attached: &Attached,
         copying: &Copying<'_>,
-        metadata: Vec<(String, String)>,
+        description: Description,
     ) -> Result<ObjectAttributes> {
         let Copying { change, original, size, precondition } = copying;
         let (source, key, shape) = (attached.source.as_ref(), &change.target().key, Shape::of_copy(*size));
-        let Begun { upload, known, .. } = self.upload_of(source, change, (shape, metadata)).await?;
+        let Begun { upload, known, .. } = self.upload_of(source, change, (shape, description)).await?;
         let parts = shape.parts(*size).map(|(number, range)| {
             let known = known.get(&number).map(|(part, _)| part).filter(|part| part.size == range.len());
             let (known, upload) = (known.cloned(), &upload);
@@ -115,6 +116,38 @@ impl Engine {
         self.complete(attached, change, (&upload, shape), parts.iter(), precondition.clone()).await
     }
 
+    /// Has the source say of an object what was said of it after its upload was begun. Should somebody else have written
+    /// there since, there is nothing to do.
+    pub(super) async fn adorn_stored(
+        self: &Arc<Self>,
+        attached: &Arc<Attached>,
+        change: &Arc<Change>,
+        stored: Stored,
+    ) -> Result<Stored> {
+        let is_said = change.is_copy() || change.posix() == stored.posix || !stored.is_it;
+        if is_said || !can_copy(&stored.attributes.version) {
+            return Ok(stored);
+        }
+        self.stage.upload_lost(change);
+        let version = stored.attributes.version.clone();
+        let original = Original { key: change.target().key.clone(), version: version.clone(), since: None };
+        let (size, precondition) = (stored.attributes.size, Precondition::Version(version));
+        match self.send_copy(attached, Copying { change, original, size, precondition }).await {
+            Ok(adorned) => Ok(Stored { sums: stored.sums, ..adorned }),
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::StaleVersion) => Ok(stored),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Metadata of the object that a change becomes: what was said of it, and what its operation is known by.
+    pub(super) fn metadata_of(&self, attached: &Attached, change: &Change) -> Vec<(String, String)> {
+        let mut metadata = metadata(change);
+        if change.is_copy() {
+            self.posix_of(attached, &change.target().key, &change.version()).describe(&mut metadata);
+        }
+        metadata
+    }
+
     /// Sends the bytes of an original that the source has not got any more, or cannot copy, where all of them are here.
     async fn send_cached(&self, attached: &Attached, copying: &Copying<'_>) -> Result<Stored> {
         let object = object_id(attached, copying.original.key.clone(), &copying.original.version);
@@ -142,14 +175,39 @@ impl Engine {
     /// A source has a copy: what is read of the original by now is read of that, and what is cached of it is kept as
     /// that. Blocks.
     pub(super) fn adopt_copy(&self, original: &ObjectId, copy: &ObjectId) -> Result<()> {
+        if original == copy {
+            return Ok(());
+        }
         self.moved.note(original.clone(), copy.clone());
-        let Some(extent) = self.cache.peek(original).filter(|_| original != copy) else { return Ok(()) };
+        let Some(extent) = self.cache.peek(original) else { return Ok(()) };
         if extent.is_complete() && self.cache.adopt_extent(copy, &extent)? {
             // Nobody will ask for the original, and its file is counted twice. Who has it lent keeps that.
             let _ = self.cache.evict(original);
         }
         Ok(())
     }
+}
+
+/// What a copy keeps besides the bytes of its original, and what it is known by.
+fn description_of(change: &Change, original: ObjectStat) -> (Description, Posix) {
+    let ObjectStat { attributes, metadata, headers } = original;
+    let said = change.posix();
+    let mut posix = Posix::of(&metadata).merged(said);
+    if !said.is_empty() {
+        // A copy has a time of its own in the source, and a file's is that of its content.
+        posix.modified_ns = posix.modified_ns.or(attributes.modified_ms.checked_mul(1_000_000));
+    }
+    let mut metadata: Vec<_> = metadata.into_iter().filter(|(name, _)| name != OPERATION_METADATA).collect();
+    metadata.push((OPERATION_METADATA.to_owned(), change.marker().to_string()));
+    posix.describe(&mut metadata);
+    (Description { metadata, headers }, posix)
+}
+
+/// Why attributes are not changed of what is there now.
+fn replaced(attached: &Attached, copying: &Copying<'_>) -> Error {
+    let action = format!("change attributes of {}", attached.describe(&copying.original.key));
+    Error::new(ErrorKind::StaleVersion, action, "somebody else replaced or removed it before they were changed")
+        .advise("look at what is there and choose: penstock conflicts ls")
 }
 
 pub(super) fn gone(attached: &Attached, copying: &Copying<'_>) -> Error {

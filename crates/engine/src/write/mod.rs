@@ -4,6 +4,7 @@
 //! create ─▶ draft (the writer's own descriptor) ─ commit ─▶ stage + journal ─▶ acknowledged ─▶ upload ─▶ source
 //! ```
 
+mod adorn;
 mod conflicts;
 mod copy;
 mod early;
@@ -124,6 +125,7 @@ impl Engine {
         let action = || format!("write {}", place.path);
         let draft = tokio::task::block_in_place(|| self.stage.create(&place.target));
         let draft = draft.map_err(|error| error.during(action()))?;
+        draft.describe(self.posix_at(&place, &place.base).without_time());
         let descriptor = Arc::clone(draft.descriptor());
         let (draft, grown, early) = (Mutex::new(Some(draft)), AtomicU64::new(0), EarlySync::default());
         Ok(Writing { engine: Arc::clone(self), place, draft, descriptor, grown, early })
@@ -261,13 +263,15 @@ impl Engine {
         if place.exclusive && base != Base::Absent {
             return Err(taken(&place.path));
         }
+        let metadata = self.posix_at(place, &base).without_time().metadata();
         Ok(Written {
             target: place.target.clone(),
             base,
             exclusive: place.exclusive,
             durability: place.durability,
             modified_ms: self.parts.clock.wall_ms(),
-            metadata: Vec::new(),
+            // A new content has the mode and the owner of the one before.
+            metadata,
         })
     }
 

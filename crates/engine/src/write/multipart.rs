@@ -8,14 +8,15 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_stage::Change;
 use penstock_types::faults::{Safeguard, Step, is_left_out, under_way};
 use penstock_types::{
-    ByteRange, CompletedPart, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result, Source, UploadId,
+    ByteRange, CompletedPart, Description, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Posix, Precondition,
+    Result, Source, UploadId,
 };
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
 use crate::transfer::StagedFile;
 use crate::write::parts::Shape;
-use crate::write::upload::{Stored, metadata};
+use crate::write::upload::Stored;
 
 /// Parts of one object that are on their way at the same time.
 pub(super) const PARTS_AT_ONCE: usize = 16;
@@ -56,7 +57,10 @@ impl Engine {
         precondition: Precondition,
     ) -> Result<Stored> {
         let source = attached.source.as_ref();
-        let whole = (Shape::of(file.size), metadata(change));
+        let metadata = self.metadata_of(attached, change);
+        let posix = Posix::of(&metadata);
+        let whole = (Shape::of(file.size), metadata.into());
+        let begun_early = change.streamed().is_some();
         let Begun { upload, known, shape } = self.upload_of(source, change, whole).await?;
         let sending = Sending { source, change, file, upload: &upload };
         let done = match self.send_parts(&sending, shape, known).await {
@@ -69,7 +73,10 @@ impl Engine {
         };
         let parts = done.values().map(|(part, _)| part);
         let attributes = self.complete(attached, change, (&upload, shape), parts, precondition).await?;
-        Ok(Stored::it(attributes, done.into_values().flat_map(|(_, sums)| sums).collect()))
+        // What was begun while it was written knows nothing of what was said since, nor this process of what it knows.
+        let begun_with = change.stream().map(|stream| stream.begun_with()).unwrap_or_default();
+        let posix = if begun_early { begun_with } else { posix };
+        Ok(Stored::it(attributes, done.into_values().flat_map(|(_, sums)| sums).collect(), posix))
     }
 
     /// Makes the object of the parts of an upload.
@@ -166,12 +173,12 @@ impl Engine {
     }
 
     /// The upload of a change: one that was begun, with the parts that the source has of it, or a new one of that shape
-    /// and with that metadata.
+    /// and with that description.
     pub(super) async fn upload_of(
         &self,
         source: &dyn Source,
         change: &Change,
-        (shape, metadata): (Shape, Vec<(String, String)>),
+        (shape, description): (Shape, Description),
     ) -> Result<Begun> {
         let key = &change.target().key;
         if let Some((upload, noted)) = change.upload() {
@@ -196,7 +203,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        let upload = source.begin_upload(key, metadata).await?;
+        let upload = source.begin_upload(key, description).await?;
         self.stage.upload_begun(change, &upload);
         Ok(Begun { upload, known: BTreeMap::new(), shape })
     }

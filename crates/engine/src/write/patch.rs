@@ -138,7 +138,7 @@ impl Engine {
                 let body = self.compose_part(attached, change, ByteRange::new(0, *size)).await?;
                 let (key, precondition) = (change.target().key.clone(), precondition.clone());
                 let request = PutRequest { key, body, precondition, metadata: metadata(change) };
-                attached.source.put(request).await.map(|attributes| Stored::it(attributes, Vec::new()))
+                attached.source.put(request).await.map(|attributes| Stored::it(attributes, Vec::new(), change.posix()))
             }
             false => self.send_patched_parts(attached, &copying, patch).await,
         };
@@ -160,7 +160,7 @@ impl Engine {
     ) -> Result<Stored> {
         let Copying { change, size, precondition, .. } = copying;
         let (source, shape) = (attached.source.as_ref(), Shape::of(*size));
-        let Begun { upload, known, .. } = self.upload_of(source, change, (shape, metadata(change))).await?;
+        let Begun { upload, known, .. } = self.upload_of(source, change, (shape, metadata(change).into())).await?;
         let parts = (1..).zip(cut(patch, *size)).map(|(number, (range, is_new))| {
             let known = known.get(&number).map(|(part, _)| part).filter(|part| part.size == range.len());
             let (known, upload) = (known.cloned(), &upload);
@@ -182,7 +182,7 @@ impl Engine {
         };
         parts.sort_by_key(|part| part.number);
         let attributes = self.complete(attached, change, (&upload, shape), parts.iter(), precondition.clone()).await?;
-        Ok(Stored::it(attributes, Vec::new()))
+        Ok(Stored::it(attributes, Vec::new(), change.posix()))
     }
 
     /// One part: a copy, or sent where any of it is new or the source cannot copy it.

@@ -269,14 +269,14 @@ impl Engine {
         self.live.settle_first(&targets.1, self.parts.clock.monotonic());
         let change = self
             .blocking(move || {
-                let (_, modified_ms) = file.facts()?;
+                let (_, modified_ms, posix) = file.shown()?;
                 let place = to.clone();
                 file.hand_over(&place, |draft, committed| {
                     let draft = match draft {
                         Some(draft) => draft,
                         None => me.draft_again(&from, &to.target, committed)?,
                     };
-                    let written = Written { modified_ms, ..me.written(&to)? };
+                    let written = Written { modified_ms, metadata: posix.metadata(), ..me.written(&to)? };
                     let base = me.base_now(&from);
                     let removal = (base != Base::Absent).then(|| (from.target.clone(), base, from.durability));
                     let mut changes = me.stage.commit_all(vec![(draft, written)], removal.into_iter().collect())?;

@@ -207,8 +207,9 @@ impl Engine {
                 return;
             }
         };
-        let metadata = vec![(OPERATION_METADATA.to_owned(), marker.to_string())];
-        let begun = attached.source.begin_upload(&stream.target().key, metadata).await;
+        let mut metadata = stream.begin_described().metadata();
+        metadata.push((OPERATION_METADATA.to_owned(), marker.to_string()));
+        let begun = attached.source.begin_upload(&stream.target().key, metadata.into()).await;
         attached.health.note(&begun);
         self.stage.early_begun(&stream, begun.as_ref().ok());
         wake.notify_one();

@@ -8,8 +8,8 @@ use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Base, Change, Content, OperationId, Settled, Target};
 use penstock_types::faults::{Safeguard, Step, is_left_out, under_way};
 use penstock_types::{
-    ByteRange, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, PAGE_SIZE, Precondition, PutRequest,
-    Result, TreePath, Version,
+    ByteRange, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, ObjectStat, PAGE_SIZE, Posix,
+    Precondition, PutRequest, Result, TreePath, Version,
 };
 use tokio::sync::Semaphore;
 
@@ -31,9 +31,9 @@ const SHOWN_LONGER_US: i64 = 600_000_000;
 /// What was found in the way of a change.
 enum Found {
     /// The change itself.
-    Ours(ObjectAttributes),
+    Ours(ObjectStat),
     /// A later change of the same key.
-    Later(ObjectAttributes),
+    Later(ObjectStat),
     /// Nothing, any more.
     Nothing,
 }
@@ -45,15 +45,21 @@ pub(super) struct Stored {
     pub(super) sums: Vec<u32>,
     /// The change itself, and not a later one that took its place.
     pub(super) is_it: bool,
+    /// What the source keeps of its attributes.
+    pub(super) posix: Posix,
 }
 
 impl Stored {
-    fn later(attributes: ObjectAttributes) -> Self {
-        Self { attributes, sums: Vec::new(), is_it: false }
+    fn later(found: ObjectStat) -> Self {
+        Self { is_it: false, ..Self::found(found) }
     }
 
-    pub(super) fn it(attributes: ObjectAttributes, sums: Vec<u32>) -> Self {
-        Self { attributes, sums, is_it: true }
+    fn found(found: ObjectStat) -> Self {
+        Self::it(found.attributes, Vec::new(), Posix::of(&found.metadata))
+    }
+
+    pub(super) fn it(attributes: ObjectAttributes, sums: Vec<u32>, posix: Posix) -> Self {
+        Self { attributes, sums, is_it: true, posix }
     }
 }
 
@@ -97,9 +103,10 @@ impl Engine {
         let brought = match change.content() {
             Content::Remove => self.bring_removal(&attached, change).await.map(|()| None),
             Content::Put { .. } if Self::is_manifest(change) => self.bring_manifest(&attached, change).await.map(Some),
-            Content::Put { size, .. } | Content::Copy { size, .. } | Content::Patch { size, .. } => {
-                self.bring_content(&attached, change, *size).await.map(Some)
-            }
+            Content::Put { size, .. }
+            | Content::Copy { size, .. }
+            | Content::Patch { size, .. }
+            | Content::Adorned { size, .. } => self.bring_content(&attached, change, *size).await.map(Some),
         };
         attached.health.note(&brought);
         match brought {
@@ -136,8 +143,11 @@ impl Engine {
     /// The source has the change: its bytes become the cached ones of the new version, and the stage lets go of it.
     async fn settle(self: &Arc<Self>, attached: &Arc<Attached>, change: &Arc<Change>, stored: Option<Stored>) {
         let settled = match stored {
-            None => Settled::Removed { moment: self.catalog.now() },
-            Some(Stored { attributes, sums, is_it }) => {
+            None => {
+                self.catalog.strip(&attached.scope, &change.target().key);
+                Settled::Removed { moment: self.catalog.now() }
+            }
+            Some(Stored { attributes, sums, is_it, posix }) => {
                 let object = object_id(attached, change.target().key.clone(), &attributes.version);
                 let original = change.original().filter(|_| is_it);
                 let original = original.map(|original| object_id(attached, original.key, &original.version));
@@ -152,7 +162,12 @@ impl Engine {
                 if let Err(error) = adopted {
                     tracing::debug!(%error, "an uploaded file is not kept in the cache");
                 }
-                Settled::Stored { attributes, moment: self.catalog.now() }
+                self.note_posix(&attached.scope, &change.target().key, &attributes, posix);
+                let moment = self.catalog.now();
+                match posix.is_empty() {
+                    true => Settled::Stored { attributes, moment },
+                    false => Settled::Adorned { attributes, moment, posix },
+                }
             }
         };
         let step = under_way(Step::Settling);
@@ -225,14 +240,14 @@ impl Engine {
 
     /// The manifest of a set: what is put names the versions that its files have in the source.
     async fn bring_manifest(&self, attached: &Attached, change: &Arc<Change>) -> Result<Stored> {
-        let attributes = match self.put_manifest(attached, change).await {
+        let stored = match self.put_manifest(attached, change).await {
             Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
-                Found::Ours(attributes) | Found::Later(attributes) => attributes,
+                Found::Ours(found) | Found::Later(found) => found.attributes,
                 Found::Nothing => return Err(error),
             },
             put => put?,
         };
-        Ok(Stored::it(attributes, Vec::new()))
+        Ok(Stored::it(stored, Vec::new(), Posix::default()))
     }
 
     async fn bring_removal(&self, attached: &Attached, change: &Change) -> Result<()> {
@@ -294,13 +309,13 @@ impl Engine {
         };
         let stored = match sent {
             Err(error) if error.kind() == ErrorKind::Conflict => match self.find_out(attached, change, &error).await? {
-                Found::Ours(attributes) => {
+                Found::Ours(found) => {
                     self.give_up_upload(attached, change).await;
-                    Stored::it(attributes, Vec::new())
+                    Stored::found(found)
                 }
-                Found::Later(attributes) => {
+                Found::Later(found) => {
                     self.give_up_upload(attached, change).await;
-                    return Ok(Stored::later(attributes));
+                    return Ok(Stored::later(found));
                 }
                 // Whoever removed what was to be replaced, be it a later change of ours before the node was killed:
                 // nobody's bytes are in the way.
@@ -308,8 +323,8 @@ impl Engine {
             },
             Err(error) if error.kind() == ErrorKind::StaleVersion && change.original().is_some() => {
                 match self.find_out_without_original(attached, change, error).await? {
-                    Found::Ours(attributes) => Stored::it(attributes, Vec::new()),
-                    Found::Later(attributes) => return Ok(Stored::later(attributes)),
+                    Found::Ours(found) => Stored::found(found),
+                    Found::Later(found) => return Ok(Stored::later(found)),
                     Found::Nothing => return Err(replaced(attached, &change.target().key)),
                 }
             }
@@ -322,7 +337,7 @@ impl Engine {
                 .fact("sent", size)
                 .fact("is", stored.attributes.size));
         }
-        Ok(stored)
+        self.adorn_stored(attached, change, stored).await
     }
 
     /// What is in the way of a change whose condition did not hold. An earlier try may have been carried out without our
@@ -337,12 +352,10 @@ impl Engine {
         let operation = found.metadata.iter().find(|(name, _)| name == OPERATION_METADATA);
         let operation = operation.and_then(|(_, value)| value.parse::<OperationId>().ok());
         match operation {
-            Some(operation) if [change.operation(), change.marker()].contains(&operation) => {
-                Ok(Found::Ours(found.attributes))
-            }
-            Some(operation) if self.is_later(change, operation) => Ok(Found::Later(found.attributes)),
+            Some(operation) if [change.operation(), change.marker()].contains(&operation) => Ok(Found::Ours(found)),
+            Some(operation) if self.is_later(change, operation) => Ok(Found::Later(found)),
             // One empty directory is as good as another.
-            _ if is_marker(change) && found.attributes.size == 0 => Ok(Found::Ours(found.attributes)),
+            _ if is_marker(change) && found.attributes.size == 0 => Ok(Found::Ours(found)),
             // The store was busy with the key, and what was to be replaced is still there.
             _ if !is_weak(&found.attributes.version) && change.base() == Base::Version(found.attributes.version) => {
                 Err(refused.clone().with_kind(ErrorKind::Unavailable))
@@ -404,12 +417,13 @@ impl Engine {
             self.give_up_upload(attached, change).await;
             let part = self.part(file, ByteRange::new(0, size)).await?;
             let (key, body) = (change.target().key.clone(), part.bytes);
-            let request = PutRequest { key, body, precondition, metadata: metadata(change) };
+            let metadata = self.metadata_of(attached, change);
+            let posix = Posix::of(&metadata);
             let step = under_way(Step::Completion);
-            let attributes = attached.source.put(request).await?;
+            let attributes = attached.source.put(PutRequest { key, body, precondition, metadata }).await?;
             drop(step);
             self.stage.brought(size);
-            Stored::it(attributes, part.sums)
+            Stored::it(attributes, part.sums, posix)
         } else {
             self.send_in_parts(attached, change, file, precondition).await?
         };

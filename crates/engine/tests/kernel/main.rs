@@ -4,6 +4,7 @@
 
 mod expiry;
 mod mount;
+mod posix;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use penstock_types::{AttributeChange, CreatedNode, ErrorKind, NodeId, NodeWriter, OpenedNode, Replace, TreePath};
+use penstock_types::{
+    AttributeChange, CreatedNode, ErrorKind, NodeId, NodeWriter, OpenedNode, Posix, Replace, TreePath,
+};
 
 use crate::mount::Mount;
 use crate::support::{Bench, Setup};
@@ -19,7 +21,7 @@ fn writer(opened: &OpenedNode) -> &Arc<dyn NodeWriter> {
 
 impl Mount {
     fn create(&self, parent: NodeId, name: &str) -> CreatedNode {
-        self.wait(self.tree.create(parent, name, false, false)).unwrap()
+        self.wait(self.tree.create(parent, name, Posix::default(), (false, false))).unwrap()
     }
 
     fn write(&self, opened: &OpenedNode, offset: u64, data: &[u8]) {
@@ -192,7 +194,7 @@ fn truncating_fetches_nothing() {
     mount.close(opened);
     assert_eq!(mount.bench.metrics.source_read_requests.get(), 0);
     assert_eq!(mount.all(NodeId::ROOT, "a"), b"new");
-    let cut = AttributeChange { size: Some(2), modified_ms: None };
+    let cut = AttributeChange { size: Some(2), ..AttributeChange::default() };
     let node = mount.found(NodeId::ROOT, "a").node;
     assert_eq!(mount.wait(mount.tree.set_attributes(node, cut)).unwrap().found.unwrap().size, 2);
     assert_eq!(mount.all(NodeId::ROOT, "a"), b"ne");
@@ -293,13 +295,13 @@ fn a_file_that_is_removed_while_it_is_open_stays_readable_and_writable_and_never
 fn exclusive_creation_and_renames_without_replacing_find_what_is_open() {
     let mount = mount("exclusive");
     let created = mount.create(NodeId::ROOT, "a");
-    let taken = mount.wait(mount.tree.create(NodeId::ROOT, "a", true, false)).err().unwrap();
+    let taken = mount.wait(mount.tree.create(NodeId::ROOT, "a", Posix::default(), (true, false))).err().unwrap();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
     mount.put_file(NodeId::ROOT, "b", b"b");
     let taken = mount.wait(mount.tree.rename((NodeId::ROOT, "b"), (NodeId::ROOT, "a"), Replace::No)).unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
     mount.close(created.opened);
-    let taken = mount.wait(mount.tree.create(NodeId::ROOT, "a", true, false)).err().unwrap();
+    let taken = mount.wait(mount.tree.create(NodeId::ROOT, "a", Posix::default(), (true, false))).err().unwrap();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
 }
 
@@ -367,19 +369,24 @@ fn a_directory_is_renamed_with_all_that_is_below_and_the_kernel_goes_on_with_its
     assert_eq!(mount.keys(), ["to/cold", "to/deep/open", "to/empty/", "to/staged"]);
 }
 
+fn given_time(modified_ms: i64) -> AttributeChange {
+    let posix = Posix { modified_ns: Some(modified_ms * 1_000_000), ..Posix::default() };
+    AttributeChange { posix, ..AttributeChange::default() }
+}
+
 #[test]
 fn a_time_that_is_given_is_shown_while_the_source_has_not_got_the_file() {
     let mount = mount("times");
     let created = mount.create(NodeId::ROOT, "a");
     mount.write(&created.opened, 0, b"x");
     let node = created.looked.found.unwrap().node;
-    let given = AttributeChange { size: None, modified_ms: Some(1_000_000_000_000) };
+    let given = given_time(1_000_000_000_000);
     mount.wait(mount.tree.set_attributes(node, given)).unwrap();
     mount.close(created.opened);
-    assert_eq!(mount.found(NodeId::ROOT, "a").modified_ms, 1_000_000_000_000);
-    let later = AttributeChange { size: None, modified_ms: Some(1_100_000_000_000) };
+    assert_eq!(mount.found(NodeId::ROOT, "a").posix, given.posix);
+    let later = given_time(1_100_000_000_000);
     mount.wait(mount.tree.set_attributes(mount.found(NodeId::ROOT, "a").node, later)).unwrap();
-    assert_eq!(mount.found(NodeId::ROOT, "a").modified_ms, 1_100_000_000_000);
+    assert_eq!(mount.found(NodeId::ROOT, "a").posix, later.posix);
     assert_eq!(mount.all(NodeId::ROOT, "a"), b"x");
 }
 
@@ -408,7 +415,7 @@ fn a_mount_of_a_read_only_attachment_changes_nothing() {
     let node = mount.found(NodeId::ROOT, "a").node;
     for error in [
         mount.wait(mount.tree.open_for_writing(node, true)).err(),
-        mount.wait(mount.tree.create(NodeId::ROOT, "b", false, false)).err(),
+        mount.wait(mount.tree.create(NodeId::ROOT, "b", Posix::default(), (false, false))).err(),
         mount.wait(mount.tree.remove(NodeId::ROOT, "a")).err(),
         mount.wait(mount.tree.make_directory(NodeId::ROOT, "d")).err(),
         mount.wait(mount.tree.rename((NodeId::ROOT, "a"), (NodeId::ROOT, "b"), Replace::Yes)).err(),

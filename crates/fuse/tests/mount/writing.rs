@@ -281,20 +281,23 @@ fn space_is_allocated_and_given_back() {
 }
 
 #[test]
-fn times_are_kept_modes_are_the_mounts_and_so_are_owners() {
+fn times_modes_and_owners_are_kept_and_are_the_mounts_where_nobody_has_said_others() {
     let Some(bench) = bench(&[("a", b"of a")]) else { return };
     let (path, file) = (bench.path("a"), options().open(bench.path("a")).unwrap());
     let shown = || fs::metadata(&path).unwrap();
     file.set_modified(UNIX_EPOCH + Duration::from_millis(1_234_567)).unwrap();
     assert_eq!((shown().mtime(), shown().mtime_nsec()), (1234, 567_000_000));
+    assert_eq!((shown().permissions().mode(), shown().uid(), shown().gid()), (0o100_644, 1234, 4321));
     file.set_times(fs::FileTimes::new().set_accessed(UNIX_EPOCH)).unwrap();
     assert_eq!(shown().mtime(), 1234, "nobody keeps when it was read");
     rustix::fs::utimensat(rustix::fs::CWD, &path, &now(), rustix::fs::AtFlags::empty()).unwrap();
     assert!(shown().mtime() > 1_600_000_000);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    assert_eq!(shown().permissions().mode(), 0o100_644);
-    std::os::unix::fs::chown(&path, Some(1), Some(1)).unwrap();
-    assert_eq!((shown().uid(), shown().gid()), (1234, 4321));
+    assert_eq!(shown().permissions().mode(), 0o100_600);
+    std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+    assert_eq!((shown().uid(), shown().gid()), (1, 4321));
+    let made = options().create_new(true).mode(0o751).open(bench.path("made")).unwrap();
+    assert_eq!(made.metadata().unwrap().permissions().mode(), 0o100_751);
 }
 
 fn now() -> rustix::fs::Timestamps {

@@ -19,9 +19,9 @@ use futures_util::{StreamExt, stream};
 use rustix::fs::OFlags;
 
 use penstock_types::{
-    ByteRange, Capabilities, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest,
-    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest, Result,
-    Source, SourceId, UploadId, UploadInfo, Version,
+    ByteRange, Capabilities, CompletedPart, CopiedRange, CopyRequest, Description, Error, ErrorKind, ListPage,
+    ListRequest, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, PartInfo, Precondition, PutRequest, ReadRequest,
+    Result, Source, SourceId, UploadId, UploadInfo, Version,
 };
 
 use crate::check;
@@ -42,6 +42,8 @@ struct Inner {
     parked: Parked,
     leaving: directories::Leaving,
     read_only: bool,
+    /// The file system keeps extended attributes.
+    metadata: bool,
 }
 
 impl Directory {
@@ -51,7 +53,8 @@ impl Directory {
         let writable = rustix::fs::accessat(&root.fd, ".", rustix::fs::Access::WRITE_OK, rustix::fs::AtFlags::empty());
         let id = SourceId::from(format!("file:{}", path.display()).as_str());
         let (parked, leaving, read_only) = (Parked::default(), directories::Leaving::default(), writable.is_err());
-        Ok(Self { id, inner: Arc::new(Inner { root, parked, leaving, read_only }) })
+        let metadata = publish::keeps_metadata(&root);
+        Ok(Self { id, inner: Arc::new(Inner { root, parked, leaving, read_only, metadata }) })
     }
 
     fn action(&self, verb: &str, key: &ObjectKey) -> String {
@@ -94,6 +97,8 @@ impl Source for Directory {
             list_start_after: true,
             binary_keys: true,
             weak_versions: false,
+            metadata: self.inner.metadata,
+            headers: false,
             read_only: self.inner.read_only,
         }
     }
@@ -107,10 +112,10 @@ impl Source for Directory {
         self.blocking(&self.action("stat", &key), move |inner, action| {
             if let Some(path) = directories::of(&key) {
                 let attributes = directories::stat(&inner.root, action, path)?;
-                return Ok(ObjectStat { attributes, metadata: Vec::new() });
+                return Ok(ObjectStat { attributes, metadata: Vec::new(), headers: Vec::new() });
             }
             let (fd, attributes) = inner.root.open_object(action, &key, OFlags::PATH)?;
-            Ok(ObjectStat { attributes, metadata: publish::metadata_of(&fd) })
+            Ok(ObjectStat { attributes, metadata: publish::metadata_of(&fd), headers: Vec::new() })
         })
         .await
     }
@@ -177,10 +182,11 @@ impl Source for Directory {
         .await
     }
 
-    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
+    async fn begin_upload(&self, key: &ObjectKey, description: Description) -> Result<UploadId> {
         let key = key.clone();
         let action = self.action("begin upload of", &key);
-        self.blocking(&action, move |inner, action| uploads::begin(&inner.root, action, &key, &metadata)).await
+        self.blocking(&action, move |inner, action| uploads::begin(&inner.root, action, &key, &description.metadata))
+            .await
     }
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {

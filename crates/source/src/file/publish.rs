@@ -242,7 +242,8 @@ pub(super) fn copy(root: &Root, action: &str, request: &CopyRequest) -> Result<O
     if let Some(version) = &request.from_version {
         check::precondition(action, &Precondition::Version(version.clone()), Some(&attributes.version))?;
     }
-    let metadata = request.metadata.clone().unwrap_or_else(|| metadata_of(&from));
+    let metadata = request.description.as_ref().map(|kept| kept.metadata.clone());
+    let metadata = metadata.unwrap_or_else(|| metadata_of(&from));
     let mut draft = Draft::new(root, action)?;
     let mut from = File::from(from);
     std::io::copy(&mut from, &mut draft.file).map_err(|error| io_error(action, &error))?;
@@ -280,6 +281,13 @@ pub(super) fn delete(root: &Root, action: &str, key: &ObjectKey, version: Option
         Ok(()) | Err(Errno::NOENT) => rustix::fs::fsync(&parent).map_err(|errno| error_of(action, errno)),
         Err(errno) => Err(error_of(action, errno)),
     }
+}
+
+/// Whether the file system of a directory keeps user metadata.
+pub(super) fn keeps_metadata(root: &Root) -> bool {
+    let mut value = [0u8; 1];
+    let asked = rustix::fs::fgetxattr(&root.fd, format!("{METADATA_PREFIX}trial"), &mut value[..]);
+    !matches!(asked, Err(Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
 /// User metadata of a file, sorted by name; none where the file system keeps none.

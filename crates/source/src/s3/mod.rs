@@ -22,9 +22,9 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use penstock_types::{
-    Capabilities, Clock, CompletedPart, CopiedRange, CopyRequest, Error, ErrorKind, ListPage, ListRequest, Metrics,
-    ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest, ReadRequest,
-    Result, Source, SourceId, SourceSpec, UploadId, UploadInfo, Version,
+    Capabilities, Clock, CompletedPart, CopiedRange, CopyRequest, Description, Error, ErrorKind, ListPage, ListRequest,
+    Metrics, ObjectAttributes, ObjectBody, ObjectKey, ObjectStat, Observed, PartInfo, Precondition, PutRequest,
+    ReadRequest, Result, Source, SourceId, SourceSpec, UploadId, UploadInfo, Version,
 };
 
 use crate::environment::Environment;
@@ -302,6 +302,8 @@ impl Source for S3 {
             list_start_after: true,
             binary_keys: false,
             weak_versions: false,
+            metadata: true,
+            headers: true,
             read_only: false,
         }
     }
@@ -343,8 +345,8 @@ impl Source for S3 {
         self.delete_object(key, version).await
     }
 
-    async fn begin_upload(&self, key: &ObjectKey, metadata: Vec<(String, String)>) -> Result<UploadId> {
-        self.begin_multipart(key, &metadata).await
+    async fn begin_upload(&self, key: &ObjectKey, description: Description) -> Result<UploadId> {
+        self.begin_multipart(key, &description).await
     }
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo> {

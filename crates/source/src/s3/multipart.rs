@@ -6,8 +6,8 @@ use ::http::{HeaderName, Method};
 use bytes::Bytes;
 
 use penstock_types::{
-    CompletedPart, CopiedRange, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition, Result,
-    UploadId, UploadInfo,
+    CompletedPart, CopiedRange, Description, Error, ErrorKind, ObjectAttributes, ObjectKey, PartInfo, Precondition,
+    Result, UploadId, UploadInfo,
 };
 
 use super::version::{quoted, version_in, version_of};
@@ -22,10 +22,11 @@ const MAX_PART_PAGES: usize = 64;
 const MAX_UPLOAD_PAGES: usize = 1000;
 
 impl S3 {
-    pub(super) async fn begin_multipart(&self, key: &ObjectKey, metadata: &[(String, String)]) -> Result<UploadId> {
+    pub(super) async fn begin_multipart(&self, key: &ObjectKey, description: &Description) -> Result<UploadId> {
         let action = self.action("begin upload of", key);
         check::key(&action, key)?;
-        let call = Call::new(Method::POST, self.address.uri(key, &[("uploads", b"")])?).metadata(&action, metadata)?;
+        let call =
+            Call::new(Method::POST, self.address.uri(key, &[("uploads", b"")])?).description(&action, description)?;
         let (result, _): (xml::InitiateMultipartUploadResult, _) =
             self.document(&action, Purpose::Plain, "InitiateMultipartUploadResult", call).await?;
         Ok(UploadId(result.upload_id))

@@ -17,6 +17,16 @@ use crate::check;
 
 /// Names of user metadata begin with it on the wire.
 pub(super) const METADATA_PREFIX: &str = "x-amz-meta-";
+/// Headers that a store keeps with an object and drops when its metadata is replaced; sorted.
+pub(super) const KEPT_HEADERS: [&str; 7] = [
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "expires",
+    "x-amz-storage-class",
+];
 
 impl S3 {
     pub(super) async fn stat_object(&self, key: &ObjectKey) -> Result<ObjectStat> {
@@ -36,7 +46,7 @@ impl S3 {
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, &action, "the answer has no Content-Length"))?;
         let attributes = attributes_in(&action, response.headers(), size, None)?;
         self.notice_version(&attributes.version);
-        Ok(ObjectStat { attributes, metadata: metadata_in(response.headers()) })
+        Ok(ObjectStat { attributes, metadata: metadata_in(response.headers()), headers: kept_in(response.headers()) })
     }
 
     /// A refused HEAD has no body to say why; one byte asked for by GET gets the store's words.
@@ -157,6 +167,12 @@ fn metadata_in(headers: &HeaderMap) -> Vec<(String, String)> {
     let mut metadata: Vec<(String, String)> = headers.iter().filter_map(of_user).collect();
     metadata.sort();
     metadata
+}
+
+/// The headers that belong to the object and have to be said again of a copy.
+fn kept_in(headers: &HeaderMap) -> Vec<(String, String)> {
+    let value = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
+    KEPT_HEADERS.iter().filter_map(|name| value(name)).collect()
 }
 
 /// What is left of a body that is being checked.

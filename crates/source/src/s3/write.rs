@@ -6,10 +6,10 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use hyper::body::Incoming;
 
 use penstock_types::{
-    CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectKey, Precondition, PutRequest, Result, Version,
+    CopyRequest, Description, Error, ErrorKind, ObjectAttributes, ObjectKey, Precondition, PutRequest, Result, Version,
 };
 
-use super::read::METADATA_PREFIX;
+use super::read::{KEPT_HEADERS, METADATA_PREFIX};
 use super::version::{is_weak, quoted, version_in, version_of};
 use super::{Call, MAX_ERROR_BYTES, Purpose, S3, http, modified_ms, xml};
 use crate::check;
@@ -82,8 +82,10 @@ impl S3 {
         if let Some(version) = &request.from_version {
             call = call.text(&action, COPY_SOURCE_IF_MATCH, &quoted(version))?;
         }
-        if let Some(metadata) = &request.metadata {
-            call = call.header(METADATA_DIRECTIVE, HeaderValue::from_static("REPLACE")).metadata(&action, metadata)?;
+        if let Some(description) = &request.description {
+            call = call
+                .header(METADATA_DIRECTIVE, HeaderValue::from_static("REPLACE"))
+                .description(&action, description)?;
         }
         let purpose = purpose(&request.precondition, request.from_version.as_ref());
         let (result, headers): (xml::WrittenResult, _) =
@@ -180,6 +182,15 @@ fn check_sum(action: &str, headers: &HeaderMap, sent: &HeaderValue) -> Result<()
 }
 
 impl Call {
+    pub(super) fn description(mut self, action: &str, description: &Description) -> Result<Self> {
+        for (name, value) in &description.headers {
+            if let Some(known) = KEPT_HEADERS.iter().find(|known| **known == name.as_str()) {
+                self = self.text(action, HeaderName::from_static(known), value)?;
+            }
+        }
+        self.metadata(action, &description.metadata)
+    }
+
     pub(super) fn metadata(mut self, action: &str, metadata: &[(String, String)]) -> Result<Self> {
         for (name, value) in metadata {
             let invalid = || {

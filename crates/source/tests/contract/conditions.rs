@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use penstock_types::{CopyRequest, ErrorKind, Precondition, PutRequest, Version};
+use penstock_types::{CompletedPart, CopyRequest, Description, ErrorKind, Precondition, PutRequest, Version};
 
 use crate::{Bench, Outcome, cases, ensure, kind, text};
 
@@ -19,6 +19,9 @@ cases![
     delete_of_a_version_conflicts_where_nothing_is,
     a_copy_has_the_content_and_the_metadata,
     a_copy_can_have_new_metadata,
+    headers_of_a_copy_are_kept_where_the_source_says_so,
+    headers_of_an_upload_are_those_of_its_object_where_the_source_says_so,
+    a_source_that_keeps_metadata_says_so,
     a_copy_of_what_is_not_there_is_not_found,
     a_copy_conflicts_when_its_origin_changed,
     a_copy_conflicts_where_something_is,
@@ -126,7 +129,7 @@ fn copy(bench: &Bench, from: &str, to: &str) -> CopyRequest {
         from_version: None,
         to: bench.key(to),
         precondition: Precondition::None,
-        metadata: None,
+        description: None,
     }
 }
 
@@ -155,10 +158,50 @@ async fn a_copy_has_the_content_and_the_metadata(bench: Bench) -> Outcome {
 async fn a_copy_can_have_new_metadata(bench: Bench) -> Outcome {
     origin(&bench).await?;
     let metadata = vec![("new".to_owned(), "1".to_owned())];
-    let request = CopyRequest { metadata: Some(metadata.clone()), ..copy(&bench, "from", "to") };
+    let request = CopyRequest { description: Some(metadata.clone().into()), ..copy(&bench, "from", "to") };
     bench.source.copy(request).await.map_err(text)?;
     let stat = bench.source.stat(&bench.key("to")).await.map_err(text)?;
     ensure!(stat.metadata == metadata, "{:?}", stat.metadata);
+    Ok(())
+}
+
+async fn headers_of_a_copy_are_kept_where_the_source_says_so(bench: Bench) -> Outcome {
+    let version = origin(&bench).await?;
+    let headers = vec![("content-type".to_owned(), "text/x-penstock".to_owned())];
+    let described = |metadata| Some(Description { metadata, headers: headers.clone() });
+    let request = CopyRequest { description: described(Vec::new()), ..copy(&bench, "from", "to") };
+    bench.source.copy(request).await.map_err(text)?;
+    let told = bench.source.stat(&bench.key("to")).await.map_err(text)?.headers;
+    let kept = bench.source.capabilities().headers;
+    ensure!(headers.iter().all(|header| told.contains(header) == kept), "kept: {kept}, told: {told:?}");
+    // Onto itself, with what a stat told.
+    let metadata = vec![("new".to_owned(), "1".to_owned())];
+    let description = Some(Description { metadata: metadata.clone(), headers: told.clone() });
+    let onto = CopyRequest { from_version: Some(version), description, ..copy(&bench, "from", "from") };
+    bench.source.copy(onto).await.map_err(text)?;
+    let stat = bench.source.stat(&bench.key("from")).await.map_err(text)?;
+    ensure!(stat.metadata == metadata && stat.headers == told, "{stat:?}");
+    ensure!(bench.content("from", 7).await? == "content", "another content");
+    Ok(())
+}
+
+async fn headers_of_an_upload_are_those_of_its_object_where_the_source_says_so(bench: Bench) -> Outcome {
+    let (key, header) = (bench.key("up"), ("content-type".to_owned(), "text/x-penstock".to_owned()));
+    let description = Description { metadata: Vec::new(), headers: vec![header.clone()] };
+    let upload = bench.source.begin_upload(&key, description).await.map_err(text)?;
+    let part = bench.source.put_part(&key, &upload, 1, Bytes::from_static(b"x")).await.map_err(text)?;
+    let parts = [CompletedPart { number: 1, etag: part.etag }];
+    bench.source.complete_upload(&key, &upload, &parts, Precondition::None).await.map_err(text)?;
+    let told = bench.source.stat(&key).await.map_err(text)?.headers;
+    ensure!(told.contains(&header) == bench.source.capabilities().headers, "{told:?}");
+    Ok(())
+}
+
+async fn a_source_that_keeps_metadata_says_so(bench: Bench) -> Outcome {
+    origin(&bench).await?;
+    let stat = bench.source.stat(&bench.key("from")).await.map_err(text)?;
+    let kept = stat.metadata == [("kept".to_owned(), "yes".to_owned())];
+    ensure!(kept == bench.source.capabilities().metadata, "{:?}", stat.metadata);
     Ok(())
 }
 

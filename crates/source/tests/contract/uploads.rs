@@ -34,7 +34,7 @@ fn as_completed(parts: &[PartInfo]) -> Vec<CompletedPart> {
 }
 
 async fn begin(bench: &Bench) -> Result<UploadId, String> {
-    bench.source.begin_upload(&bench.key("up"), Vec::new()).await.map_err(text)
+    bench.source.begin_upload(&bench.key("up"), Vec::new().into()).await.map_err(text)
 }
 
 async fn store(bench: &Bench, upload: &UploadId, number: u32, body: Bytes) -> Result<PartInfo, String> {
@@ -182,7 +182,7 @@ async fn an_aborted_upload_is_gone_and_aborting_it_again_succeeds(bench: Bench) 
 async fn metadata_of_an_upload_is_that_of_its_object(bench: Bench) -> Outcome {
     let key = bench.key("up");
     let metadata = vec![("mode".to_owned(), "644".to_owned())];
-    let upload = bench.source.begin_upload(&key, metadata.clone()).await.map_err(text)?;
+    let upload = bench.source.begin_upload(&key, metadata.clone().into()).await.map_err(text)?;
     let stored = store(&bench, &upload, 1, part(7, 10)).await?;
     let parts = as_completed(&[stored]);
     bench.source.complete_upload(&key, &upload, &parts, Precondition::None).await.map_err(text)?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use penstock_types::{
     Answer, ByteRange, Error, ErrorKind, Expired, KernelExpiry, KernelTree, ListedNode, Looked, NodeAttributes,
-    NodeFile, NodeId, NodePage, OpenedNode, Result, TreeSpace,
+    NodeFile, NodeId, NodePage, OpenedNode, Posix, Result, TreeSpace,
 };
 
 const VALID: Duration = Duration::from_secs(60);
@@ -150,6 +150,7 @@ impl MemoryTree {
             is_directory: node <= MANY,
             size: self.files.get(&node).map_or(0, |file| file.bytes.len() as u64),
             modified_ms: 1_700_000_000_123,
+            posix: Posix::default(),
         });
         Looked { found, name_valid: VALID, attributes_valid: VALID }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use penstock_types::{
     Answer, AttributeChange, ByteRange, CreatedNode, Error, ErrorKind, KernelTree, ListedNode, Looked, NodeAttributes,
-    NodeFile, NodeId, NodePage, NodeWriter, OpenedNode, Replace, Result, TreeSpace,
+    NodeFile, NodeId, NodePage, NodeWriter, OpenedNode, Posix, Replace, Result, TreeSpace,
 };
 
 use tokio::sync::Notify;
@@ -156,7 +156,7 @@ enum Node {
     Directory(BTreeMap<String, u64>),
     File {
         content: Arc<Content>,
-        modified_ms: i64,
+        posix: Posix,
         /// Whether it is a version that stays what it is.
         is_settled: bool,
     },
@@ -192,7 +192,7 @@ impl WritableTree {
     fn file(&self, bytes: Vec<u8>, is_settled: bool) -> Node {
         let counts = Arc::clone(&self.counts);
         let content = Content { bytes: Mutex::new(bytes), dirty: AtomicBool::new(!is_settled), counts };
-        Node::File { content: Arc::new(content), modified_ms: 1_700_000_000_123, is_settled }
+        Node::File { content: Arc::new(content), posix: Posix::default(), is_settled }
     }
 
     fn add(&self, nodes: &mut BTreeMap<u64, Node>, parent: u64, name: &str, node: Node) -> u64 {
@@ -217,11 +217,11 @@ fn names_of(nodes: &mut BTreeMap<u64, Node>, node: u64) -> &mut BTreeMap<String,
 
 fn shown(nodes: &BTreeMap<u64, Node>, node: Option<u64>) -> Looked {
     let found = node.map(|number| {
-        let (is_directory, size, modified_ms) = match &nodes[&number] {
-            Node::Directory(_) => (true, 0, 0),
-            Node::File { content, modified_ms, .. } => (false, content.bytes().len() as u64, *modified_ms),
+        let (is_directory, size, modified_ms, posix) = match &nodes[&number] {
+            Node::Directory(_) => (true, 0, 0, Posix::default()),
+            Node::File { content, posix, .. } => (false, content.bytes().len() as u64, 1_700_000_000_123, *posix),
         };
-        NodeAttributes { node: NodeId(number), is_directory, size, modified_ms }
+        NodeAttributes { node: NodeId(number), is_directory, size, modified_ms, posix }
     });
     Looked { found, name_valid: VALID, attributes_valid: VALID }
 }
@@ -292,16 +292,23 @@ impl KernelTree for WritableTree {
         self.counts.answer(Ok(Self::opened(content, true)))
     }
 
-    fn create(&self, parent: NodeId, name: &str, exclusive: bool, truncate: bool) -> Answer<CreatedNode> {
+    fn create(
+        &self,
+        parent: NodeId,
+        name: &str,
+        made: Posix,
+        (exclusive, truncate): (bool, bool),
+    ) -> Answer<CreatedNode> {
         let mut nodes = self.nodes();
         let there = names_of(&mut nodes, parent.0).get(name).copied();
         if there.is_some() && exclusive {
             return self.counts.answer(failed(ErrorKind::AlreadyExists));
         }
         let node = there.unwrap_or_else(|| self.add(&mut nodes, parent.0, name, self.file(Vec::new(), false)));
-        let Node::File { content, .. } = &nodes[&node] else {
+        let Some(Node::File { content, posix, .. }) = nodes.get_mut(&node) else {
             return self.counts.answer(failed(ErrorKind::IsADirectory));
         };
+        *posix = posix.merged(made);
         if truncate {
             content.resize(0);
         }
@@ -353,8 +360,8 @@ impl KernelTree for WritableTree {
 
     fn set_attributes(&self, node: NodeId, change: AttributeChange) -> Answer<Looked> {
         let mut nodes = self.nodes();
-        if let Some(Node::File { content, modified_ms, .. }) = nodes.get_mut(&node.0) {
-            *modified_ms = change.modified_ms.unwrap_or(*modified_ms);
+        if let Some(Node::File { content, posix, .. }) = nodes.get_mut(&node.0) {
+            *posix = posix.merged(change.posix.beyond(change.shown));
             if let Some(size) = change.size {
                 content.resize(usize::try_from(size).unwrap());
             }
