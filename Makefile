@@ -96,7 +96,7 @@ soak: core-release servers ## what takes long: a million checked reads, long fuz
 	$(call say,a million checked reads and hundreds of kills)
 	@pytest -m soak --timeout 7200 $(ARGS)
 	$(call say,every decoder and model against $(FUZZ_CASES) random cases each)
-	@PROPTEST_CASES=$(FUZZ_CASES) $(as-maturin) cargo test --workspace --locked --lib --test faults
+	@PROPTEST_CASES=$(FUZZ_CASES) $(as-maturin) cargo test --workspace --locked --lib --test faults --no-fail-fast
 
 wheel: $(VENV)/.requirements ## one wheel with everything in it, in dist
 	$(call say,wheel)

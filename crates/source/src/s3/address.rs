@@ -26,6 +26,7 @@ impl Address {
     /// Checks the parts of an S3 source.
     pub(crate) fn new(bucket: &str, endpoint: Option<&str>, region: &str, virtual_host: Option<bool>) -> Result<Self> {
         check_bucket(bucket)?;
+        check_region(bucket, region)?;
         let (scheme, authority) = match endpoint {
             Some(endpoint) => parse_endpoint(bucket, endpoint)?,
             None => ("https", aws_authority(region)),
@@ -133,6 +134,17 @@ fn check_bucket(bucket: &str) -> Result<()> {
     Ok(())
 }
 
+/// A region becomes a part of a host and of every signature.
+fn check_region(bucket: &str, region: &str) -> Result<()> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if region.is_empty() || !region.bytes().all(fits) {
+        let action = format!("use the region {region:?} for bucket {bucket}");
+        return Err(Error::new(ErrorKind::InvalidInput, action, "a region has letters, digits, '-' and '_' only")
+            .advise("name the region of the bucket, such as us-east-1"));
+    }
+    Ok(())
+}
+
 /// Never repeats the endpoint's text in an error: somebody may have put a password into it.
 fn parse_endpoint(bucket: &str, endpoint: &str) -> Result<(&'static str, String)> {
     let invalid = |reason: &str| {
@@ -207,6 +219,14 @@ mod tests {
             assert!(Address::new("b", Some(bad), "r", None).is_err(), "{bad}");
         }
         assert!(Address::new("a/b", None, "r", None).is_err());
+    }
+
+    #[test]
+    fn a_region_that_would_lead_to_another_host_is_refused() {
+        for bad in ["", "#", "x.evil/", "a@b", "us east"] {
+            assert_eq!(Address::new("b", None, bad, None).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
+        }
+        assert!(Address::new("b", None, "eu-west-1", None).is_ok());
     }
 
     proptest! {

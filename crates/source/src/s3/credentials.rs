@@ -18,6 +18,8 @@ use penstock_types::{Error, ErrorKind, Result};
 use super::http::{HttpClient, TokenHttp};
 use crate::environment::Environment;
 
+/// Where nobody says which one it is.
+pub(crate) const DEFAULT_REGION: &str = "us-east-1";
 /// What has no expiry of its own (files, profiles) is read again after this time, so that a rotation is noticed.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
 /// Refused credentials are not loaded again more often.
@@ -321,7 +323,7 @@ pub(crate) fn default_region(reference: &Reference, environment: &Environment) -
         Reference::Profile(_) => from_profile().or_else(from_environment),
         _ => from_environment().or_else(from_profile),
     };
-    found.unwrap_or_else(|| "us-east-1".to_owned())
+    found.unwrap_or_else(|| DEFAULT_REGION.to_owned())
 }
 
 #[cfg(test)]

@@ -67,7 +67,9 @@ pub(crate) struct S3 {
 /// Identity of the bucket that a spec names; a spec that cannot be opened gets a name that nothing else has.
 pub(crate) fn identity(spec: &SourceSpec) -> String {
     let SourceSpec::S3 { bucket, endpoint, region, virtual_host, .. } = spec else { return String::new() };
-    match Address::new(bucket, endpoint.as_deref(), region.as_deref().unwrap_or_default(), *virtual_host) {
+    // No identity depends on which region it is.
+    let region = region.as_deref().unwrap_or(credentials::DEFAULT_REGION);
+    match Address::new(bucket, endpoint.as_deref(), region, *virtual_host) {
         Ok(address) => address.identity(),
         Err(_) => format!("s3:invalid/{bucket}"),
     }
