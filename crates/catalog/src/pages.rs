@@ -13,7 +13,7 @@ use crate::scan::Sight;
 use crate::scope::is_of;
 use crate::sets::is_hidden;
 use crate::store::{Change, Kind};
-use crate::timeline::is_fresh;
+use crate::timeline::{Moment, is_fresh};
 use crate::view::{PAGE_LIMIT, View};
 use crate::{Item, ItemPage};
 
@@ -30,6 +30,8 @@ struct Wanted<'a> {
     limit: usize,
     /// What is laid over the listing.
     overlay: Option<&'a Arc<dyn Overlay>>,
+    /// When it was asked for: a listing whose first request was sent since is never too old for it.
+    asked: Moment,
 }
 
 /// Where a page comes from.
@@ -54,7 +56,8 @@ impl View {
         self.refresh_set(path, false).await?;
         self.refresh_below(&directory.prefix).await?;
         let cursor = after.map(Cursor::parse).transpose()?;
-        let wanted = Wanted { kind, directory: &directory, limit: limit.clamp(1, PAGE_LIMIT), overlay };
+        let asked = self.parts.catalog.timeline.now();
+        let wanted = Wanted { kind, directory: &directory, limit: limit.clamp(1, PAGE_LIMIT), overlay, asked };
         let mut attempt = 1;
         loop {
             let shown = self.parts.sets.shown();
@@ -85,7 +88,7 @@ impl View {
         let metrics = &self.parts.catalog.metrics;
         let feed = match self.set_holding(&directory.path) {
             Some(_) => Feed::Stored(self.sight_of_nothing()?),
-            None => self.feed(wanted.kind, directory, cursor.as_ref().map(|cursor| cursor.generation))?,
+            None => self.feed(wanted, cursor.as_ref().map(|cursor| cursor.generation))?,
         };
         let cursor = cursor.unwrap_or_else(|| Cursor::start(0, &directory.prefix));
         match feed {
@@ -110,23 +113,31 @@ impl View {
         Ok(Sight { reader, generation: NO_LISTING, sent, below: None, overlay: None })
     }
 
-    /// The listing to read: the one that was begun with, else one that is fresh, else one that is under way or new.
-    fn feed(self: &Arc<Self>, kind: Kind, directory: &Directory, begun: Option<u64>) -> Result<Feed> {
+    /// The listing to read: the one that was begun with, else one that is fresh, else one that is under way or new. What
+    /// took the place of the one that was begun with or waited for is fresh enough, however many list the same at once.
+    fn feed(self: &Arc<Self>, wanted: Wanted<'_>, begun: Option<u64>) -> Result<Feed> {
+        let Wanted { kind, directory, asked, .. } = wanted;
         let scope = &self.parts.scope;
         let now = self.parts.catalog.timeline.now();
-        let covering = self.readable(kind, directory)?;
         if let Some(generation) = begun {
-            if let Some(found) = covering.iter().find(|covering| covering.listing.generation == generation) {
-                return Ok(Feed::Stored(found.sight.clone()));
-            }
-            let covers =
-                |ingest: &Ingest| ingest.generation == generation && directory.prefix.starts_with(&ingest.order.prefix);
+            let covers = |ingest: &Ingest| {
+                ingest.generation == generation
+                    && directory.prefix.starts_with(&ingest.order.prefix)
+                    && ingest.progress().borrow().outcome.is_none()
+            };
             if let Some(ingest) = scope.find(covers) {
                 return Ok(Feed::Live(ingest));
             }
         }
+        // Looked at after those under way: one that has ended meanwhile is stored, or what took its place.
+        let covering = self.readable(kind, directory)?;
+        if let Some(found) = covering.iter().find(|covering| Some(covering.listing.generation) == begun) {
+            return Ok(Feed::Stored(found.sight.clone()));
+        }
         let fresh = covering.into_iter().filter(|covering| {
-            is_fresh(self.parts.freshness, covering.sight.sent, now) && !scope.distrusts(covering.sight.sent)
+            let Sight { sent, generation, .. } = covering.sight;
+            let follows = sent > asked || begun.is_some_and(|begun| generation > begun);
+            (follows || is_fresh(self.parts.freshness, sent, now)) && !scope.distrusts(sent)
         });
         if let Some(found) = fresh.max_by_key(|covering| covering.sight.sent) {
             return Ok(Feed::Stored(found.sight));
