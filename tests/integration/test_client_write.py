@@ -299,15 +299,15 @@ def test_a_text_file_gives_its_binary_one_away(lake: Any, path: str) -> None:
     assert content_of(lake, path) == b"head tail"
 
 
-@pytest.mark.parametrize("mode", ["a", "ab", "r+", "rb+", "r+b", "w+", "w+b", "wb+", "x+"])
-def test_modes_that_change_a_file_in_place_are_refused(lake: Any, mode: str) -> None:
-    with pytest.raises(UnsupportedError, match=r"in place.*write a new content"):
-        lake.client.open("/runs/there.txt", mode)
-
-
 def test_what_does_not_go_together_is_refused(lake: Any, path: str) -> None:
     for arguments in (
         {"mode": "q"},
+        {"mode": "rw"},
+        {"mode": "wbt"},
+        {"mode": "aa"},
+        {"mode": "+"},
+        {"mode": "ab", "version": "v1"},
+        {"mode": "r+b", "encoding": "utf-8"},
         {"mode": "wb", "version": "v1"},
         {"mode": "rb", "durability": "local"},
         {"mode": "wb", "encoding": "utf-8"},

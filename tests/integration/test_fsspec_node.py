@@ -1,5 +1,6 @@
 """``penstock://`` URLs through a real node: fsspec itself, and the libraries that people use it by."""
 
+import json
 import multiprocessing
 import operator
 import pickle
@@ -9,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from penstock.errors import NotFoundError, ReadOnlyError, StaleVersionError, UnsupportedError
+from penstock.errors import NotFoundError, ReadOnlyError, StaleVersionError
 from penstock.integrations.fsspec import PenstockFileSystem
 
 pandas = pytest.importorskip("pandas")
@@ -150,13 +151,39 @@ def test_an_exception_discards_what_the_file_systems_own_open_began(runs: Any) -
     assert not fs.exists("/runs/a")
 
 
-def test_what_changes_a_file_in_place_is_refused(runs: Any) -> None:
+def test_a_file_is_appended_to_and_changed_in_part(runs: Any) -> None:
     fs = fsspec.filesystem("penstock")
-    fs.pipe("/runs/a", b"x")
-    for mode in ("ab", "a", "r+b", "w+b"):
-        with pytest.raises(UnsupportedError):
-            fs.open("/runs/a", mode)
-    assert fs.cat_file("/runs/a") == b"x"
+    for number, mode in enumerate(("ab", "ab", "a", "at")):
+        with fs.open("/runs/log", mode) as stream:
+            stream.write(str(number) if "b" not in mode else str(number).encode())
+    assert fs.cat_file("/runs/log") == b"0123"
+    with fsspec.open("penstock:///runs/log", "a") as text:
+        text.write("4")
+    with fs.open("/runs/log", "r+b") as stream:
+        assert stream.read(2) == b"01"
+        stream.seek(1)
+        stream.write(b"x")
+    with pytest.raises(ZeroDivisionError):
+        half_written(fs.open("/runs/log", "ab"), b"half")
+    assert fs.cat_file("/runs/log") == b"0x234"
+    with fs.transaction:
+        with fs.open("/runs/log", "r+b") as stream:
+            stream.write(b"y")
+        assert fs.cat_file("/runs/log") == b"0x234"
+    assert fs.cat_file("/runs/log") == b"yx234"
+
+
+def test_a_table_grows_by_pandas_and_a_log_by_lines(runs: Any) -> None:
+    url = "penstock:///runs/table.csv"
+    for number in range(3):
+        frame = pandas.DataFrame({"step": [number], "loss": [1 / (number + 1)]})
+        frame.to_csv(url, mode="a", header=number == 0, index=False)
+    assert list(pandas.read_csv(url)["step"]) == [0, 1, 2]
+    for number in range(3):
+        with fsspec.open("penstock:///runs/log.jsonl", "a") as log:
+            log.write(json.dumps({"step": number}) + "\n")
+    with fsspec.open("penstock:///runs/log.jsonl", "r") as log:
+        assert [json.loads(line)["step"] for line in log] == [0, 1, 2]
 
 
 def half_copied(fs: Any) -> None:

@@ -41,7 +41,7 @@ pub use open::{OpenFile, OpenOptions, Ready};
 pub use pattern::ReadHint;
 pub use penstock_cache::{CacheEntry, CacheUsage, RealDisk};
 pub use penstock_catalog::{Change, Snapshot, SnapshotFacts};
-pub use penstock_stage::StageStatus;
+pub use penstock_stage::{Patch, StageStatus};
 pub use pins::{Kept, WrittenCount};
 pub use sets::{SetFiles, SetRef, SetState, SetStatus};
 pub use snapshot::{Frozen, ImageOptions, attachment_of};

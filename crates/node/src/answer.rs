@@ -138,7 +138,9 @@ impl Answerer<'_> {
             }
             Request::CheckWritable { path } => self.check_writable(&path)?,
             Request::Grow { lease, to } => return self.grow(lease, to),
-            Request::Commit { lease } => return self.commit(lease),
+            Request::Edit { path, version, durability } => return self.edit(&path, &version, durability),
+            Request::Commit { lease } => return self.commit(lease, None),
+            Request::CommitPatched { lease, patch } => return self.commit(lease, Some(patch)),
             Request::WriteSmall { path, data, exclusive, durability, set } => {
                 self.write_small(&path, data, WriteOptions { exclusive, durability }, set.as_ref())?
             }

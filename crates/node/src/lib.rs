@@ -34,7 +34,7 @@ pub use logging::start_logging;
 pub use mounts::{MountSpec, MountStatus};
 pub use node::{Node, NodeStatus};
 pub use penstock_engine::SnapshotFacts;
-pub use penstock_engine::{Entry, EntryKind, EntryPage, Keep, ReadHint, SetRef};
+pub use penstock_engine::{Entry, EntryKind, EntryPage, Keep, Patch, ReadHint, SetRef};
 pub use penstock_fuse::end_connection;
 pub use snapshots::{
     SnapshotChanges, SnapshotFile, SnapshotSummary, snapshot_changes, snapshot_files, snapshot_summary,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use penstock_engine::{SetRef, WriteOptions};
-use penstock_types::{Error, ErrorKind, Result, TreePath};
+use penstock_engine::{Patch, SetRef, WriteOptions, Writing};
+use penstock_types::{Durability, Error, ErrorKind, Result, TreePath, Version};
 
 use crate::answer::{Answer, Answerer};
 use crate::protocol::{Reply, SMALL_WRITE_BYTES_MAX};
@@ -30,11 +30,22 @@ impl Answerer<'_> {
             Some(set) => self.wait(engine.create_in_set(&path, set, options.exclusive))?,
             None => self.wait(engine.create(&path, options))?,
         };
+        self.lend_draft(&path, writing, |lease| Reply::Created { lease })
+    }
+
+    /// A file to change, which becomes the content of `path` when it is committed.
+    pub fn edit(&self, path: &str, version: &Version, durability: Option<Durability>) -> Result<Answer> {
+        let path = TreePath::parse(path)?;
+        self.check_scarcity(&path)?;
+        let (writing, patch) = self.wait(self.service.engine.edit(&path, version, durability))?;
+        self.lend_draft(&path, writing, |lease| Reply::Editing { lease, patch })
+    }
+
+    fn lend_draft(&self, path: &TreePath, writing: Writing, reply: impl FnOnce(u64) -> Reply) -> Result<Answer> {
         let descriptor = writing.descriptor();
-        self.check_descriptors(&path, descriptor.as_raw_fd())?;
+        self.check_descriptors(path, descriptor.as_raw_fd())?;
         let lease = self.session.lend(Lease::Draft(Arc::new(writing)))?;
-        let reply = Reply::Created { lease };
-        Ok(Answer { reply, descriptor: Some(descriptor), granted: Some(Returned::Lease(lease)) })
+        Ok(Answer { reply: reply(lease), descriptor: Some(descriptor), granted: Some(Returned::Lease(lease)) })
     }
 
     /// Room for the bytes of a draft.
@@ -47,9 +58,12 @@ impl Answerer<'_> {
     /// A draft as the content of its file. A second request for it finds no lease once the first one succeeded.
     ///
     /// A client that goes is noticed only after the content was staged: it stays so, and is brought to the source.
-    pub fn commit(&self, lease: u64) -> Result<Answer> {
+    pub fn commit(&self, lease: u64, patch: Option<Patch>) -> Result<Answer> {
         let Some(writing) = self.session.draft(lease) else { return Ok(Reply::NotLeased.into()) };
-        let entry = self.wait(writing.commit())?;
+        let entry = match patch {
+            Some(patch) => self.wait(writing.commit_patched(patch))?,
+            None => self.wait(writing.commit())?,
+        };
         self.session.take_back([Returned::Lease(lease)], self.service.clock.monotonic());
         Ok(Reply::Entry(entry).into())
     }

@@ -18,7 +18,7 @@ use crate::errors::{exception, is_kind, raise};
 use crate::file::File;
 use crate::link::Lease;
 use crate::view::View;
-use crate::writer::{Given, Writer};
+use crate::writer::{Given, Opening, Writer};
 
 /// Entries, and the cursor of the next page.
 type Page<'py> = (Bound<'py, PyList>, Option<String>);
@@ -74,19 +74,19 @@ impl Core {
         File::open(py, &self.pool, path, version.map(Version::from))
     }
 
-    /// Opens a file for writing; with `exclusive`, only where nothing has its name. Without a durability, what the
-    /// attachment says.
-    #[pyo3(signature = (path, exclusive=false, durability=None, of_set=None))]
+    /// Opens a file for writing: in mode `wb` a new content, `xb` only where nothing has its name, `ab` behind what is
+    /// there, `rb` what is there; with a `+`, to be read as well. Without a durability, what the attachment says.
+    #[pyo3(signature = (path, mode="wb", durability=None, of_set=None))]
     fn create(
         &self,
         py: Python<'_>,
         path: String,
-        exclusive: bool,
+        mode: &str,
         durability: Option<&str>,
         of_set: Option<(String, String)>,
     ) -> PyResult<Writer> {
         let durability = durability.map(|name| durability_of(&path, name)).transpose()?;
-        Writer::open(py, &self.pool, path, exclusive, durability, of_set.map(set_ref))
+        Writer::open(py, &self.pool, path, opening_of(mode)?, durability, of_set.map(set_ref))
     }
 
     /// Begins a set of files: its id, as JSON.
@@ -526,6 +526,18 @@ fn milliseconds(seconds: f64) -> PyResult<u64> {
     let duration = Duration::try_from_secs_f64(seconds);
     let duration = duration.map_err(|_| PyValueError::new_err(format!("a timeout of {seconds} s cannot be")))?;
     Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What a file that is opened to be written begins with, and whether it is read as well.
+fn opening_of(mode: &str) -> PyResult<(Opening, bool)> {
+    let opening = match mode.trim_end_matches('+') {
+        "wb" => Opening::New,
+        "xb" => Opening::Exclusive,
+        "ab" => Opening::Append,
+        "rb" => Opening::Existing,
+        _ => return Err(PyValueError::new_err(format!("a file is written in mode wb, xb, ab or rb+, not {mode:?}"))),
+    };
+    Ok((opening, mode.ends_with('+')))
 }
 
 fn durability_of(path: &str, name: &str) -> PyResult<Durability> {

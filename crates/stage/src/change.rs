@@ -53,6 +53,9 @@ pub struct Written {
     /// Refuse with `AlreadyExists` where an earlier change of the key waits that is a file. (That its source has
     /// nothing of the name, the caller has looked, and says with [`Base::Absent`].)
     pub exclusive: bool,
+    /// Refuse with `StaleVersion` where an earlier change of the key is another one than `base`: what is committed was made
+    /// of that.
+    pub only_onto_base: bool,
     /// What was promised.
     pub durability: Durability,
     /// Modification time to show until the source has its own, milliseconds since the Unix epoch.

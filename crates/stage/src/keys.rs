@@ -32,6 +32,17 @@ impl Key {
         self.admitted.last().or(self.waiting.last())
     }
 
+    /// Whether what was made of `base` may take its place. A version of the source may: that is asked when it is brought.
+    pub fn may_follow(&self, base: &Base) -> bool {
+        match (self.newest(), base) {
+            (Some(newest), base) => *base == Base::Staged(newest.operation()),
+            (None, Base::Staged(operation)) => {
+                self.shown.as_ref().is_none_or(|shown| shown.record.operation == *operation)
+            }
+            (None, _) => true,
+        }
+    }
+
     /// The newest change that is seen.
     pub fn laid(&self) -> Option<Laid> {
         if let Some(change) = self.waiting.last() {

@@ -18,6 +18,9 @@ pub struct Patch {
 }
 
 impl Patch {
+    /// So many ranges a file is made of at most: whoever writes more brings what lies between them.
+    pub const RANGES_MAX: usize = 10_000;
+
     /// Of a file that is as the object, `size` bytes long.
     pub fn over(size: u64) -> Self {
         Self { kept: size, written: Vec::new() }
@@ -44,6 +47,18 @@ impl Patch {
             *known = known.intersect(ByteRange::new(0, size));
             !known.is_empty()
         });
+    }
+
+    /// Whether it can be what became of `before` by writing and cutting: for what somebody else says.
+    pub fn may_follow(&self, before: &Self) -> bool {
+        let is_ordered = self.written.windows(2).all(|pair| pair[0].end < pair[1].start);
+        let is_within = |range: &ByteRange| range.start < range.end && range.end <= self.kept;
+        let has = |range: &ByteRange| self.own_bytes(*range) == range.len();
+        self.kept <= before.kept
+            && self.written.len() <= Self::RANGES_MAX
+            && is_ordered
+            && self.written.iter().all(is_within)
+            && before.written.iter().all(has)
     }
 
     /// Whether nothing of the object is needed.
@@ -150,6 +165,7 @@ mod tests {
                 at = piece.end;
             }
             prop_assert_eq!(at, range.end);
+            prop_assert!(patch.may_follow(&Patch::over(size)) && patch.may_follow(&patch));
             prop_assert_eq!(patch.is_whole(), own.iter().all(|own| *own));
             prop_assert!(patch.written.windows(2).all(|pair| pair[0].end < pair[1].start));
         }

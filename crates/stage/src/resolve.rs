@@ -158,7 +158,15 @@ mod tests {
         let stage = Stage::open(StageParts { config, clock, disk, metrics, seed: 1 }).unwrap();
         let target = Target { scope: "s".into(), attachment: AttachmentId::from("a"), key: ObjectKey::from("k") };
         let (base, durability) = (Base::Absent, Durability::Local);
-        let written = Written { target, base, exclusive: false, durability, modified_ms: 0, metadata: Vec::new() };
+        let written = Written {
+            target,
+            base,
+            exclusive: false,
+            only_onto_base: false,
+            durability,
+            modified_ms: 0,
+            metadata: Vec::new(),
+        };
         let change = stage.commit_small(Bytes::from_static(b"x"), written).unwrap();
         let segment = change.progress().home.lock().unwrap().unwrap().segment;
         for (phase, is_said) in [(Phase::Held, false), (Phase::Resolving, false), (Phase::Waiting, true)] {

@@ -297,7 +297,7 @@ impl Stage {
 
     fn removal(&self, target: Target, base: Base, durability: Durability) -> Written {
         let modified_ms = self.parts.clock.wall_ms();
-        Written { target, base, exclusive: false, durability, modified_ms, metadata: Vec::new() }
+        Written { target, base, exclusive: false, only_onto_base: false, durability, modified_ms, metadata: Vec::new() }
     }
 
     fn put(&self, written: Written, new: NewFile) -> Result<Arc<Change>> {

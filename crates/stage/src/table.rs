@@ -108,6 +108,11 @@ impl Table {
     /// What a change would replace now.
     pub fn admission(&self, written: &Written) -> Result<Admission> {
         let key = self.key(&written.target);
+        if written.only_onto_base && key.is_some_and(|key| !key.may_follow(&written.base)) {
+            let error =
+                Error::new(ErrorKind::StaleVersion, "write", "it was changed after it was opened to be changed");
+            return Err(error.advise("open it again, and change what is there now"));
+        }
         let Some(newest) = key.and_then(Key::newest) else {
             return Ok(Admission { base: self.resolve(&written.base, key)?, replaced: None });
         };

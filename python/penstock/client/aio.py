@@ -147,15 +147,15 @@ class AsyncClient:
 
     @overload
     async def open(
-        self, path: TreePath, mode: Literal["wb", "xb"], *, durability: Durability | None = None
+        self, path: TreePath, mode: Literal["wb", "xb", "ab"], *, durability: Durability | None = None
     ) -> AsyncWriter: ...
 
     async def open(
         self, path: TreePath, mode: str = "rb", *, version: str | None = None, durability: str | None = None
     ) -> AsyncFile | AsyncWriter:
-        """Opens a file for reading one version of it, or for writing a new one; bytes only."""
-        if mode not in ("rb", "wb", "xb"):
-            raise ValueError(f"open {os.fspath(path)}: mode {mode!r} is none of rb, wb, xb")
+        """Opens a file for reading one version of it, for writing a new one, or for appending to it; bytes only."""
+        if mode not in ("rb", "wb", "xb", "ab"):
+            raise ValueError(f"open {os.fspath(path)}: mode {mode!r} is none of rb, wb, xb, ab")
         opened = partial(self.client.open, path, mode, version=version, durability=durability)
         file: Any = await asyncio.to_thread(opened)
         return AsyncFile(file) if mode == "rb" else AsyncWriter(file)

@@ -9,7 +9,8 @@ from penstock._native import Core
 from penstock.client.control import Control
 from penstock.client.job import Job
 from penstock.client.launch import start_node
-from penstock.errors import InvalidInputError, PenstockError, UnavailableError, UnsupportedError
+from penstock.client.modes import checked_mode
+from penstock.errors import InvalidInputError, PenstockError, UnavailableError
 from penstock.home import locate
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from penstock._native import Entry, File, Lease, View, Writer
     from penstock.client.conflicts import Conflict, Keep
+    from penstock.client.edited import Editor
     from penstock.client.sets import SetFile, SetInfo, SetWriter
     from penstock.client.text import TextWriter
     from penstock.policies.attachments import AttachOptions
@@ -38,9 +40,6 @@ TreePath: TypeAlias = "str | os.PathLike[str]"
 
 Durability: TypeAlias = Literal["local", "source"]
 """What a successful close promises: synced on this node, or accepted by the source."""
-
-READ_MODES = ("rb", "r", "rt")
-WRITE_MODES = ("wb", "xb", "w", "wt", "x", "xt")
 
 PAGE_ENTRIES = 8192
 """Entries of one round trip of a listing: bounds the memory of a huge directory."""
@@ -105,13 +104,24 @@ class Client:
     ) -> TextIOWrapper: ...
 
     @overload
-    def open(self, path: TreePath, mode: Literal["wb", "xb"], *, durability: Durability | None = None) -> Writer: ...
+    def open(
+        self, path: TreePath, mode: Literal["wb", "xb", "ab"], *, durability: Durability | None = None
+    ) -> Writer: ...
 
     @overload
     def open(
         self,
         path: TreePath,
-        mode: Literal["w", "wt", "x", "xt"],
+        mode: Literal["r+b", "rb+", "w+b", "wb+", "x+b", "xb+", "a+b", "ab+"],
+        *,
+        durability: Durability | None = None,
+    ) -> Editor: ...
+
+    @overload
+    def open(
+        self,
+        path: TreePath,
+        mode: Literal["w", "wt", "x", "xt", "a", "at", "r+", "w+", "x+", "a+"],
         *,
         durability: Durability | None = None,
         **text: Unpack[TextOptions],
@@ -136,17 +146,19 @@ class Client:
         version: str | None = None,
         durability: str | None = None,
         **text: Unpack[TextOptions],
-    ) -> File | TextIOWrapper | Writer | TextWriter:
+    ) -> File | TextIOWrapper | Writer | Editor | TextWriter:
         """Opens a file: for reading one version of it, or for writing a new one.
 
         What is read is of one version. What is written appears as a whole at ``close``, for every reader of this node
         at once; when a ``with`` block is left by an exception, and when the file is dropped or ``discard`` is called,
-        nothing of it appears.
+        nothing of it appears. What is appended or changed in part goes on from the version that was there at ``open``,
+        and takes the place of no other.
 
         Args:
             path: absolute path in the tree.
-            mode: ``rb`` reads bytes, ``r`` or ``rt`` text; ``wb``, ``w`` or ``wt`` write a new content; ``xb``, ``x``
-                or ``xt`` only where nothing has the name.
+            mode: as the built-in ``open`` has them. ``rb`` reads bytes, ``r`` or ``rt`` text; ``wb`` and ``w`` write
+                a new content; ``xb`` and ``x`` only where nothing has the name; ``ab`` and ``a`` behind what is
+                there; ``r+b`` and ``r+`` change what is there. With a ``+``, it can be read as well.
             version: to read exactly this one; ``None`` takes what is there now.
             durability: what a successful close of a written file means. ``local``: it is synced on this node and
                 survives a crash of the machine; the upload follows. ``source``: the source has it. ``None`` is what
@@ -154,8 +166,8 @@ class Client:
             text: ``encoding`` (UTF-8 unless given), ``errors``, ``newline``, as the built-in ``open`` has them.
         Returns:
             To read, a binary file with everything that ``io.BufferedReader`` has, and ``pread``, ``pread_into``,
-            ``view``; to write, one with everything that ``io.BufferedWriter`` has, and ``discard``; or an
-            ``io.TextIOWrapper`` around either.
+            ``view``; to write, one with everything that ``io.BufferedWriter`` has, and ``discard``; for both, an
+            ``io.BufferedRandom`` with ``discard``; or an ``io.TextIOWrapper`` around any of them.
         Raises:
             NotFoundError: no such file, or nothing is attached there.
             AlreadyExistsError: mode ``x``, and something has the name.
@@ -164,22 +176,26 @@ class Client:
                 being written is raised by ``write``, or by ``close`` of a file of at most 256 KiB.
             NoSpaceError: from ``write`` and ``close``: the stage or its disk is full.
             StaleVersionError: ``version`` is not there any more; later, from reads: the file changed before all of
-                it had arrived.
+                it had arrived; from ``close``, of what goes on from what was there: it was changed here meanwhile.
             UnavailableError: from ``write`` and ``close``: the node was restarted meanwhile; write the file again.
-            UnsupportedError: a mode that appends or changes in place; durability ``replicated``.
+            UnsupportedError: durability ``replicated``.
             ValueError: another mode or durability, or an option that the mode does not have.
             TypeError: an unknown text option.
         Cost: to read, one round trip where the content is cached; reads then need none. To write, one round trip; up
             to 256 KiB, another one and one sync at ``close``; a larger file is written to the local disk by this
-            process.
+            process. To go on from what is there, two round trips; up to 64 MiB, all of it is brought here. Of a larger
+            file only what is written is held here, and the source copies the rest by itself.
         """
+        from penstock.client import text as texts
+
         name = os.fspath(path)
-        _check_mode(name, mode, version, durability, bool(text))
-        if mode in READ_MODES:
+        opened = checked_mode(name, mode, version, durability, has_text_options=bool(text))
+        if not opened.writes:
             file = self.core.open(name, version)
-            return file if mode == "rb" else _as_text(file, text)
-        writer = self.core.create(name, mode.startswith("x"), durability)
-        return writer if mode.endswith("b") else _as_written_text(writer, text)
+            return texts.read_as_text(file, text) if opened.is_text else file
+        raw = self.core.create(name, opened.core, durability)
+        writer = texts.edited(raw) if opened.both else raw
+        return texts.write_as_text(writer, text) if opened.is_text else writer
 
     def remove(self, path: TreePath) -> None:
         """Removes a file. It is gone for every reader of this node; the source follows, as durable as a close is.
@@ -261,7 +277,7 @@ class Client:
 
         name = os.fspath(path)
         if durability not in (None, "local", "source"):
-            self.core.create(name, False, durability).discard()  # says why not
+            self.core.create(name, "wb", durability).discard()  # says why not
         return SetWriter(self, name, json.loads(self.core.begin_set(name)), durability)
 
     def sets(self, path: TreePath = "/") -> Sequence[SetInfo]:
@@ -554,38 +570,3 @@ class Client:
         while after is not None:
             page, after = page_of(path, after, PAGE_ENTRIES)
             yield from page
-
-
-def _check_mode(path: str, mode: str, version: str | None, durability: str | None, is_text: bool) -> None:
-    if mode not in READ_MODES + WRITE_MODES:
-        if set(mode) <= set("rwxabt+") and any(letter in mode for letter in "a+"):
-            raise UnsupportedError(
-                f"open {path}",
-                f"mode {mode!r} changes a file in place, which this version cannot",
-                "write a new content with mode 'wb' or 'w'",
-            )
-        raise ValueError(f"open {path}: mode {mode!r} is none of {', '.join(READ_MODES + WRITE_MODES)}")
-    if version is not None and mode in WRITE_MODES:
-        raise ValueError(f"open {path}: a version is read, not written: mode {mode!r}")
-    if durability is not None and mode in READ_MODES:
-        raise ValueError(f"open {path}: durability is of files that are written, not of mode {mode!r}")
-    if is_text and mode.endswith("b"):
-        raise ValueError(f"open {path}: text options need mode {mode[0]!r}")
-
-
-def _as_text(file: File, options: TextOptions) -> TextIOWrapper:
-    import io
-
-    wrapped: dict[str, Any] = {**options, "encoding": options.get("encoding") or "utf-8"}
-    return io.TextIOWrapper(file, **wrapped)
-
-
-def _as_written_text(writer: Writer, options: TextOptions) -> TextWriter:
-    from penstock.client.text import TextWriter
-
-    wrapped: dict[str, Any] = {**options, "encoding": options.get("encoding") or "utf-8"}
-    try:
-        return TextWriter(writer, **wrapped)
-    except BaseException:
-        writer.discard()
-        raise

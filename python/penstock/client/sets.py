@@ -117,12 +117,14 @@ class SetWriter:
         """
         if mode not in ("wb", "xb", "w", "wt", "x", "xt"):
             raise ValueError(f"open {name} of the set {self.path}: mode {mode!r} does not write a new content")
-        writer: Writer = self._client.core.create(self._path_of(name), mode.startswith("x"), None, (self.path, self.id))
+        writer: Writer = self._client.core.create(
+            self._path_of(name), "xb" if mode.startswith("x") else "wb", None, (self.path, self.id)
+        )
         if mode.endswith("b"):
             return writer
-        from penstock.client.client import _as_written_text
+        from penstock.client.text import write_as_text
 
-        return _as_written_text(writer, text)  # type: ignore[arg-type]
+        return write_as_text(writer, text)  # type: ignore[arg-type]
 
     def write(self, name: str | os.PathLike[str], content: Buffer) -> None:
         """Writes a whole file of the set.

@@ -185,7 +185,8 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
     ) -> Any:
         """Opens a file: ``rb`` or ``r`` to read, ``wb``, ``w``, ``xb`` or ``x`` to write it as a whole.
 
-        Left by an exception, a ``with`` block of a file that is written discards it.
+        ``ab`` or ``a`` append to it, ``r+b`` changes it. Left by an exception, a ``with`` block of a file that is
+        written discards it.
 
         Args:
             path: of the tree, or its URL.
@@ -196,15 +197,15 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
             options: ``encoding``, ``errors``, ``newline`` of text; ``durability`` of what is written.
         Raises:
             ReadOnlyError: it is to be written, and not attached as writable.
-            UnsupportedError: a mode that changes a file in place, or compression of what is written.
+            UnsupportedError: compression of what is written.
         """
-        if compression is not None and "r" not in mode:
+        if compression is not None and mode not in ("r", "rb", "rt"):
             reason = "who closes the compressed file would leave this one open, and it would be lost"
             raise UnsupportedError(f"open {path}", reason, "write by fsspec.open(url, mode, compression=...)")
         if "x" in mode and self.exists(path):
             # Said now where it can be; the close says it again, where somebody was quicker.
             raise AlreadyExistsError(f"open {path}", "something has that name", "write with mode 'wb' to replace it")
-        if mode in ("w", "wt", "x", "xt") and options.get("autocommit", not self._intrans):
+        if "b" not in mode and mode not in ("r", "rt") and options.get("autocommit", not self._intrans):
             # Of text, only the client's own files are discarded by an exception.
             known = ("encoding", "errors", "newline", "durability")
             text = {name: options[name] for name in known if name in options}
@@ -217,9 +218,14 @@ class PenstockFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         path = check_tree_path(self._strip_protocol(path))
         if mode == "rb":
             return self.client.open(path)
-        # It refuses what it cannot.
         writer: Any = self.client.open(path, mode, durability=durability)
-        return writer if autocommit else _Held(writer)
+        if autocommit:
+            return writer
+        held = _Held(writer)
+        if "r" in mode:
+            # Of these, fsspec takes none for one that is written.
+            self.transaction.files.append(held)
+        return held
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Content of a file, or a range of it; negative offsets count from the end."""

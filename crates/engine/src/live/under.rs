@@ -17,8 +17,6 @@ use crate::write::{Place, can_copy};
 
 /// What is larger is not brought here as a whole, to be changed in part.
 const BROUGHT_MAX: u64 = 64 * 1024 * 1024;
-/// So many pieces of a file are its own at most: what lies between more of them is brought.
-const PIECES_MAX: usize = 10_000;
 /// How much of that is brought at once.
 const STEP: u64 = 8 * 1024 * 1024;
 /// How long a reader waits for an upload that has replaced the object, but has not been heard of.
@@ -73,7 +71,7 @@ impl Under {
             *content = Content::Draft(self.draft(engine, target, committed, size)?);
         }
         let Content::Draft(draft) = content else { return Ok(()) };
-        if self.over.patch().ranges() <= PIECES_MAX {
+        if self.over.patch().ranges() <= Patch::RANGES_MAX {
             return Ok(());
         }
         let pieces = self.over.patch().pieces(ByteRange::new(0, size));
@@ -187,6 +185,25 @@ impl Laid {
 }
 
 impl Engine {
+    /// A draft that goes on from an open file, the one at `place`: over it where it is large, otherwise a copy.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Disk`; what keeps it from being read.
+    pub(crate) async fn draft_onto(self: &Arc<Self>, place: &Place, file: OpenFile) -> Result<Draft> {
+        let (target, size) = (&place.target, file.size());
+        match self.lay_over(place, file) {
+            Ok((content, mut under)) => {
+                let committed = Arc::clone(content.descriptor());
+                tokio::task::block_in_place(|| under.draft(self, target, &committed, size))
+            }
+            Err(file) => {
+                let draft = tokio::task::block_in_place(|| self.stage.create(target))?;
+                self.copy_open(*file, &draft).await?;
+                Ok(draft)
+            }
+        }
+    }
+
     /// A large file as it is opened to be changed; `None` where all of it has to be here first.
     pub(super) fn lay_over(
         &self,

@@ -88,6 +88,7 @@ impl Engine {
             target,
             base,
             exclusive: true,
+            only_onto_base: false,
             durability: Durability::Local,
             modified_ms: manifest.created_ms,
             metadata: vec![(SET_METADATA.to_owned(), id.to_owned())],

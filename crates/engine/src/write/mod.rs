@@ -8,6 +8,7 @@ mod adorn;
 mod conflicts;
 mod copy;
 mod early;
+mod edit;
 mod lookups;
 mod multipart;
 mod names;
@@ -66,6 +67,8 @@ pub struct Writing {
     place: Place,
     draft: Mutex<Option<Draft>>,
     descriptor: Arc<OwnedFd>,
+    /// It goes on from what was there.
+    onto: bool,
     /// What the writer took room for last: what lies below the time before is written.
     grown: AtomicU64,
     early: EarlySync,
@@ -125,10 +128,14 @@ impl Engine {
         let action = || format!("write {}", place.path);
         let draft = tokio::task::block_in_place(|| self.stage.create(&place.target));
         let draft = draft.map_err(|error| error.during(action()))?;
+        Ok(self.writing(place, draft, false))
+    }
+
+    fn writing(self: &Arc<Self>, place: Place, draft: Draft, onto: bool) -> Writing {
         draft.describe(self.posix_at(&place, &place.base).without_time());
         let descriptor = Arc::clone(draft.descriptor());
         let (draft, grown, early) = (Mutex::new(Some(draft)), AtomicU64::new(0), EarlySync::default());
-        Ok(Writing { engine: Arc::clone(self), place, draft, descriptor, grown, early })
+        Writing { engine: Arc::clone(self), place, draft, descriptor, onto, grown, early }
     }
 
     /// Writes a small file as a whole: as [`Engine::create`] and [`Writing::commit`], with one sync in all.
@@ -268,6 +275,7 @@ impl Engine {
             target: place.target.clone(),
             base,
             exclusive: place.exclusive,
+            only_onto_base: false,
             durability: place.durability,
             modified_ms: self.parts.clock.wall_ms(),
             // A new content has the mode and the owner of the one before.
@@ -324,9 +332,12 @@ impl Writing {
     /// What keeps it from being so; at `source` also what the source says within the deadline: the content is staged
     /// then, and goes on being brought there.
     pub async fn commit(&self) -> Result<Entry> {
+        let during = |error: Error| error.during(self.action());
+        if self.onto {
+            return self.commit_onto().await.map_err(during);
+        }
         let draft = self.draft.lock().expect("no panic while a draft is taken").take();
         let draft = draft.ok_or_else(|| self.committed_already())?;
-        let during = |error: Error| error.during(self.action());
         let written = self.engine.written(&self.place).map_err(during)?;
         let committed = tokio::task::block_in_place(|| self.engine.stage.commit(draft, written));
         self.engine.acknowledge(&self.place, committed).await.map_err(during)

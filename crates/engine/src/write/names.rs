@@ -237,7 +237,15 @@ impl Engine {
         path: &TreePath,
     ) -> Result<Written> {
         let (durability, modified_ms) = (attached.writable(path)?.durability, self.parts.clock.wall_ms());
-        Ok(Written { target, base, exclusive: false, durability, modified_ms, metadata: Vec::new() })
+        Ok(Written {
+            target,
+            base,
+            exclusive: false,
+            only_onto_base: false,
+            durability,
+            modified_ms,
+            metadata: Vec::new(),
+        })
     }
 
     async fn put_marker(

@@ -1,7 +1,7 @@
 //! Requests and their replies. The order of variants is the wire format: add at the end and raise the version.
 
 use bytes::Bytes;
-use penstock_engine::{Entry, EntryPage, Keep, Prefetched, ReadHint, SetRef, Verified};
+use penstock_engine::{Entry, EntryPage, Keep, Patch, Prefetched, ReadHint, SetRef, Verified};
 use penstock_types::{ByteRange, Durability, Error, Priority, Version};
 use serde::{Deserialize, Serialize};
 
@@ -270,6 +270,22 @@ pub enum Request {
         /// Absolute path.
         path: String,
     },
+    /// Begins to change a version of a file. Answer: [`Reply::Editing`] with a descriptor to read and write.
+    Edit {
+        /// Absolute path.
+        path: String,
+        /// The newest one, or `StaleVersion`.
+        version: Version,
+        /// What a successful commit promises; `None` for what the attachment says.
+        durability: Option<Durability>,
+    },
+    /// As [`Request::Commit`], of a draft that lies over the version which is changed.
+    CommitPatched {
+        /// The draft.
+        lease: u64,
+        /// Which bytes are its own.
+        patch: Patch,
+    },
 }
 
 /// What the node answers.
@@ -283,7 +299,7 @@ pub enum Reply {
     Welcome(Welcome),
     /// To `Ping`: version of the node.
     Pong(String),
-    /// To `Stat`, `Commit` and `WriteSmall`.
+    /// To `Stat`, `Commit`, `CommitPatched` and `WriteSmall`.
     Entry(Entry),
     /// To `List` and `Walk`.
     Entries(EntryPage),
@@ -291,7 +307,7 @@ pub enum Reply {
     Opened(Opened),
     /// To `Ensure`.
     Ready(Ready),
-    /// To `Ensure`, `Grow` and `Commit`: the session holds no such lease; open the file again.
+    /// To `Ensure`, `Grow`, `Commit` and `CommitPatched`: the session holds no such lease; open the file again.
     NotLeased,
     /// To `ReadMany` and `ReadRanges`: one item for each of the first so many asked for, at least one.
     Batch {
@@ -322,6 +338,13 @@ pub enum Reply {
     /// To `Grow`, `Remove`, `Rename`, `MakeDirectory`, `RemoveDirectory`, `Persist`, `ConflictContent`, `PublishSet`,
     /// `DiscardSet`, `RemoveSet` and `CheckWritable`.
     Done,
+    /// To `Edit`.
+    Editing {
+        /// As that of [`Reply::Created`].
+        lease: u64,
+        /// Where the draft has not all bytes: which are its own. The others are those of the version that is changed.
+        patch: Option<Patch>,
+    },
 }
 
 /// The node's side of the handshake.

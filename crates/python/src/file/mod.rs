@@ -21,6 +21,7 @@ use rustix::fs::{Mode, OFlags, open};
 pub use handle::Handle;
 use handle::Outcome;
 use lines::Chunk;
+pub use target::Target;
 
 use crate::client::{Pool, unexpected};
 use crate::core::only_view;
@@ -304,6 +305,16 @@ impl File {
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         self.show().size
+    }
+
+    /// The version that is read, which stays this one from now on.
+    pub fn pinned_version(&self) -> Version {
+        self.show().version.clone()
+    }
+
+    /// Fills `out` with bytes from `offset` on, all of which are inside the file.
+    pub fn read_exactly(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> PyResult<()> {
+        if out.is_empty() { Ok(()) } else { self.read_at(py, &self.handle()?, offset, out) }
     }
 
     /// A descriptor of this file alone, with a position of its own.

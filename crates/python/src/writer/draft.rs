@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use penstock_node::protocol::{Reply, Request};
 use penstock_node::ring::Returned;
-use penstock_types::{Error, ErrorKind};
+use penstock_types::{ByteRange, Error, ErrorKind};
 use pyo3::prelude::*;
 use rustix::fs::{SeekFrom, fstat, ftruncate, seek};
 use rustix::io::{Errno, pwrite};
 
 use super::Aim;
+use super::onto::Onto;
 use crate::client::{Session, Told, unexpected};
 use crate::errors::{is_kind, raise};
 
@@ -25,8 +26,8 @@ const ROOM_BYTES_STEP: u64 = 64 * 1024 * 1024;
 pub struct Draft {
     aim: Arc<Aim>,
     session: Arc<Session>,
-    lease: u64,
-    file: OwnedFd,
+    pub(super) lease: u64,
+    pub(super) file: OwnedFd,
     /// Bytes up to here have room in the stage.
     room: u64,
     /// The stage is nearly full: no more room is asked for than is needed.
@@ -35,6 +36,10 @@ pub struct Draft {
     gathered: Vec<u8>,
     /// Where it goes.
     gathered_at: u64,
+    /// What it goes on from, where that is not all in it.
+    pub(super) onto: Option<Onto>,
+    /// It is not as it was found.
+    pub(super) changed: bool,
     /// Somebody has the number of the descriptor, and writes and seeks by himself.
     shared: bool,
 }
@@ -52,17 +57,38 @@ impl Draft {
         let (Reply::Created { lease }, Some(file)) = (exchange.reply, exchange.descriptor) else {
             return Err(unexpected(&aim.writing()));
         };
-        Ok(Self {
+        let mut draft = Self::new(aim, exchange.session, (lease, file), None);
+        (draft.gathered, draft.changed) = (content, true);
+        Ok(draft)
+    }
+
+    /// One that goes on from what was there.
+    pub(super) fn going_on(
+        aim: &Arc<Aim>,
+        session: Arc<Session>,
+        lent: (u64, OwnedFd),
+        onto: Option<Onto>,
+    ) -> PyResult<Self> {
+        let mut draft = Self::new(aim, session, lent, onto);
+        // The node has taken room for what it holds.
+        draft.room = draft.onto.as_ref().map_or_else(|| draft.len(), |onto| Ok(onto.used()))?;
+        Ok(draft)
+    }
+
+    fn new(aim: &Arc<Aim>, session: Arc<Session>, (lease, file): (u64, OwnedFd), onto: Option<Onto>) -> Self {
+        Self {
             aim: Arc::clone(aim),
-            session: exchange.session,
+            session,
             lease,
             file,
             room: 0,
             scarce: false,
-            gathered: content,
+            gathered: Vec::new(),
             gathered_at: 0,
+            onto,
+            changed: false,
             shared: false,
-        })
+        }
     }
 
     /// Takes bytes that go at `at`.
@@ -104,10 +130,13 @@ impl Draft {
     /// Cuts it, or makes it longer by zeros.
     pub fn truncate(&mut self, py: Python<'_>, size: u64) -> PyResult<()> {
         self.spill(py)?;
-        if size > self.len()? {
-            self.make_room(py, size)?;
+        let len = self.len()?;
+        if size > len {
+            self.make_room(py, self.room_for(ByteRange::new(len, size)))?;
         }
-        py.detach(|| ftruncate(&self.file, size)).map_err(|error| self.failed(error))
+        py.detach(|| ftruncate(&self.file, size)).map_err(|error| self.failed(error))?;
+        self.note_size(size);
+        Ok(())
     }
 
     /// The number of its descriptor, for somebody who writes by himself from `position` on.
@@ -140,8 +169,10 @@ impl Draft {
         if self.shared {
             // What others wrote has not been accounted for.
             self.make_room(py, self.len()?)?;
+        } else if !self.changed {
+            return Ok(());
         }
-        match self.aim.pool.ask_holder_once(py, &self.session, &Request::Commit { lease: self.lease }) {
+        match self.aim.pool.ask_holder_once(py, &self.session, &self.committing()) {
             Ok(Told::Answered(exchange)) => match exchange.reply {
                 Reply::Entry(_) => Ok(()),
                 Reply::NotLeased => Err(self.lost()),
@@ -149,7 +180,7 @@ impl Draft {
             },
             Ok(Told::Forgotten) => Err(self.lost()),
             Ok(Told::Unanswered) => Err(self.aim.unsettled(py)),
-            Err(error) => Err(self.aim.interrupted(py, error)),
+            Err(error) => Err(self.aim.interrupted(py, self.aim.named(py, error))),
         }
     }
 
@@ -158,14 +189,21 @@ impl Draft {
         let mut at = at;
         let mut pieces = bytes.chunks(usize::try_from(ROOM_BYTES_STEP).expect("it fits memory")).peekable();
         while let Some(piece) = pieces.next() {
-            let end = at + piece.len() as u64;
-            self.make_room(py, end)?;
-            py.detach(|| write_all(&self.file, at, piece)).map_err(|error| self.failed(error))?;
-            at = end;
+            let range = ByteRange::new(at, at + piece.len() as u64);
+            self.write_piece(py, range, piece)?;
+            self.join(py)?;
+            at = range.end;
             if pieces.peek().is_some() {
                 py.check_signals()?;
             }
         }
+        Ok(())
+    }
+
+    pub(super) fn write_piece(&mut self, py: Python<'_>, range: ByteRange, bytes: &[u8]) -> PyResult<()> {
+        self.make_room(py, self.room_for(range))?;
+        py.detach(|| write_all(&self.file, range.start, bytes)).map_err(|error| self.failed(error))?;
+        self.note_written(range);
         Ok(())
     }
 
@@ -188,7 +226,7 @@ impl Draft {
         Ok(())
     }
 
-    fn failed(&self, error: Errno) -> PyErr {
+    pub(super) fn failed(&self, error: Errno) -> PyErr {
         let kind = ErrorKind::of_disk(&error.into());
         let advice = match kind {
             ErrorKind::NoSpace => "free space on the disk of the stage, and write the file again",

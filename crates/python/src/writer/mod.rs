@@ -2,6 +2,7 @@
 
 mod draft;
 mod given;
+mod onto;
 mod protocol;
 
 use std::ffi::CString;
@@ -19,10 +20,12 @@ use rustix::io::Errno;
 
 use crate::client::{Pool, unexpected};
 use crate::errors::{closed, is_kind, ours, raise};
+use crate::file::protocol::unsupported;
 use draft::Draft;
 pub use given::Given;
 
-/// A file of the tree, open for writing. Nobody sees anything of it before it is closed without an error; it is
+/// A file of the tree, open for writing: a new content, or what is there and is changed. Nobody sees anything of it before it
+/// is closed without an error; it is
 /// discarded when a `with` block is left by an exception, by `discard`, and when it is dropped. Safe to share between
 /// threads; in a forked child it is closed.
 #[pyclass(frozen, module = "penstock._core", weakref)]
@@ -41,10 +44,27 @@ pub struct Writer {
 pub struct Aim {
     pool: Arc<Pool>,
     path: String,
+    opening: Opening,
+    /// Whether what is there and what was written can be read.
+    reads: bool,
+    /// Only where nothing has the name: as it was asked for, or found when it was opened.
     exclusive: bool,
     durability: Option<Durability>,
     /// The set that it is a file of.
     set: Option<SetRef>,
+}
+
+/// What the content of a file begins with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opening {
+    /// Nothing.
+    New,
+    /// Nothing, and only where nothing has the name.
+    Exclusive,
+    /// What is there, behind which everything is written.
+    Append,
+    /// What is there.
+    Existing,
 }
 
 struct State {
@@ -71,17 +91,18 @@ struct Entered<'a> {
 }
 
 impl Writer {
-    /// Begins to write `path`; with `exclusive`, only where nothing has that name.
+    /// Begins to write `path`; with `reads`, and to read what was written.
     pub fn open(
         py: Python<'_>,
         pool: &Arc<Pool>,
         path: String,
-        exclusive: bool,
+        (opening, reads): (Opening, bool),
         durability: Option<Durability>,
         set: Option<SetRef>,
     ) -> PyResult<Self> {
         TreePath::parse(&path).map_err(|error| raise(&error))?;
-        let aim = Aim { pool: Arc::clone(pool), path, exclusive, durability, set };
+        let exclusive = opening == Opening::Exclusive;
+        let mut aim = Aim { pool: Arc::clone(pool), path, opening, reads, exclusive, durability, set };
         // A set was asked when it was begun.
         if aim.set.is_none() {
             aim.check_writable(py)?;
@@ -89,12 +110,24 @@ impl Writer {
                 aim.check_absent(py)?;
             }
         }
+        let found = match opening {
+            Opening::New | Opening::Exclusive => None,
+            Opening::Append | Opening::Existing => aim.find(py)?,
+        };
+        aim.exclusive |= opening == Opening::Append && found.is_none();
+        let aim = Arc::new(aim);
+        let content = match found {
+            Some(found) => Content::Draft(Draft::onto(py, &aim, found)?),
+            None => Content::Memory(Vec::new()),
+        };
+        let state = State { position: 0, content };
+        let position = if opening == Opening::Append { state.len()? } else { 0 };
         Ok(Self {
-            aim: Arc::new(aim),
+            aim,
             pid: std::process::id(),
             closed: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
-            state: Mutex::new(State { position: 0, content: Content::Memory(Vec::new()) }),
+            state: Mutex::new(State { position, ..state }),
         })
     }
 
@@ -158,7 +191,7 @@ impl Writer {
     fn put(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
         let mut entered = self.enter(py)?;
         let state = &mut *entered.state;
-        let position = state.position()?;
+        let position = if self.aim.opening == Opening::Append { state.len()? } else { state.position()? };
         let end = position.checked_add(bytes.len() as u64).filter(|end| i64::try_from(*end).is_ok());
         let end = end.ok_or_else(|| PyOSError::new_err((Errno::FBIG.raw_os_error(), "the file would be too large")))?;
         if bytes.is_empty() {
@@ -169,6 +202,31 @@ impl Writer {
             _ => state.tried(py, |state| state.draft(py, &self.aim)?.put(py, position, bytes))?,
         }
         state.move_to(end)
+    }
+
+    /// Fills `out` from the position on; how many bytes, fewer only at the end.
+    fn fill(&self, py: Python<'_>, out: &mut [u8]) -> PyResult<usize> {
+        let mut entered = self.enter(py)?;
+        let state = &mut *entered.state;
+        let (position, len) = (state.position()?, state.len()?);
+        let wanted = usize::try_from(len.saturating_sub(position)).unwrap_or(usize::MAX).min(out.len());
+        let out = &mut out[..wanted];
+        match &state.content {
+            Content::Memory(memory) => {
+                let start = usize::try_from(position.min(len)).expect("small contents fit memory");
+                out.copy_from_slice(&memory[start..start + wanted]);
+            }
+            _ => {
+                state.tried(py, |state| state.draft(py, &self.aim)?.spill(py))?;
+                state.draft(py, &self.aim)?.read(py, position, out)?;
+            }
+        }
+        state.move_to(position + wanted as u64)?;
+        Ok(wanted)
+    }
+
+    fn check_readable(&self) -> PyResult<()> {
+        if self.aim.reads { Ok(()) } else { Err(unsupported("read: the file is open for writing")) }
     }
 
     fn resize(&self, py: Python<'_>, size: Option<u64>) -> PyResult<u64> {
@@ -296,11 +354,26 @@ impl Aim {
         }
     }
 
+    /// An error of a commit of what goes on from what was there: where that was nothing, something has come.
+    fn overtaken(&self, error: Error) -> Error {
+        match (error.kind(), self.opening) {
+            (ErrorKind::AlreadyExists, Opening::Append) => {
+                Error::new(ErrorKind::StaleVersion, self.closing(), "there was no such file, and now there is")
+                    .advise("open it again, and append to what is there now")
+            }
+            _ => error,
+        }
+    }
+
     /// An error that names the file that was not written.
     fn named(&self, py: Python<'_>, error: PyErr) -> PyErr {
         match ours(py, &error) {
-            Some(known) if !known.action().contains(&self.path) => raise(&known.during(self.closing())),
-            _ => error,
+            Some(known) => {
+                let known = self.overtaken(known);
+                let is_named = known.action().contains(&self.path);
+                raise(&if is_named { known } else { known.during(self.closing()) })
+            }
+            None => error,
         }
     }
 

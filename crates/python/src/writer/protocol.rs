@@ -2,10 +2,11 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBytes, PyTuple};
 
 use super::given::Given;
-use super::{Content, Writer};
+use super::{Content, Opening, Writer};
+use crate::file::Target;
 use crate::file::protocol::{no_whence, not_negative, sought, unsupported};
 
 #[pymethods]
@@ -67,6 +68,9 @@ impl Writer {
     /// `close` damages what was committed.
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
         let mut entered = self.enter(py)?;
+        if matches!(&entered.state.content, Content::Draft(draft) if draft.is_partial()) {
+            return Err(unsupported("fileno: the file is large, and only what is written of it is here"));
+        }
         let position = entered.state.position()?;
         entered.state.tried(py, |state| state.draft(py, &self.aim)?.share(py, position))
     }
@@ -99,9 +103,9 @@ impl Writer {
         self.enter(py).map(|_| true)
     }
 
-    /// `False`.
+    /// Whether it was opened to be read as well: by `readinto` and `readall`, for a buffer that has the rest.
     fn readable(&self, py: Python<'_>) -> PyResult<bool> {
-        self.enter(py).map(|_| false)
+        self.enter(py).map(|_| self.aim.reads)
     }
 
     /// `False`.
@@ -121,10 +125,26 @@ impl Writer {
         Err(unsupported("read: the file is open for writing"))
     }
 
-    /// `io.UnsupportedOperation`: the file is open for writing.
-    #[pyo3(signature = (*_arguments))]
-    fn readinto(&self, _arguments: &Bound<'_, PyTuple>) -> PyResult<()> {
-        Err(unsupported("read: the file is open for writing"))
+    /// Fills `buffer` from the position on; returns how many bytes, fewer only at the end. `io.UnsupportedOperation`
+    /// where the file is only written.
+    #[pyo3(signature = (buffer=None))]
+    fn readinto(&self, py: Python<'_>, buffer: Option<&Bound<'_, PyAny>>) -> PyResult<usize> {
+        self.check_readable()?;
+        let buffer = buffer.ok_or_else(|| PyTypeError::new_err("readinto takes a buffer"))?;
+        let target = Target::of(buffer)?;
+        self.fill(py, target.first(target.len))
+    }
+
+    /// All bytes from the position on. `io.UnsupportedOperation` where the file is only written.
+    fn readall<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.check_readable()?;
+        let left = {
+            let entered = self.enter(py)?;
+            entered.state.len()?.saturating_sub(entered.state.position()?)
+        };
+        let mut bytes = vec![0; usize::try_from(left)?];
+        let read = self.fill(py, &mut bytes)?;
+        Ok(PyBytes::new(py, &bytes[..read]))
     }
 
     /// `io.UnsupportedOperation`: the file is open for writing.
@@ -156,10 +176,18 @@ impl Writer {
         &self.aim.path
     }
 
-    /// `wb`, or `xb` where it was opened only if nothing had its name.
+    /// `wb`, `xb` or `ab` as it was opened; `rb+`, `wb+`, `xb+` or `ab+` where it can be read as well.
     #[getter]
     fn mode(&self) -> &'static str {
-        if self.aim.exclusive { "xb" } else { "wb" }
+        match (self.aim.opening, self.aim.reads) {
+            (Opening::New, false) => "wb",
+            (Opening::Exclusive, false) => "xb",
+            (Opening::Append, false) => "ab",
+            (Opening::New, true) => "wb+",
+            (Opening::Exclusive, true) => "xb+",
+            (Opening::Append, true) => "ab+",
+            (Opening::Existing, _) => "rb+",
+        }
     }
 
     fn __iter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {

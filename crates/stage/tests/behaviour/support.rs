@@ -136,6 +136,7 @@ pub fn written(key: &str) -> Written {
         target: target(key),
         base: Base::Absent,
         exclusive: false,
+        only_onto_base: false,
         durability: Durability::Local,
         modified_ms: 1_750_000_000_123,
         metadata: vec![("mode".into(), "644".into())],
