@@ -106,6 +106,7 @@ pub fn rename(
     let replace = match flags {
         none if none.is_empty() => Replace::Yes,
         RenameFlags::RENAME_NOREPLACE => Replace::No,
+        RenameFlags::RENAME_EXCHANGE => Replace::Exchange,
         _ => return reply.error(Errno::EINVAL),
     };
     change_done(service, "rename", service.tree().rename((from, name), (to, new_name), replace), reply);

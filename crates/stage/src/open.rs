@@ -11,7 +11,7 @@ use penstock_types::{Disk, Error, ErrorKind, OpenMode, Result};
 use tokio::sync::Notify;
 
 use crate::budget::{Budget, Patience};
-use crate::change::{Change, ChangeParts, Ending, Phase, Progress};
+use crate::change::{Change, ChangeParts, Ending, OperationId, Phase, Progress};
 use crate::files::{FileName, Files, disk_error, is_left_by_restoring};
 use crate::journal::{Journal, JournalParts, Slot, Statement, replay};
 use crate::pins::Pins;
@@ -39,7 +39,10 @@ pub fn open(parts: StageParts, bounds: Bounds) -> Result<Stage> {
     let pins = Pins::default();
     let mut table = Table::new(parts.seed, pins.clone(), parts.metrics.clone());
     let mut named = HashSet::new();
-    for statement in &replayed.records {
+    let torn = torn(&replayed.records);
+    for statement in
+        replayed.records.iter().filter(|said| !change_of(said).is_some_and(|change| torn.contains(&change)))
+    {
         apply(&mut table, &files, statement, &mut named);
     }
     table.forget_left();
@@ -111,6 +114,27 @@ fn create_all(disk: &dyn Disk, directory: &Path) -> io::Result<()> {
     parent.map_or(Ok(()), |parent| disk.sync_directory(parent))
 }
 
+/// The change that a record tells of first.
+fn change_of(statement: &Statement) -> Option<OperationId> {
+    match &statement.record {
+        Record::Change(record) => Some(record.operation),
+        Record::Streamed(streamed) => Some(streamed.change.operation),
+        _ => None,
+    }
+}
+
+/// Changes that were to be committed together with others, which never became durable: nobody was told that they were.
+fn torn(records: &[Statement]) -> HashSet<OperationId> {
+    let groups = records.iter().filter_map(|statement| match &statement.record {
+        Record::Together { operations } => Some(operations),
+        _ => None,
+    });
+    // The journal is let go of from its beginning on, where that is said.
+    let known: HashSet<OperationId> = records.iter().filter_map(change_of).collect();
+    let is_torn = |operations: &&Vec<OperationId>| operations.iter().any(|operation| !known.contains(operation));
+    groups.filter(is_torn).flatten().copied().collect()
+}
+
 /// Does again what the journal tells.
 fn apply(table: &mut Table, files: &Arc<Files>, statement: &Statement, named: &mut HashSet<FileName>) {
     let home = Slot::new(Mutex::new(Some(statement.place)));
@@ -137,11 +161,11 @@ fn apply(table: &mut Table, files: &Arc<Files>, statement: &Statement, named: &m
         }
         Record::Part { operation, part } => with(table, *operation, |progress| progress.add_part(part.clone())),
         Record::UploadLost { operation } => with(table, *operation, Progress::lose_upload),
-        Record::First { .. } | Record::Closed => {}
+        Record::First { .. } | Record::Closed | Record::Together { .. } => {}
     }
 }
 
-fn with(table: &Table, operation: crate::OperationId, work: impl FnOnce(&mut Progress)) {
+fn with(table: &Table, operation: OperationId, work: impl FnOnce(&mut Progress)) {
     if let Some(change) = table.find(operation) {
         work(&mut change.progress());
     }

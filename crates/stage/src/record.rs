@@ -36,6 +36,8 @@ pub enum Record {
     EarlyOver { operation: OperationId },
     /// As [`Record::Change`], of a change of which something was sent while it was written.
     Streamed(Box<StreamedRecord>),
+    /// The next records are changes that were committed together: where not all of them are there, none of them was.
+    Together { operations: Vec<OperationId> },
 }
 
 /// A change, with what became of it so far.

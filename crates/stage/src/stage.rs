@@ -58,6 +58,8 @@ pub struct Batch {
     pub copies: Vec<(Original, u64, Written)>,
     /// Keys that hold nothing then.
     pub removals: Vec<(Target, Base, Durability)>,
+    /// A crash leaves all of it or nothing, also before it is acknowledged.
+    pub indivisible: bool,
 }
 
 /// Sizes and times that do not depend on the machine. Tests make them small.
@@ -280,7 +282,7 @@ impl Stage {
     /// As those; `Busy` when the original of a copy was changed meanwhile.
     pub fn commit_batch(&self, batch: Batch) -> Result<Vec<Arc<Change>>> {
         self.check_open()?;
-        let Batch { drafts, copies, removals } = batch;
+        let Batch { drafts, copies, removals, indivisible } = batch;
         let mut new = Vec::with_capacity(drafts.len() + copies.len() + removals.len());
         let mut charged = 0;
         let made = drafts.into_iter().try_for_each(|(draft, written)| {
@@ -289,10 +291,11 @@ impl Stage {
             new.push((written, New::File(made)));
             Ok(())
         });
-        new.extend(copies.into_iter().map(|(original, size, written)| (written, New::Copy(original, size))));
+        // What takes the place of an original waits for the copies that were committed before.
+        new.splice(0..0, copies.into_iter().map(|(original, size, written)| (written, New::Copy(original, size))));
         let nothing = |(target, base, durability)| (self.removal(target, base, durability), New::Nothing);
         new.extend(removals.into_iter().map(nothing));
-        made.and_then(|()| self.take_in(new)).inspect_err(|_| self.budget.release(charged))
+        made.and_then(|()| self.take_in(new, indivisible)).inspect_err(|_| self.budget.release(charged))
     }
 
     fn removal(&self, target: Target, base: Base, durability: Durability) -> Written {
@@ -306,16 +309,17 @@ impl Stage {
     }
 
     pub(crate) fn take_in_one(&self, written: Written, new: New) -> Result<Arc<Change>> {
-        let taken = self.take_in(vec![(written, new)])?.pop();
+        let taken = self.take_in(vec![(written, new)], false)?.pop();
         taken.ok_or_else(|| Error::new(ErrorKind::Internal, "write", "the journal took no record"))
     }
 
     /// Takes changes in: admits them, makes their records durable, shows them.
-    fn take_in(&self, new: Vec<(Written, New)>) -> Result<Vec<Arc<Change>>> {
+    fn take_in(&self, new: Vec<(Written, New)>, indivisible: bool) -> Result<Vec<Arc<Change>>> {
         let mut taken: Vec<(Arc<Change>, Ticket)> = Vec::with_capacity(new.len());
         let pushed = {
             let mut table = self.table();
             new.iter().try_for_each(|(written, _)| table.admission(written).map(drop))?;
+            let together = if indivisible { self.journal.keep_together(new.len() as u64) } else { Vec::new() };
             new.into_iter().try_for_each(|(written, new)| {
                 let admission = match &new {
                     New::Same(..) => table.admission_of_same(&written)?,
@@ -324,8 +328,14 @@ impl Stage {
                 let new = admit_original(&table, &written, new, &admission)?;
                 let (change, ticket) = self.push(written, new, admission)?;
                 table.admit(&change);
+                // It is said of others, where the journal was just being ended.
+                let is_told = together.get(taken.len()).is_none_or(|told| *told == change.operation());
                 taken.push((change, ticket));
-                Ok(())
+                if is_told {
+                    Ok(())
+                } else {
+                    Err(Error::new(ErrorKind::Cancelled, "use the stage", "it is being closed"))
+                }
             })
         };
         let wait = |ticket: &Ticket| match is_left_out(Safeguard::Acknowledgement) {

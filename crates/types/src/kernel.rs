@@ -103,6 +103,8 @@ pub enum Replace {
     Yes,
     /// Fails with `AlreadyExists`.
     No,
+    /// Gets the old name; something has to have it.
+    Exchange,
 }
 
 /// What `setattr` asks for; what is `None` stays.

@@ -188,6 +188,13 @@ impl Mounted {
     ) -> Result<()> {
         let ((_, from), (_, to)) = (self.child(from.0, &from.1)?, self.child(to.0, &to.1)?);
         let _changing = self.changing(&[&from, &to]);
+        if replace == Replace::Exchange {
+            self.engine.exchange(&from, &to).await?;
+            self.nodes.exchange_files(from.as_str(), to.as_str());
+            self.note_change(&from);
+            self.note_change(&to);
+            return Ok(());
+        }
         self.engine.rename(&from, &to, replace == Replace::Yes).await?;
         if from.parent() != to.parent() {
             self.engine.keep_directory(&from).await;

@@ -124,6 +124,13 @@ impl Nodes {
         self.renamed.note(from, to, self.counted.fetch_add(1, Ordering::Relaxed));
     }
 
+    /// Each of two files has the path of the other from now on; so have the nodes that the kernel has.
+    pub fn exchange_files(&self, one: &str, other: &str) {
+        let at = self.counted.fetch_add(1, Ordering::Relaxed);
+        self.renamed.note(one, other, at);
+        self.renamed.note(other, one, at);
+    }
+
     /// Counts a lookup of a node that the kernel is told these attributes of.
     pub fn count(&self, found: &NodeAttributes, node: impl FnOnce() -> Node) {
         let (id, modified_ms) = (found.node, Some(found.modified_ms));

@@ -84,6 +84,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_exchanged_is_followed_to_the_other_name_and_not_back() {
+        let renamed = Renamed::default();
+        renamed.note("/a", "/b", 5);
+        renamed.note("/b", "/a", 5);
+        let now = |path: &str, told| renamed.follow(path.into(), told);
+        assert_eq!((now("/a", 3), now("/b", 3), now("/a", 6)), ("/b".to_owned(), "/a".to_owned(), "/a".to_owned()));
+    }
+
+    #[test]
     fn the_oldest_of_too_many_is_forgotten() {
         let renamed = Renamed::default();
         (0..=RENAMED_MAX).for_each(|number| renamed.note(&format!("/{number}"), "/to", 1));

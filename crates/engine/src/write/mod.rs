@@ -9,6 +9,7 @@ mod conflicts;
 mod copy;
 mod early;
 mod edit;
+mod exchange;
 mod lookups;
 mod multipart;
 mod names;

@@ -209,7 +209,7 @@ impl Engine {
     }
 
     /// What a file is copied from in the source, where all of it is there or will be by an earlier copy.
-    fn copyable(&self, from: &Place, base: Base) -> Result<Option<(Original, ObjectAttributes)>> {
+    pub(super) fn copyable(&self, from: &Place, base: Base) -> Result<Option<(Original, ObjectAttributes)>> {
         let attributes = match &base {
             Base::Version(version) if can_copy(version) => from.found.clone(),
             Base::Staged(operation) => {
@@ -228,7 +228,7 @@ impl Engine {
     }
 
     /// The content of a file as a draft of another key: another name of it where it is staged, a copy where it is not.
-    async fn content_of(
+    pub(super) async fn content_of(
         self: &Arc<Self>,
         from: &Place,
         to: &Place,

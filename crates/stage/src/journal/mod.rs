@@ -186,6 +186,15 @@ impl Journal {
         (sequence, slot)
     }
 
+    /// Puts in line that the next `count` operations belong together; which they are, if nobody pushes another before.
+    pub fn keep_together(&self, count: u64) -> Vec<OperationId> {
+        let next = self.queue().sequence + 2;
+        let of = |sequence| OperationId { sequence, epoch: self.epoch, node: self.node };
+        let operations: Vec<OperationId> = (next..next + count).map(of).collect();
+        self.keep(&Record::Together { operations: operations.clone() });
+        operations
+    }
+
     /// Returns once a record is durable.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! it is copied there before anything replaces or removes it, and what was acknowledged is there in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,8 @@ const BROUGHT_MAX: usize = 100;
 enum Step {
     /// The first key gets the name of the second.
     Rename(&'static str, &'static str),
+    /// Each of both gets the name of the other, where both are there.
+    Exchange(&'static str, &'static str),
     Put(&'static str),
     /// What is ready is brought, and said to be durable.
     Settle,
@@ -62,13 +65,14 @@ impl Store {
         let has = |version: &Version| found.as_ref().is_some_and(|object| object.version == version.as_str());
         let is_ours = found.as_ref().is_some_and(|object| object.operation == Some(change.operation()));
         let later = found.as_ref().and_then(|object| object.operation);
-        let is_later = later.and_then(|later| stage.marked(change.target(), later)).is_some();
         let holds = match change.base() {
             Base::Absent => found.is_none(),
             Base::Version(version) => has(&version) || found.is_none(),
             Base::Unconditional => true,
             Base::Staged(_) => panic!("{key} is brought out of turn: {context}"),
         };
+        // Only who is refused asks whose it is.
+        let is_later = !holds && later.and_then(|later| stage.marked(change.target(), later)).is_some();
         assert!(holds || is_ours || is_later, "{key} is in conflict with {found:?}: {context}");
         if *change.content() == Content::Remove {
             if holds {
@@ -127,6 +131,7 @@ fn told(story: &[Step]) -> Vec<Names> {
                     names.insert(to, moved);
                 }
             }
+            Step::Exchange(one, other) => exchange_names(&mut names, one, other),
             Step::Put(key) => {
                 names.insert(key, number);
             }
@@ -135,6 +140,12 @@ fn told(story: &[Step]) -> Vec<Names> {
         told.push(names.clone());
     }
     told
+}
+
+fn exchange_names(names: &mut Names, one: &'static str, other: &'static str) {
+    if let (Some(first), Some(second)) = (names.get(one).copied(), names.get(other).copied()) {
+        names.extend([(one, second), (other, first)]);
+    }
 }
 
 /// What a new change of a key replaces.
@@ -180,6 +191,31 @@ fn rename(stage: &Stage, store: &Store, from: &str, to: &str) -> Result<()> {
     stage.commit_batch(batch).map(drop)
 }
 
+/// One is copied by the store where it can, and the other is a file of this node.
+fn exchange(stage: &Stage, store: &Store, (one, other): (&str, &str), names: &Names) -> Result<()> {
+    let Some((_, second)) = names.get(one).zip(names.get(other)) else { return Ok(()) };
+    let onto = |key| Written { only_onto_base: true, ..over(stage, store, key) };
+    let mut batch = Batch { indivisible: true, ..Batch::default() };
+    let version = match base_now(stage, store, one) {
+        Base::Staged(operation) => operation.version(),
+        Base::Version(version) => version,
+        _ => unreachable!("something has the name"),
+    };
+    let staged = stage.find(SCOPE, &ObjectKey::from(one), &version);
+    match staged.filter(|change| change.original().is_none()) {
+        Some(change) => batch.drafts.push((stage.link(&target(other), &change)?, onto(other))),
+        None => {
+            let original = Original { key: ObjectKey::from(one), version, since: None };
+            batch.copies.push((original, BYTES as u64, onto(other)));
+        }
+    }
+    let draft = stage.create(&target(one))?;
+    let file = std::fs::File::from(draft.descriptor().try_clone().unwrap());
+    file.write_all_at(&numbered(*second, BYTES), 0).unwrap();
+    batch.drafts.push((draft, onto(one)));
+    stage.commit_batch(batch).map(drop)
+}
+
 fn put_numbered(stage: &Stage, store: &Store, key: &str, (number, size): (u64, usize)) -> Result<()> {
     stage.commit_small(numbered(number, size), over(stage, store, key)).map(drop)
 }
@@ -189,7 +225,7 @@ type Moments = Vec<(usize, Store)>;
 
 /// Carries a story out; before every call that changes the disk the mark says which moment it is.
 fn run(stage: &Stage, story: &[Step], mark: &AtomicU64) -> Moments {
-    let (_, mut store) = start();
+    let ((_, mut store), told) = (start(), told(story));
     let mut moments = vec![(0, store.clone())];
     let note = |moments: &mut Moments, done: usize, store: &Store| {
         moments.push((done, store.clone()));
@@ -198,6 +234,7 @@ fn run(stage: &Stage, story: &[Step], mark: &AtomicU64) -> Moments {
     for (number, step) in story.iter().enumerate() {
         match step {
             Step::Rename(from, to) => rename(stage, &store, from, to).unwrap(),
+            Step::Exchange(one, other) => exchange(stage, &store, (one, other), &told[number]).unwrap(),
             Step::Put(key) => put_numbered(stage, &store, key, (100 + number as u64, BYTES)).unwrap(),
             Step::Settle => {
                 if let Some(change) = stage.next() {
@@ -250,6 +287,11 @@ fn check(image: &Image, from: &Path, moments: &Moments, story: &[Step], loss: Lo
         let allowed = [before.get(key).copied(), after.get(key).copied()];
         assert!(allowed.contains(&found), "{key} holds {found:?} and none of {allowed:?}: {context}");
     }
+    let holds = |key: &str| store.objects.get(key).map(|object| object.content);
+    if let Some(Step::Exchange(one, other)) = story.get(done) {
+        let is = |names: &Names| [one, other].iter().all(|key| names.get(*key).copied() == holds(key));
+        assert!(is(before) || is(after), "only one of both names was exchanged: {:?}: {context}", store.objects);
+    }
     if let Some(Step::Rename(from, _)) = story.get(done)
         && let Some(moved) = before.get(from)
     {
@@ -295,6 +337,21 @@ fn what_is_renamed_in_the_source_is_never_lost_whenever_the_power_goes() {
 }
 
 #[test]
+fn two_names_that_are_exchanged_are_so_both_or_neither_whenever_the_power_goes() {
+    let exchange = Step::Exchange("a", "b");
+    let steps = [exchange, Step::Exchange("b", "a"), Step::Put("a"), Step::Settle, Step::Shorten];
+    let all = stories(&steps, 3);
+    // Of what is in the source, and of what is not.
+    let stories = all
+        .into_iter()
+        .filter(|story| story.contains(&exchange))
+        .map(|story| [&[Step::Rename("a", "b"), Step::Put("a")], &story[1..]].concat());
+    let crashes: usize = stories.zip(0..).map(|(story, number)| crash_everywhere(&story, number)).sum();
+    println!("{crashes} crashes");
+    assert!(crashes > 1_000);
+}
+
+#[test]
 fn a_journal_that_is_made_shorter_while_copies_wait_tells_all_of_them() {
     let steps = [Step::Shorten, Step::Rename("b", "a"), Step::Rename("b", "c"), Step::Put("a"), Step::Settle];
     let all = stories(&steps, 2);
@@ -317,6 +374,12 @@ fn try_all(stage: &Stage, steps: &[Step]) -> (Allowed, Store) {
                 let moved = names.get(from).copied();
                 let changes = moved.map(|moved| vec![(to, Some(moved)), (from, None)]);
                 (rename(stage, &store, from, to), changes.unwrap_or_default())
+            }
+            Step::Exchange(one, other) => {
+                let mut after = names.clone();
+                exchange_names(&mut after, one, other);
+                let changes = [one, other].map(|key| (key, after.get(key).copied()));
+                (exchange(stage, &store, (one, other), &names), changes.to_vec())
             }
             Step::Put(key) => (put_numbered(stage, &store, key, (number, BYTES)), vec![(key, Some(number))]),
             Step::Settle | Step::Shorten => {
@@ -353,6 +416,18 @@ fn any_call_that_fails_once_loses_nothing_that_is_renamed_in_the_source() {
     let (ab, ba, bc) = (Step::Rename("a", "b"), Step::Rename("b", "a"), Step::Rename("b", "c"));
     let steps =
         [ab, Step::Put("a"), bc, Step::Settle, ab, Step::Settle, ba, Step::Put("b"), Step::Settle, ab, Step::Settle];
+    assert!(fail_everywhere(&steps) > 100);
+}
+
+#[test]
+fn any_call_that_fails_once_loses_nothing_that_is_exchanged() {
+    let (ab, exchange) = (Step::Rename("a", "b"), Step::Exchange("a", "b"));
+    let steps = [ab, Step::Put("a"), exchange, Step::Settle, exchange, Step::Settle, Step::Settle];
+    assert!(fail_everywhere(&steps) > 50);
+}
+
+/// Has each call to the disk fail once, in each way; how many did.
+fn fail_everywhere(steps: &[Step]) -> u64 {
     let mut fired = 0;
     for fault in [DiskFault::BROKEN, DiskFault::FULL, DiskFault::Short] {
         for number in 0.. {
@@ -364,7 +439,7 @@ fn any_call_that_fails_once_loses_nothing_that_is_renamed_in_the_source() {
             disk.fail(move |call| {
                 (call.number == first + number && fault.is_possible(call.operation)).then_some(fault)
             });
-            let (allowed, mut store) = try_all(&stage, &steps);
+            let (allowed, mut store) = try_all(&stage, steps);
             let (calls, hit) = (disk.calls() - first, disk.fired() > 0);
             let context = format!("call {number} failed with {fault:?}");
             bring_all(&bench.after_a_kill().open(), &mut store, &context);
@@ -379,5 +454,5 @@ fn any_call_that_fails_once_loses_nothing_that_is_renamed_in_the_source() {
         }
     }
     println!("{fired} calls failed");
-    assert!(fired > 100);
+    fired
 }
