@@ -94,11 +94,13 @@ def map_all(root: Path, files: dict[str, bytes]) -> None:
 def test_small_files_are_read_by_the_kernel_alone_from_the_first_time_on(quiet: MountedLake, lent: Path) -> None:
     cold = asked(quiet, lambda: read_all(lent, SMALL))
     assert cold["kernel_reads"] == 0
-    assert cold["kernel_lent_opens"] == cold["kernel_opens"] == len(SMALL)
+    assert cold["kernel_lent_opens"] == cold["kernel_lent_files"] == cold["kernel_opens"] == len(SMALL)
     assert cold["source_bytes"] == sum(map(len, SMALL.values()))
     warm = asked(quiet, lambda: [read_all(lent, SMALL), map_all(lent, SMALL), read_all(lent, SMALL)])
     assert warm["kernel_reads"] == warm["kernel_lookups"] == warm["source_requests"] == 0
     assert warm["kernel_lent_opens"] == warm["kernel_opens"] == 3 * len(SMALL)
+    assert warm["kernel_lent_files"] == 0, "they are kept ready"
+    assert warm["open_hits"] == warm["opens"] == 3 * len(SMALL), "each counts as a use"
 
 
 def test_large_files_are_read_by_the_kernel_alone_once_they_are_whole(quiet: MountedLake, lent: Path) -> None:

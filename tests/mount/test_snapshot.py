@@ -93,6 +93,23 @@ def test_warm_reads_of_an_image_ask_the_node_nothing(lake: MountedLake) -> None:
 
 
 @as_root
+def test_what_is_cached_is_read_through_an_image_without_waiting(lake: MountedLake) -> None:
+    target = freeze(lake, FILES)
+    lake.client.preload("/data").wait()
+    content = {name: each for name, each in below(FILES).items() if each}
+    first = content.popitem()
+    # Brings what the document says of all of them.
+    assert (target / first[0]).read_bytes() == first[1]
+    before = lake.metrics()
+    for name, each in content.items():
+        assert (target / name).read_bytes() == each
+    after = lake.metrics()
+    asked = {name: after[name] - before[name] for name in ("kernel_reads", "kernel_late_reads", "source_requests")}
+    assert asked["kernel_reads"] >= len(content)
+    assert asked["kernel_late_reads"] == asked["source_requests"] == 0
+
+
+@as_root
 def test_every_way_to_read_gets_the_bytes_of_the_image(lake: MountedLake) -> None:
     large = random.Random(3).randbytes(6 * MIB + 777)
     target = freeze(lake, {"t/large": large, "t/small": b"s" * 5000})

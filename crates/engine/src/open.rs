@@ -170,13 +170,18 @@ impl Engine {
             self.cache.count_use(&extent);
             Holding::cached(extent.lend().ok()?)
         };
+        self.count_hit(&target.attached, &target.inner, target.attributes.size);
+        Some(self.open_file(target, Priority::Foreground, holding))
+    }
+
+    /// Counts an open of a file of so many bytes that is completely here.
+    fn count_hit(self: &Arc<Self>, attached: &Arc<Attached>, inner: &str, size: u64) {
         let metrics = &self.parts.metrics;
         metrics.opens.inc();
         metrics.open_hits.inc();
-        metrics.read_bytes.inc_by(target.attributes.size);
-        metrics.cache_hit_bytes.inc_by(target.attributes.size);
-        self.ahead.note_hit(self, &target.attached, &target.inner);
-        Some(self.open_file(target, Priority::Foreground, holding))
+        metrics.read_bytes.inc_by(size);
+        metrics.cache_hit_bytes.inc_by(size);
+        self.ahead.note_hit(self, attached, inner);
     }
 
     /// Opens exactly this object version, which need not be what its path means now. A small file is complete when
@@ -366,6 +371,18 @@ impl OpenFile {
     /// The extent that holds the bytes; `None` where they are not cached.
     pub fn extent(&self) -> Option<Arc<Extent>> {
         self.holding().lease.as_ref().map(|lease| Arc::clone(lease.extent()))
+    }
+
+    /// Counts another open of what was opened completely cached, without looking it up again; `false` where it has to be:
+    /// it is attached no more, or is not the cache's.
+    pub(crate) fn open_again(&self) -> bool {
+        let Some(extent) = self.extent().filter(|extent| extent.is_complete()) else { return false };
+        if !self.engine.tree.has(&self.attached) {
+            return false;
+        }
+        self.engine.cache.count_use(&extent);
+        self.engine.count_hit(&self.attached, &self.inner, self.size());
+        true
     }
 
     /// Makes the start of `range` readable and has what probably comes next under way.

@@ -69,6 +69,11 @@ impl Tree {
         best.map(|(known, rest)| (Arc::clone(known), rest.to_string()))
     }
 
+    /// Whether an attachment is a part of the tree.
+    pub fn has(&self, attached: &Arc<Attached>) -> bool {
+        self.all().iter().any(|known| Arc::ptr_eq(known, attached))
+    }
+
     /// Attachments strictly below `path`, sorted by path.
     pub fn below(&self, path: &TreePath) -> Vec<Arc<Attached>> {
         let attached = self.all();

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fuser::{Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
 use penstock_types::{Answer, ByteRange, Looked, NodeFile, NodeId, OpenedNode};
 use rustix::fs::OFlags;
 
-use crate::lent::{Opening, Pages};
+use crate::lent::{Lent, Opening, Pages};
 use crate::service::Service;
 use crate::writing::{self, Writing};
 
@@ -89,11 +89,31 @@ pub fn open(service: &Arc<Service>, node: NodeId, flags: OpenFlags, reply: Reply
         return reply.error(Errno::ENOSYS);
     }
     service.surroundings.metrics.kernel_opens.inc();
+    if let Some(lent) = open_again(service, node) {
+        return opened_lent(service, node, lent, reply);
+    }
     let answer = service.tree().open(node);
     service.answer("open", answer, move |service, opened| match opened {
         Ok(opened) => opened_as(service, node, &opened, reply),
         Err(errno) => reply.error(errno),
     });
+}
+
+/// Opens a file that the kernel reads by itself already, or was reading a while ago: nothing is looked up, and nothing
+/// registered.
+fn open_again(service: &Service, node: NodeId) -> Option<Lent<BackingId>> {
+    let lent = service.lent().open_again(node)?;
+    if lent.file.open_again() {
+        return Some(lent);
+    }
+    let_go_of(service, node, true);
+    None
+}
+
+fn opened_lent(service: &Service, node: NodeId, lent: Lent<BackingId>, reply: ReplyOpen) {
+    service.surroundings.metrics.kernel_lent_opens.inc();
+    let handle = service.files.insert(OpenFile::new(node, lent.file, true));
+    reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &lent.id);
 }
 
 /// Answers an open: lent where that is possible, and then with nothing but NOFLUSH, which is all that may go with it.
@@ -103,7 +123,9 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
         let reply = &reply;
         move || {
             let bytes = rustix::fs::fstat(descriptor)?.st_size;
-            Ok((reply.open_backing(descriptor)?, u64::try_from(bytes).unwrap_or(0)))
+            let id = reply.open_backing(descriptor)?;
+            service.surroundings.metrics.kernel_lent_files.inc();
+            Ok((id, u64::try_from(bytes).unwrap_or(0)))
         }
     });
     let mut let_go = Vec::new();
@@ -112,11 +134,7 @@ fn opened_as(service: &Service, node: NodeId, opened: &OpenedNode, reply: ReplyO
     let opening = service.lent().open(node, &opened.file, wanted, register, &mut let_go);
     drop(let_go);
     match opening {
-        Opening::Lent(lent) => {
-            service.surroundings.metrics.kernel_lent_opens.inc();
-            let handle = service.files.insert(OpenFile::new(node, lent.file, true));
-            reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &lent.id);
-        }
+        Opening::Lent(lent) => opened_lent(service, node, lent, reply),
         Opening::Served(pages, failed) => {
             failed.iter().for_each(|error| service.not_lent(error));
             let file = Arc::clone(&opened.file);
@@ -164,6 +182,7 @@ pub fn read(service: &Arc<Service>, asked: Asked, reply: ReplyData) {
         }
         Answer::Now(Err(error)) => unread(service, asked, service.fail("read", &error), reply),
         Answer::Later(opening) => {
+            service.surroundings.metrics.kernel_late_reads.inc();
             let keeper = Arc::clone(service);
             let reading = async move {
                 let file = keep_unopened(&keeper, asked.node, opening.await?.file);
@@ -225,6 +244,7 @@ fn read_file(service: &Arc<Service>, file: &Arc<dyn NodeFile>, asked: Asked, rep
         None => {}
         Some((reply, Some(error))) => unread(service, asked, service.fail("read", &error), reply),
         Some((reply, None)) => {
+            service.surroundings.metrics.kernel_late_reads.inc();
             service.park("read", Arc::clone(file).bring(asked.range()), move |service, brought| match brought {
                 Ok(bytes) => reply.data(&bytes),
                 Err(errno) => unread(service, asked, errno, reply),

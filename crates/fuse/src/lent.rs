@@ -162,6 +162,22 @@ impl<I> LentFiles<I> {
         Opening::Lent(lent)
     }
 
+    /// Counts another handle of `node` where its file is lent, or kept for the next open: the tree need not be asked for
+    /// it. `None` where it has to be.
+    pub fn open_again(&mut self, node: NodeId) -> Option<Lent<I>> {
+        let known = self.nodes.get_mut(&node)?;
+        let lent = known.lent.clone()?;
+        if known.lent_handles == 0 && (known.served_handles > 0 || lent.file.is_evicted()) {
+            return None;
+        }
+        if let Some(key) = known.idle.take() {
+            self.idle.remove(&key);
+            self.idle_bytes -= lent.bytes;
+        }
+        known.lent_handles += 1;
+        Some(lent)
+    }
+
     /// Counts a handle less. As for `open`, `let_go` is to be dropped without the lock.
     pub fn close(&mut self, node: NodeId, was_lent: bool, let_go: &mut Vec<Lent<I>>) {
         let Some(known) = self.nodes.get_mut(&node) else { return };
@@ -298,6 +314,24 @@ mod tests {
         (0..3).for_each(|_| bench.close(7, true));
         assert_eq!(bench.open(7, &content, true), Some(1));
         assert!(bench.closed.is_empty());
+    }
+
+    #[test]
+    fn what_is_lent_or_was_is_opened_again_without_the_tree_unless_the_cache_wants_it_back() {
+        let (mut bench, content) = (Bench::new(8), Arc::new(Content { bytes: 10, ..Content::default() }));
+        let again = |bench: &mut Bench| bench.files.open_again(NodeId(7)).map(|lent| *lent.id);
+        assert_eq!(again(&mut bench), None, "nobody had it open");
+        assert_eq!(bench.open(7, &content, true), Some(1));
+        assert_eq!(again(&mut bench), Some(1), "it is open");
+        (0..2).for_each(|_| bench.close(7, true));
+        assert_eq!((again(&mut bench), bench.files.idle_bytes), (Some(1), 0), "it was open");
+        content.evicted.store(true, Ordering::Relaxed);
+        assert_eq!(again(&mut bench), Some(1), "one id for all handles that are open");
+        (0..2).for_each(|_| bench.close(7, true));
+        assert_eq!((again(&mut bench), bench.files.nodes.len()), (None, 0));
+        assert_eq!(bench.open(8, &content, false), None);
+        assert!(bench.files.open_again(NodeId(8)).is_none(), "it is served");
+        assert_eq!(bench.closed, [1]);
     }
 
     #[test]

@@ -117,7 +117,13 @@ fn keep(
     let writing = Writing::of(service, opened)?;
     let offered = if service.lends() { writing.writer().lend(only_writes) } else { None };
     // What is open for writing is of no use to a later open: its bytes are not kept then.
-    let register = offered.as_ref().map(|file| || Ok((register(file)?, 0)));
+    let register = offered.as_ref().map(|file| {
+        || {
+            let id = register(file)?;
+            service.surroundings.metrics.kernel_lent_files.inc();
+            Ok((id, 0))
+        }
+    });
     let mut let_go = Vec::new();
     let opening = service.lent().open(node, &opened.file, wanted, register, &mut let_go);
     drop(let_go);

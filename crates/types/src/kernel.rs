@@ -145,6 +145,12 @@ pub trait NodeFile: Send + Sync + fmt::Debug {
 
     /// Whether the cache wants its bytes back: who keeps the file only for the next open should let go.
     fn is_evicted(&self) -> bool;
+
+    /// Counts another open of its node by who has the file still, as if the tree had been asked; `false` where it has to
+    /// be.
+    fn open_again(&self) -> bool {
+        false
+    }
 }
 
 /// One handle of a file that is open for writing. All of its handles write the same bytes, and whoever opens the node

@@ -95,8 +95,12 @@ metrics! {
         kernel_opens;
         /// Opens of files in mounts that the kernel reads by itself from then on
         kernel_lent_opens;
+        /// Files that the kernel was given to read by itself: once for all opens of a file that is kept ready
+        kernel_lent_files;
         /// Reads of file content that mounts answered
         kernel_reads;
+        /// Reads of file content that mounts had to wait for
+        kernel_late_reads;
         /// Writes of file content that mounts were asked for
         kernel_writes;
         /// Bytes of file content that mounts took

@@ -147,6 +147,10 @@ impl NodeFile for MountedFile {
         .boxed()
     }
 
+    fn open_again(&self) -> bool {
+        self.file.open_again()
+    }
+
     fn is_evicted(&self) -> bool {
         match self.file.extent() {
             Some(extent) => extent.is_gone(),

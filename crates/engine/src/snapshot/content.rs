@@ -12,7 +12,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use crate::attachment::Attached;
 use crate::engine::Engine;
 use crate::kernel::MountedFile;
-use crate::open::{Target, object_id};
+use crate::open::{OpenFile, Target, object_id};
 
 /// Rows of the document that stay unpacked; each is some hundred KiB.
 const ROWS_MAX: usize = 64;
@@ -123,25 +123,46 @@ impl Frozen {
         &self.engine
     }
 
-    /// What lies at an address, up to `out.len()` bytes, where all of it is at hand.
+    /// What lies at an address, up to `out.len()` bytes, where all of it is at hand: open already, or completely cached.
     pub(super) fn read_now(&self, device: u16, offset: u64, out: &mut [u8]) -> Result<Option<usize>> {
         let range = self.within(device, offset, out.len());
         let length = to_usize(range.len());
         let Some(parts) = self.parts(device, range, |row| self.rows.get(&row)) else { return Ok(None) };
-        out[..length].fill(0);
+        let mut filled = 0;
         for part in parts {
-            let Some(Held { file, .. }) = self.files.get(&part.file) else { return Ok(None) };
+            let Some(file) = self.file_now(part.file)? else { return Ok(None) };
             let to = part.at + to_usize(part.range.len());
+            out[filled..part.at].fill(0);
             if file.read_now(part.range.start, &mut out[part.at..to])?.is_none() {
                 return Ok(None);
             }
+            filled = to;
         }
+        out[filled..length].fill(0);
         Ok(Some(length))
     }
 
     /// Brings what lies at an address.
     pub(super) async fn bring(self: Arc<Self>, device: u16, asked: ByteRange) -> Result<Vec<u8>> {
         let range = self.within(device, asked.start, to_usize(asked.len()));
+        let parts = match self.parts(device, range, |row| self.rows.get(&row)) {
+            Some(parts) => parts,
+            None => self.unpacked_parts(device, range)?,
+        };
+        let brought = parts.iter().map(|part| async { self.file(part.file).await?.bring(part.range).await });
+        let mut brought = try_join_all(brought).await?;
+        if brought.len() == 1 && brought[0].len() == to_usize(range.len()) {
+            return Ok(brought.remove(0));
+        }
+        let mut out = vec![0; to_usize(range.len())];
+        for (part, bytes) in parts.iter().zip(brought) {
+            out[part.at..part.at + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(out)
+    }
+
+    /// The files in a range. Reads what it takes of the document.
+    fn unpacked_parts(&self, device: u16, range: ByteRange) -> Result<Vec<Part>> {
         let mut failure = None;
         let parts = tokio::task::block_in_place(|| {
             self.parts(device, range, |row| match self.row(row) {
@@ -152,18 +173,11 @@ impl Frozen {
                 }
             })
         });
-        let parts = match (parts, failure) {
-            (Some(parts), _) => parts,
-            (None, Some(error)) => return Err(error),
-            (None, None) => return Err(self.error(ErrorKind::Internal, "it has no such row")),
-        };
-        let brought = parts.iter().map(|part| async { self.file(part.file).await?.bring(part.range).await });
-        let brought = try_join_all(brought).await?;
-        let mut out = vec![0; to_usize(range.len())];
-        for (part, bytes) in parts.iter().zip(brought) {
-            out[part.at..part.at + bytes.len()].copy_from_slice(&bytes);
+        match (parts, failure) {
+            (Some(parts), _) => Ok(parts),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(self.error(ErrorKind::Internal, "it has no such row")),
         }
-        Ok(out)
     }
 
     /// A range of a device, cut at its end.
@@ -220,29 +234,48 @@ impl Frozen {
         Ok(placed)
     }
 
+    /// A file on its pinned version, where it is open or can be without waiting.
+    fn file_now(&self, (row, index): (usize, usize)) -> Result<Option<Arc<MountedFile>>> {
+        if let Some(held) = self.files.get(&(row, index)) {
+            return Ok(Some(held.file));
+        }
+        let Some(placed) = self.rows.get(&row) else { return Ok(None) };
+        let lent = self.engine.lend_complete(&self.target(&placed[index])?);
+        Ok(lent.map(|file| self.keep((row, index), file)))
+    }
+
     /// A file on its pinned version. A small one is complete afterwards.
     async fn file(&self, (row, index): (usize, usize)) -> Result<Arc<MountedFile>> {
         if let Some(known) = self.files.get(&(row, index)).filter(|held| !held.file.is_evicted()) {
             return Ok(known.file);
         }
-        let placed = self.row(row)?;
-        let entry = &placed[index].entry;
+        let target = self.target(&self.row(row)?[index])?;
+        let file = match self.engine.lend_complete(&target) {
+            Some(file) => file,
+            None => self.engine.open_version(target).await?,
+        };
+        Ok(self.keep((row, index), file))
+    }
+
+    /// The object version that is pinned for a file.
+    fn target(&self, Placed { entry, .. }: &Placed) -> Result<Target> {
         let attributes = entry.attributes.clone().ok_or_else(|| self.error(ErrorKind::Internal, "it has no size"))?;
         let inner = if self.inner.is_empty() { entry.path.clone() } else { format!("{}/{}", self.inner, entry.path) };
-        let target = Target {
+        Ok(Target {
             path: TreePath::parse(&self.snapshot.facts().path)?.join(&entry.path),
             attached: Arc::clone(&self.attached),
             inner,
             object: object_id(&self.attached, entry.key.clone(), &attributes.version),
             attributes,
-        };
-        let file = match self.engine.lend_complete(&target) {
-            Some(file) => file,
-            None => self.engine.open_version(target).await?,
-        };
+        })
+    }
+
+    /// Keeps a file open for the next read.
+    fn keep(&self, id: (usize, usize), file: OpenFile) -> Arc<MountedFile> {
+        let size = file.size();
         let file = MountedFile::new(file, true);
-        self.files.insert((row, index), Held { file: Arc::clone(&file), size: placed[index].size });
-        Ok(file)
+        self.files.insert(id, Held { file: Arc::clone(&file), size });
+        file
     }
 
     /// Lets go of files whose bytes the cache wants back.

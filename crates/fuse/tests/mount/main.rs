@@ -116,6 +116,23 @@ fn the_kernel_reads_lent_files_without_asking() {
     assert_eq!(bench.tree.file("a").reads.load(Ordering::SeqCst), 0);
     assert_eq!(bench.metrics.kernel_reads.get(), 0);
     assert_eq!(bench.metrics.kernel_lent_opens.get(), 2);
+    drop(file);
+    await_that("every file closed", || bench.mount.open_files() == 0);
+    assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
+    assert_eq!(bench.metrics.kernel_lent_opens.get(), 3);
+    assert_eq!((bench.tree.opens.load(Ordering::SeqCst), bench.metrics.kernel_lent_files.get()), (1, 1));
+}
+
+#[test]
+fn a_file_that_the_tree_wants_to_be_asked_for_is_opened_by_it_again() {
+    let Some(bench) = Bench::new(MemoryTree::with(&[("a", 100, Way::Lent)])) else { return };
+    assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
+    await_that("every file closed", || bench.mount.open_files() == 0);
+    bench.tree.file("a").set_way(Way::Served);
+    assert_eq!(fs::read(bench.path("a")).unwrap(), bench.tree.bytes("a"));
+    assert_eq!(bench.tree.opens.load(Ordering::SeqCst), 2);
+    assert_eq!(bench.metrics.kernel_lent_opens.get(), 1);
+    assert!(bench.metrics.kernel_reads.get() > 0);
 }
 
 #[test]

@@ -86,6 +86,10 @@ impl NodeFile for MemoryFile {
     fn is_evicted(&self) -> bool {
         self.evicted.load(Ordering::SeqCst)
     }
+
+    fn open_again(&self) -> bool {
+        *self.way.lock().unwrap() == Way::Lent
+    }
 }
 
 #[derive(Default)]
