@@ -127,7 +127,11 @@ fn files_and_directories_are_renamed_and_removed() {
         rustix::fs::renameat_with(here, path(from), here, path(to), flags).err()
     };
     assert_eq!(flagged("d/a", "b", RenameFlags::NOREPLACE), Some(Errno::EXIST));
-    assert_eq!(flagged("d/a", "b", RenameFlags::EXCHANGE), Some(Errno::INVAL));
+    assert_eq!(flagged("d/a", "b", RenameFlags::WHITEOUT), Some(Errno::INVAL));
+    for (b, a) in [(b"of a", b"of c"), (b"of c", b"of a")] {
+        assert_eq!(flagged("d/a", "b", RenameFlags::EXCHANGE), None);
+        assert_eq!((fs::read(path("b")).unwrap(), fs::read(path("d/a")).unwrap()), (b.to_vec(), a.to_vec()));
+    }
     assert_eq!(flagged("d/a", "a", RenameFlags::NOREPLACE), None);
     assert_eq!(errno(fs::rename(path("a"), path("elsewhere"))), Errno::XDEV);
     assert_eq!(errno(fs::rename(path("a"), path("d"))), Errno::ISDIR);

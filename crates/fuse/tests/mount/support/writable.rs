@@ -350,6 +350,14 @@ impl KernelTree for WritableTree {
         let Some(moved) = names_of(&mut nodes, from.0.0).get(from.1).copied() else {
             return self.counts.answer(failed(ErrorKind::NotFound));
         };
+        if replace == Replace::Exchange {
+            let Some(other) = names_of(&mut nodes, to.0.0).insert(to.1.to_owned(), moved) else {
+                names_of(&mut nodes, to.0.0).remove(to.1);
+                return self.counts.answer(failed(ErrorKind::NotFound));
+            };
+            names_of(&mut nodes, from.0.0).insert(from.1.to_owned(), other);
+            return self.counts.answer(Ok(()));
+        }
         let room = make_room(&mut nodes, moved, to.0.0, to.1, replace);
         if room.is_ok() {
             names_of(&mut nodes, from.0.0).remove(from.1);
