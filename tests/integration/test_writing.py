@@ -366,10 +366,12 @@ def test_what_waits_holds_its_attachment(runs: Any, client: penstock.Client, sea
     late = runs("persist", "/runs", "--timeout", "500ms", check=1).stderr
     assert "[timeout]" in late
     assert "runs/a" in late
+    assert runs("persist", "/runs", "--no-wait").stdout.startswith("the source has not got s3://bucket/runs/a")
     with pytest.raises(TimedOutError):
         client.persist("/runs/a", timeout=0.2)
     sea.rise()
-    assert runs("persist", "/runs/a").stdout == "the source has everything below /runs/a\n"
+    for wait in ("--wait", "--no-wait"):
+        assert runs("persist", "/runs/a", wait).stdout == "the source has everything below /runs/a\n"
     client.detach("/runs")
     assert sea.get("runs/a") == SMALL
 

@@ -10,7 +10,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.examples import examples
 from penstock.cli.group import command_group
-from penstock.cli.options import AsJson, Timeout, TreePath
+from penstock.cli.options import AsJson, Timeout, TreePath, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,14 +119,14 @@ def watch(path: TreePath) -> None:
     output.say(f"the source has every checkpoint below {path}")
 
 
-def persist(path: TreePath, timeout: Timeout = None) -> None:
+def persist(path: TreePath, timeout: Timeout = None, wait: Wait = True) -> None:
     """Wait until the source has a checkpoint.
 
     As `penstock persist` of that path.
     """
-    from penstock.cli.persist import persist as wait
+    from penstock.cli.persist import persist as bring
 
-    wait(path, timeout)
+    bring(path, timeout, wait)
 
 
 def restore(

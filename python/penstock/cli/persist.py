@@ -8,7 +8,7 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.examples import examples
-from penstock.cli.options import Timeout, TreePath
+from penstock.cli.options import Timeout, TreePath, Wait
 
 if TYPE_CHECKING:
     from penstock.client import Client
@@ -19,10 +19,12 @@ LOOK_EVERY_S = 0.5
 
 def register(app: typer.Typer) -> None:
     """Adds the command of this module."""
-    app.command(epilog=examples("penstock persist /runs", "penstock persist /runs/exp1 --timeout 10min"))(persist)
+    app.command(epilog=examples("penstock persist /runs --wait", "penstock persist /runs/exp1 --timeout 10min"))(
+        persist
+    )
 
 
-def persist(path: TreePath, timeout: Timeout = None) -> None:
+def persist(path: TreePath, timeout: Timeout = None, wait: Wait = True) -> None:
     """Wait until the source has what was written.
 
     Everything at and below the path that was written before. Fails with what is not there when the time is over, or
@@ -31,11 +33,18 @@ def persist(path: TreePath, timeout: Timeout = None) -> None:
     """
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
+    from penstock.errors import TimedOutError
     from penstock.units import parse_duration
 
     path = tree_path(path)
     limit_s = None if timeout is None else parse_duration(timeout)
     client = connection.client()
+    if not wait:
+        try:
+            client.persist(path, timeout=0)
+        except TimedOutError as error:
+            output.say(error.reason.removeprefix("the time is over and "))
+            return
     waiting = _Waiting(client, path, limit_s)
     waiting.start()
     try:
