@@ -32,7 +32,7 @@ from penstock.errors import NotFoundError, PenstockError
 NAMES = ["a", "b", "d/x", "d/y", "e/x"]
 BESIDE = "beside"
 SIZES = [0, 1, 4096, 70_000, 262_145, 900_001]
-EXAMPLES, EXAMPLES_IN_SOAK = 4, 120
+EXAMPLES, EXAMPLES_IN_SOAK = 4, 60
 STEPS = 30
 BETWEEN = 5
 """Other steps before the node ends again: it is these that take long."""

@@ -88,7 +88,7 @@ impl Files {
 
     fn make(self: &Arc<Self>, make: impl Fn(&Path) -> io::Result<OwnedFd>) -> Result<(StagedFile, OwnedFd)> {
         loop {
-            let name = FileName { epoch: self.epoch, number: self.last_number.fetch_add(1, Ordering::Relaxed) + 1 };
+            let name = self.next_name();
             let path = self.path_of(name);
             match make(&path) {
                 Ok(descriptor) => {
@@ -100,6 +100,15 @@ impl Files {
                 Err(error) => return Err(self.failed("make", &path, &error)),
             }
         }
+    }
+
+    /// A file that is not made before somebody needs it: the journal gets its bytes.
+    pub fn promise(self: &Arc<Self>) -> StagedFile {
+        StagedFile::new(self, self.next_name(), 0, Proof::Synced)
+    }
+
+    fn next_name(&self) -> FileName {
+        FileName { epoch: self.epoch, number: self.last_number.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
     /// A file that was kept by an earlier process, synced.
@@ -241,10 +250,10 @@ impl StagedFile {
         written.map_err(|error| self.files.failed("write", &path, &error))
     }
 
-    /// Notes that the journal has its bytes, and where.
-    pub fn is_in_journal(&self, data: &[u8], place: &Slot) {
+    /// Notes that the journal has its bytes, and where, and whether the file has them, too.
+    pub fn is_in_journal(&self, data: &[u8], place: &Slot, is_made: bool) {
         let (sum, size) = (crc32c::crc32c(data), data.len() as u64);
-        *self.proof() = Proof::Journal { sum, size, place: Slot::clone(place), checked: true };
+        *self.proof() = Proof::Journal { sum, size, place: Slot::clone(place), checked: is_made };
     }
 
     /// The file, read only; restored from the journal where it has to be.
@@ -308,7 +317,7 @@ impl StagedFile {
         // What failed to be synced once is not believed when it succeeds later: a new file is.
         synced.or_else(|error| {
             self.files.failed("sync", &path, &error);
-            self.restore(*sum, *size, place)
+            self.restore((*sum, *size), place, |fill| self.replace(fill))
         })
     }
 
@@ -328,14 +337,19 @@ impl StagedFile {
         let found = self.files.disk.open(&path, OpenMode::Read);
         let holds = found.and_then(|file| sum_of(&*self.files.disk, file.as_fd()));
         if holds.ok() != Some((*sum, *size)) {
-            self.restore(*sum, *size, place)?;
+            self.restore((*sum, *size), place, |fill| self.make(fill))?;
         }
         *checked = true;
         Ok(())
     }
 
-    /// Writes the file anew from the journal, synced.
-    fn restore(&self, sum: u32, size: u64, place: &Slot) -> Result<()> {
+    /// Writes the file anew from the journal.
+    fn restore(
+        &self,
+        (sum, size): (u32, u64),
+        place: &Slot,
+        write: impl FnOnce(&dyn Fn(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()>,
+    ) -> Result<()> {
         let place = *place.lock().expect("no panic while a place is held");
         let lost = |reason: &str| Error::new(ErrorKind::Corrupt, "restore a staged file from the journal", reason);
         let place = place.ok_or_else(|| lost("its place is not known"))?;
@@ -343,8 +357,18 @@ impl StagedFile {
         if crc32c::crc32c(&data) != sum || data.len() as u64 != size {
             return Err(lost("checksum mismatch").fact("offset", place.offset));
         }
-        let restored = self.replace(|file| write_all(&*self.files.disk, file, 0, &data));
+        let restored = write(&|file| write_all(&*self.files.disk, file, 0, &data));
         restored.map_err(|error| self.files.failed("restore", &self.full_path(), &error))
+    }
+
+    /// Makes this file, unsynced, for as long as the journal has its bytes.
+    fn make(&self, fill: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
+        let (disk, path) = (&*self.files.disk, self.full_path());
+        match disk.open(&path, OpenMode::Create(0o600)) {
+            Ok(file) => fill(file.as_fd()).inspect_err(|_| drop(disk.remove(&path))),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.replace(fill),
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts a new file, synced, in the place of this one.

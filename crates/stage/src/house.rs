@@ -35,6 +35,21 @@ impl Stage {
         house.failing = kept.is_err();
     }
 
+    /// Whether [`Stage::prepare`] has something to do.
+    pub fn wants_preparation(&self) -> bool {
+        self.journal.wants_spare()
+    }
+
+    /// Makes files of the journal ahead, so that who writes many small files does not wait for them. What fails here is
+    /// tried again by [`Stage::expire`]. Blocks.
+    pub fn prepare(&self) {
+        if self.check_open().is_ok()
+            && let Err(error) = self.journal.prepare()
+        {
+            tracing::debug!(%error, "no file of the journal is made ahead");
+        }
+    }
+
     /// Keeps house for the journal where that cannot wait, unless somebody does already.
     pub(crate) fn shorten_journal_if_long(&self) {
         if self.journal.segments() <= self.bounds.segments_max {

@@ -12,6 +12,7 @@
 
 mod adorn;
 mod budget;
+mod burst;
 mod change;
 mod copies;
 mod draft;

@@ -29,7 +29,7 @@ pub enum New {
 impl New {
     pub fn data(&self) -> Option<&Bytes> {
         match self {
-            Self::File(file) => file.data.as_ref(),
+            Self::File(file) => file.data.as_ref().map(|(data, _)| data),
             Self::Nothing | Self::Copy(..) | Self::Same(..) | Self::Adorned(..) => None,
         }
     }
@@ -41,8 +41,8 @@ pub struct NewFile {
     size: u64,
     /// Bytes of the budget that it is charged for.
     pub charged: u64,
-    /// Its content, where the journal has it as well.
-    data: Option<Bytes>,
+    /// Its content, where the journal gets it, and whether the file has it already.
+    data: Option<(Bytes, bool)>,
     /// What it lies over.
     over: Option<(Original, Patch)>,
     /// What was sent of it.
@@ -61,7 +61,14 @@ impl NewFile {
     /// The content of a draft, all of which goes into the journal.
     pub fn in_journal(draft: Draft, data: Bytes) -> Self {
         let size = data.len() as u64;
-        Self { file: draft.finish_unsynced(size), size, charged: size, data: Some(data), over: None, stream: None }
+        let file = draft.finish_unsynced(size);
+        Self { file, size, charged: size, data: Some((data, true)), over: None, stream: None }
+    }
+
+    /// A content that only the journal gets; `file` is made when somebody needs it.
+    pub fn promised(file: StagedFile, data: Bytes) -> Self {
+        let size = data.len() as u64;
+        Self { file, size, charged: size, data: Some((data, false)), over: None, stream: None }
     }
 
     pub fn synced(draft: Draft) -> Result<Self> {
@@ -95,7 +102,7 @@ pub fn new_change(
     let (mut file, mut inherited) = (None, None);
     let content = match new {
         New::File(NewFile { file: made, data, size, over, stream, .. }) => {
-            data.inspect(|data| made.is_in_journal(data, home));
+            data.inspect(|(data, is_made)| made.is_in_journal(data, home, *is_made));
             inherited = stream.and_then(|stream| stream.commit(&written.target, size));
             file = Some(made);
             let metadata = written.metadata;

@@ -11,6 +11,7 @@ use penstock_types::{Disk, Error, ErrorKind, OpenMode, Result};
 use tokio::sync::Notify;
 
 use crate::budget::{Budget, Patience};
+use crate::burst::Burst;
 use crate::change::{Change, ChangeParts, Ending, OperationId, Phase, Progress};
 use crate::files::{FileName, Files, disk_error, is_left_by_restoring};
 use crate::journal::{Journal, JournalParts, Slot, Statement, replay};
@@ -72,6 +73,7 @@ pub fn open(parts: StageParts, bounds: Bounds) -> Result<Stage> {
         files,
         journal,
         budget,
+        burst: Burst::default(),
         pins,
         house: Mutex::default(),
         recovered: Mutex::new(recovered),

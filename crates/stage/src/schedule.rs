@@ -1,4 +1,4 @@
-//! When a change is given out: in the order of its commit, or, after a failure, when it has waited.
+//! When a change is given out: in the order of its commit, or when it has waited: after a failure, or for what comes first.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,12 +16,15 @@ const DOUBLINGS_MAX: u32 = 10;
 pub struct Schedule {
     ready: BTreeSet<OperationId>,
     later: BTreeSet<(Duration, OperationId)>,
+    /// What waits for something else, and until when it is not looked at again.
+    held: BTreeSet<(Duration, OperationId)>,
     chance: fastrand::Rng,
 }
 
 impl Schedule {
     pub fn new(seed: u64) -> Self {
-        Self { ready: BTreeSet::new(), later: BTreeSet::new(), chance: fastrand::Rng::with_seed(seed) }
+        let chance = fastrand::Rng::with_seed(seed);
+        Self { ready: BTreeSet::new(), later: BTreeSet::new(), held: BTreeSet::new(), chance }
     }
 
     /// It may be given out now.
@@ -39,25 +42,34 @@ impl Schedule {
         self.later.insert((now + wait.max(asked.unwrap_or_default()), operation));
     }
 
-    /// It may be given out from `due` on.
-    pub fn add_later(&mut self, operation: OperationId, due: Duration) {
-        self.later.insert((due, operation));
+    /// It waits for something else: it may be given out from `due` on, or once what is held is released.
+    pub fn hold(&mut self, operation: OperationId, due: Duration) {
+        self.held.insert((due, operation));
+    }
+
+    /// What something else waited for may have come.
+    pub fn release(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        self.ready.extend(held.into_iter().map(|(_, operation)| operation));
     }
 
     /// It is not given out any more.
     pub fn remove(&mut self, operation: OperationId) {
         if !self.ready.remove(&operation) {
             self.later.retain(|(_, waiting)| *waiting != operation);
+            self.held.retain(|(_, waiting)| *waiting != operation);
         }
     }
 
     /// Takes the oldest that may be given out.
     pub fn take(&mut self, now: Duration) -> Option<OperationId> {
-        while let Some(&(due, operation)) = self.later.first()
-            && due <= now
-        {
-            self.later.pop_first();
-            self.ready.insert(operation);
+        for waiting in [&mut self.later, &mut self.held] {
+            while let Some(&(due, operation)) = waiting.first()
+                && due <= now
+            {
+                waiting.pop_first();
+                self.ready.insert(operation);
+            }
         }
         self.ready.pop_first()
     }
@@ -66,6 +78,7 @@ impl Schedule {
     pub fn hurry(&mut self) {
         let later = std::mem::take(&mut self.later);
         self.ready.extend(later.into_iter().map(|(_, operation)| operation));
+        self.release();
     }
 }
 
@@ -100,6 +113,11 @@ mod tests {
         schedule.add_failed(operation(1), 9, None, Duration::ZERO);
         assert_eq!(schedule.take(Duration::ZERO), Some(operation(2)));
         schedule.hurry();
+        assert_eq!(schedule.take(Duration::ZERO), Some(operation(1)));
+        schedule.hold(operation(1), Duration::from_secs(1));
+        assert_eq!(schedule.take(Duration::ZERO), Some(operation(3)));
+        schedule.add(operation(3));
+        schedule.release();
         assert_eq!(schedule.take(Duration::ZERO), Some(operation(1)));
         schedule.remove(operation(3));
         assert_eq!(schedule.take(Duration::MAX), None);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use penstock_types::faults::{Safeguard, is_left_out};
+use penstock_types::faults::{Safeguard, Step, is_left_out, under_way};
 use penstock_types::{
     Clock, Disk, Durability, Error, ErrorKind, Metrics, ObjectKey, Overlay, PartInfo, Result, StageConfig, UploadId,
     Version,
@@ -16,6 +16,7 @@ use penstock_types::{
 use tokio::sync::Notify;
 
 use crate::budget::Budget;
+use crate::burst::Burst;
 use crate::change::{Base, Change, Original, Phase, Settled, Target, Written, operation_of};
 use crate::draft::Draft;
 use crate::files::Files;
@@ -108,6 +109,7 @@ pub struct Stage {
     pub(crate) files: Arc<Files>,
     pub(crate) journal: Journal,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) burst: Burst,
     pub(crate) pins: Pins,
     /// Held while house is kept, across calls to the disk.
     pub(crate) house: Mutex<House>,
@@ -193,6 +195,8 @@ impl Stage {
         let action = || format!("write {}", target.key);
         self.check_open().map_err(|error| error.during(action()))?;
         let no_file = || Error::new(ErrorKind::InvalidInput, action(), "nothing of it is here");
+        // It may be in the journal only.
+        from.open().map_err(|error| error.during(action()))?;
         let path = from.path().ok_or_else(no_file)?;
         let original = || Original { key: from.target().key.clone(), version: from.version(), since: None };
         let over = from.patch().map(|patch| Over::new(original(), patch.clone()));
@@ -208,6 +212,11 @@ impl Stage {
     /// Whether a file may be written without asking for room: there is much up to the half of the stage.
     pub fn has_ample_room(&self) -> bool {
         self.budget.used() + AMPLE_BYTES <= self.budget.size() / 2
+    }
+
+    /// Whether much is being committed just now, and there is room for more: what can wait should.
+    pub fn is_in_burst(&self) -> bool {
+        self.burst.is_on() && self.has_ample_room()
     }
 
     /// Where drafts are written.
@@ -230,7 +239,7 @@ impl Stage {
     }
 
     /// Makes `data` the newest content of a key. Up to 256 KiB it is acknowledged with one sync, shared with those who
-    /// commit at the same moment. Blocks.
+    /// commit at the same moment; its file is made when somebody needs it. Blocks.
     ///
     /// # Errors
     /// As those of [`Stage::create`] and [`Stage::commit`].
@@ -238,15 +247,16 @@ impl Stage {
         let action = format!("write {}", written.target.key);
         let committed = || {
             self.check_open()?;
-            let draft = Draft::create(&self.files, &self.budget, None)?;
             let size = data.len() as u64;
-            draft.grow(size)?;
-            draft.fill(&data)?;
-            let new = match data.len() > INLINE_BYTES_MAX {
-                true => NewFile::synced(draft)?,
-                false => NewFile::in_journal(draft, data),
-            };
-            self.put(written, new)
+            if data.len() > INLINE_BYTES_MAX {
+                let draft = Draft::create(&self.files, &self.budget, None)?;
+                draft.grow(size)?;
+                draft.fill(&data)?;
+                return self.put(written, NewFile::synced(draft)?);
+            }
+            let _step = under_way(Step::Write);
+            self.budget.take(size)?;
+            self.put(written, NewFile::promised(self.files.promise(), data))
         };
         committed().map_err(|error| error.during(action))
     }
@@ -357,6 +367,7 @@ impl Stage {
         taken.iter().for_each(|(change, _)| table.reveal(change));
         drop(table);
         self.parts.metrics.stage_commits.inc_by(taken.len() as u64);
+        self.burst.note(taken.len() as u64);
         self.wake.notify_waiters();
         self.shorten_journal_if_long();
         Ok(taken.into_iter().map(|(change, _)| change).collect())

@@ -224,7 +224,7 @@ impl Table {
             let operation = self.schedule.take(now)?;
             let Some(change) = self.changes.get(&operation) else { continue };
             if held(change) || self.waits_for_copy(change) {
-                self.schedule.add_later(operation, now + HELD_FOR);
+                self.schedule.hold(operation, now + HELD_FOR);
                 continue;
             }
             let mut progress = change.progress();
@@ -256,6 +256,10 @@ impl Table {
         if let Some(change) = &settled {
             self.count(change, -1);
             self.schedule.remove(operation);
+            if change.original().is_some() {
+                // What it was copied from may go.
+                self.schedule.release();
+            }
             self.follow_settled(change, &record.settled);
             self.leave(change, said, false);
         }

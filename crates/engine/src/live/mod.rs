@@ -68,6 +68,14 @@ struct Held {
     wanted: Vec<(Arc<str>, Vec<u8>)>,
 }
 
+impl Held {
+    fn wants(&self, target: &Target) -> bool {
+        let is_below =
+            |(scope, prefix): &(Arc<str>, Vec<u8>)| *scope == target.scope && target.key.as_bytes().starts_with(prefix);
+        self.wanted.iter().any(is_below)
+    }
+}
+
 /// Somebody waits for what is below a prefix; as long as this is there, nothing there is held.
 pub(crate) struct Wanted<'a> {
     files: &'a LiveFiles,
@@ -177,9 +185,12 @@ impl LiveFiles {
             held.until.remove(&key);
             return false;
         }
-        let is_wanted =
-            |(scope, prefix): &(Arc<str>, Vec<u8>)| *scope == target.scope && target.key.as_bytes().starts_with(prefix);
-        !held.wanted.iter().any(is_wanted)
+        !held.wants(target)
+    }
+
+    /// Whether somebody waits until the source has what is written to a place.
+    pub(crate) fn is_wanted(&self, target: &Target) -> bool {
+        self.held().wants(target)
     }
 
     /// Nothing below a prefix is held any more, as long as what is returned is there.

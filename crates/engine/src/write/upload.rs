@@ -1,6 +1,7 @@
 //! Bringing what is staged into the source: oldest change of each key first, conditional on what it replaces, again
 //! and again until the source has it or somebody else's version is in the way.
 
+use std::cell::Cell;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Base, Change, Content, OperationId, Settled, Target};
 use penstock_types::faults::{Safeguard, Step, is_left_out, under_way};
 use penstock_types::{
-    ByteRange, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, ObjectStat, PAGE_SIZE, Posix,
-    Precondition, PutRequest, Result, TreePath, Version,
+    ByteRange, Durability, Error, ErrorKind, Freshness, ObjectAttributes, ObjectId, ObjectKey, ObjectStat, PAGE_SIZE,
+    Posix, Precondition, PutRequest, Result, TreePath, Version,
 };
 use tokio::sync::Semaphore;
 
@@ -25,6 +26,13 @@ const CHANGES_AT_ONCE: usize = 32;
 pub(super) const PUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The uploader looks at least so often whether something waited long enough after a failure.
 const LOOK: Duration = Duration::from_millis(500);
+/// So often while something is held.
+const LOOK_AT_HELD: Duration = Duration::from_millis(100);
+/// While many files are written, those up to this size are brought afterwards: until then that takes the processors and
+/// the disk from who writes.
+const SMALL_BYTES_MAX: u64 = 1024 * 1024;
+/// But not for longer than this, ms.
+const BURST_MS: i64 = 2000;
 /// A change is shown over listings for so long beyond their freshness: one may be read to its end after it is stale.
 const SHOWN_LONGER_US: i64 = 600_000_000;
 
@@ -69,11 +77,23 @@ pub(crate) async fn keep_uploading(engine: Weak<Engine>) {
     loop {
         let Some(stage) = engine.upgrade().map(|engine| Arc::clone(&engine.stage)) else { return };
         let woken = stage.wake().notified();
+        if stage.wants_preparation() {
+            let stage = Arc::clone(&stage);
+            drop(tokio::task::spawn_blocking(move || stage.prepare()));
+        }
+        let any_held = Cell::new(false);
         while let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
             let Some(engine) = engine.upgrade() else { break };
             let now = engine.parts.clock.monotonic();
             engine.sets.look(&stage, now);
-            let held = |change: &Change| engine.live.holds(change, now) || engine.sets.holds(change);
+            let in_burst = stage.is_in_burst();
+            let held = |change: &Change| {
+                let held = engine.live.holds(change, now)
+                    || engine.sets.holds(change)
+                    || (in_burst && engine.waits_for_burst(change));
+                any_held.set(any_held.get() || held);
+                held
+            };
             let Some(change) = stage.next_unless(held) else { break };
             tokio::spawn(async move {
                 engine.bring(&change).await;
@@ -81,11 +101,20 @@ pub(crate) async fn keep_uploading(engine: Weak<Engine>) {
                 engine.stage.wake().notify_waiters();
             });
         }
-        let _ = tokio::time::timeout(LOOK, woken).await;
+        let look = if any_held.get() { LOOK_AT_HELD } else { LOOK };
+        let _ = tokio::time::timeout(look, woken).await;
     }
 }
 
 impl Engine {
+    /// Whether a change can wait until those who write pause.
+    fn waits_for_burst(&self, change: &Change) -> bool {
+        change.durability() == Durability::Local
+            && change.size().is_some_and(|size| size <= SMALL_BYTES_MAX)
+            && self.parts.clock.wall_ms() - change.committed_ms() < BURST_MS
+            && !self.live.is_wanted(change.target())
+    }
+
     /// Brings one change, and tells the stage how that went.
     async fn bring(self: &Arc<Self>, change: &Arc<Change>) {
         let Some(attached) = self.attached_for(change) else {

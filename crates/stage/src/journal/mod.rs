@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -68,6 +68,10 @@ pub struct Journal {
     queue: Mutex<Queue>,
     turn: Condvar,
     writer: Mutex<Writer>,
+    /// Held by the one that makes files ahead.
+    preparing: Mutex<()>,
+    /// As the writer said last.
+    wants_spare: AtomicBool,
     /// Files that are needed.
     segments: AtomicUsize,
 }
@@ -119,7 +123,8 @@ impl Journal {
             synced.map_err(|error| disk_error("sync", &path, &error))?;
         }
         let writer = Writer {
-            has_spare: writer::find_spare(&*disk, &directory, segment_bytes),
+            spares: writer::find_spares(&*disk, &directory, segment_bytes),
+            gathered: Vec::new(),
             segments: replayed.segments.iter().copied().collect(),
             next_number: replayed.last_number + 1,
             written: replayed.last_sequence,
@@ -148,7 +153,16 @@ impl Journal {
         };
         let segments = AtomicUsize::new(writer.segments.len());
         let (queue, writer) = (Mutex::new(queue), Mutex::new(writer));
-        Ok(Self { node, epoch, queue, turn: Condvar::new(), writer, segments })
+        Ok(Self {
+            node,
+            epoch,
+            queue,
+            turn: Condvar::new(),
+            writer,
+            preparing: Mutex::default(),
+            wants_spare: AtomicBool::default(),
+            segments,
+        })
     }
 
     /// Puts a record in line that the caller will wait for. `make` gets the operation that is named after its sequence
@@ -270,6 +284,7 @@ impl Journal {
     /// # Errors
     /// `Disk`, `NoSpace`: what was acknowledged is durable all the same.
     pub fn close(&self) -> Result<()> {
+        let _preparing = self.preparing.lock().expect("no panic while files are made ahead");
         let synced = self.sync();
         let begun = self.writer().file.is_some();
         if begun {
@@ -304,22 +319,35 @@ impl Journal {
         retired
     }
 
-    /// Makes a file ahead where the present one is half full.
+    /// Whether files should be made ahead.
+    pub fn wants_spare(&self) -> bool {
+        self.wants_spare.load(Ordering::Relaxed) && self.preparing.try_lock().is_ok()
+    }
+
+    /// Makes files ahead where many will be needed, unless somebody does already. Nothing is written meanwhile for
+    /// moments only.
     ///
     /// # Errors
     /// `Disk`, `NoSpace`.
     pub fn prepare(&self) -> Result<()> {
-        let (disk, directory, size) = {
-            let writer = self.writer();
-            if !writer.wants_spare() {
-                return Ok(());
+        let Ok(_preparing) = self.preparing.try_lock() else { return Ok(()) };
+        while !self.queue().closed {
+            let (disk, directory, size, number) = {
+                let writer = self.writer();
+                let wanted = writer.wants_spare();
+                self.wants_spare.store(wanted, Ordering::Relaxed);
+                let Some(number) = writer.next_spare().filter(|_| wanted) else { return Ok(()) };
+                (Arc::clone(&writer.disk), writer.directory.clone(), writer.segment_bytes, number)
+            };
+            writer::make_spare(&*disk, &directory, number, size)?;
+            let mut writer = self.writer();
+            if writer.spares.contains(&number) {
+                // It took the place of one that was let go of meanwhile.
+                continue;
             }
-            (Arc::clone(&writer.disk), writer.directory.clone(), writer.segment_bytes)
-        };
-        writer::make_spare(&*disk, &directory, size)?;
-        let mut writer = self.writer();
-        writer.has_spare = true;
-        writer.metrics.journal_bytes.inc_by(size.cast_signed());
+            writer.spares.push(number);
+            writer.metrics.journal_bytes.inc_by(size.cast_signed());
+        }
         Ok(())
     }
 
@@ -333,6 +361,7 @@ impl Journal {
             let mut writer = self.writer();
             let outcome = writer.round(batch, sync);
             self.segments.store(writer.segments.len(), Ordering::Release);
+            self.wants_spare.store(writer.wants_spare(), Ordering::Relaxed);
             (outcome, writer.durable, writer.is_clean())
         };
         let mut queue = self.queue();

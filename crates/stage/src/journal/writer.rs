@@ -14,12 +14,21 @@ use super::frame::{self, BLOCK, FrameHeader, SegmentHeader};
 use super::{Place, Slot, segment_path};
 use crate::files::{disk_error, write_all};
 
-/// A file that is not needed any more and takes the place of the next new one.
-const SPARE: &str = "spare";
+/// Files that are not needed any more take the places of the next new ones: their names begin so, and end with a number
+/// below [`SPARES_MAX`].
+const SPARE: &str = "spare-";
+/// So many are kept.
+const SPARES_MAX: u32 = 8;
+/// So many are made ahead, so that nobody waits for one while many write.
+const SPARES_AHEAD: usize = 2;
+/// They are made once one part of so many of the first file is used: who writes little has none.
+const USED_BEFORE_SPARES: u64 = 8;
 /// A spare that is being made.
 const UNFINISHED: &str = "spare-unfinished";
 /// Bytes that are zeroed at once.
 const ZEROED_AT_ONCE: usize = 1024 * 1024;
+/// Memory that is kept to gather records in: what those who write at the same moment need.
+const GATHERED_MAX: usize = 4 * 1024 * 1024;
 
 /// A record on its way.
 pub struct Entry {
@@ -54,7 +63,10 @@ pub struct Writer {
     pub durable: u64,
     /// Written since the last sync, and not waited for.
     pub unsynced: Vec<Entry>,
-    pub has_spare: bool,
+    /// Numbers of the spares.
+    pub spares: Vec<u32>,
+    /// Where records are gathered; empty between writes.
+    pub gathered: Vec<u8>,
 }
 
 impl Writer {
@@ -66,7 +78,7 @@ impl Writer {
             found.map_or(0, |facts| facts.size)
         };
         let needed: u64 = self.segments.iter().map(|number| size_of(segment_path(&self.directory, *number))).sum();
-        let spare = if self.has_spare { self.segment_bytes } else { 0 };
+        let spare = self.spares.len() as u64 * self.segment_bytes;
         self.metrics.journal_bytes.inc_by((needed + spare).cast_signed());
     }
 
@@ -108,7 +120,7 @@ impl Writer {
     /// Writes as many records as the file has room for, at least one.
     fn append(&mut self, queue: &mut VecDeque<Entry>) -> io::Result<()> {
         let segment = self.segments.back().copied().unwrap_or_default();
-        let (mut buffer, mut places, mut previous) = (Vec::new(), Vec::new(), self.written);
+        let (mut buffer, mut places, mut previous) = (std::mem::take(&mut self.gathered), Vec::new(), self.written);
         for entry in &*queue {
             let needed = frame::length_of(entry.record.len(), entry.data.len());
             if self.offset + (buffer.len() + needed) as u64 > self.size {
@@ -124,6 +136,9 @@ impl Writer {
         let file = self.file.as_ref().ok_or_else(|| io::Error::other("no file is open"))?;
         write_all(&*self.disk, file.as_fd(), self.offset, &buffer)?;
         self.offset += buffer.len() as u64;
+        buffer.clear();
+        buffer.shrink_to(GATHERED_MAX);
+        self.gathered = buffer;
         self.written = previous;
         for (entry, place) in queue.drain(..places.len()).zip(places) {
             *entry.slot.lock().expect("no panic while a place is held") = Some(place);
@@ -188,11 +203,11 @@ impl Writer {
     }
 
     fn take_spare(&mut self, path: &Path, size: u64) -> io::Result<Option<(OwnedFd, u64)>> {
-        if !self.has_spare || size > self.segment_bytes {
+        if size > self.segment_bytes {
             return Ok(None);
         }
-        self.has_spare = false;
-        self.disk.rename(&self.directory.join(SPARE), path)?;
+        let Some(spare) = self.spares.pop() else { return Ok(None) };
+        self.disk.rename(&spare_path(&self.directory, spare), path)?;
         let file = self.disk.open(path, OpenMode::Write)?;
         let found = self.disk.facts(file.as_fd())?.size;
         self.metrics.journal_bytes.dec_by(found.cast_signed());
@@ -203,7 +218,8 @@ impl Writer {
         Ok(None)
     }
 
-    /// Lets go of the oldest file, which nothing needs: the journal says so. It becomes the spare, if there is none.
+    /// Lets go of the oldest file, which nothing needs: the journal says so. It becomes a spare, unless there
+    /// are enough.
     pub fn retire(&mut self, number: u64) -> Result<()> {
         let path = segment_path(&self.directory, number);
         let size = || {
@@ -211,51 +227,62 @@ impl Writer {
             Ok(self.disk.facts(file.as_fd())?.size)
         };
         let size = size().map_err(|error: io::Error| disk_error("look at", &path, &error))?;
-        let spare = !self.has_spare && size == self.segment_bytes;
+        let spare = self.next_spare().filter(|_| size == self.segment_bytes);
         let gone = match spare {
-            true => self.disk.rename(&path, &self.directory.join(SPARE)),
-            false => self.disk.remove(&path),
+            Some(spare) => self.disk.rename(&path, &spare_path(&self.directory, spare)),
+            None => self.disk.remove(&path),
         };
         gone.map_err(|error| disk_error("remove", &path, &error))?;
-        self.has_spare |= spare;
+        self.spares.extend(spare);
         self.segments.retain(|known| *known != number);
-        if !spare {
+        if spare.is_none() {
             self.metrics.journal_bytes.dec_by(size.cast_signed());
         }
         Ok(())
     }
 
-    /// Whether a spare should be made ahead: half of the file is used.
+    /// Whether a spare should be made ahead.
     pub fn wants_spare(&self) -> bool {
-        !self.has_spare && self.offset > self.size / 2
+        let is_used = self.segments.len() > 1 || self.offset > self.size / USED_BEFORE_SPARES;
+        self.file.is_some() && is_used && self.spares.len() < SPARES_AHEAD
+    }
+
+    /// The number of the next spare.
+    pub fn next_spare(&self) -> Option<u32> {
+        (0..SPARES_MAX).find(|number| !self.spares.contains(number))
     }
 }
 
-/// Makes a spare, so that the next file need not be made while somebody waits, and is there when the disk is full.
-pub fn make_spare(disk: &dyn Disk, directory: &Path, size: u64) -> Result<()> {
+fn spare_path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{SPARE}{number}"))
+}
+
+/// Makes the spare of that number, so that the next file need not be made while somebody waits, and is there when the
+/// disk is full.
+pub fn make_spare(disk: &dyn Disk, directory: &Path, number: u32, size: u64) -> Result<()> {
     let unfinished = directory.join(UNFINISHED);
     let made = || {
         let _ = disk.remove(&unfinished);
         let file = make_zeros(disk, &unfinished, size)?;
         disk.sync_data(file.as_fd())?;
-        disk.rename(&unfinished, &directory.join(SPARE))
+        disk.rename(&unfinished, &spare_path(directory, number))
     };
     made().map_err(|error| disk_error("make", &unfinished, &error))
 }
 
-/// Whether there is a spare of the right size; others are removed.
-pub fn find_spare(disk: &dyn Disk, directory: &Path, size: u64) -> bool {
+/// The spares of the right size; others are removed.
+pub fn find_spares(disk: &dyn Disk, directory: &Path, size: u64) -> Vec<u32> {
     let _ = disk.remove(&directory.join(UNFINISHED));
-    let path = directory.join(SPARE);
-    let found = disk.open(&path, OpenMode::Write).and_then(|file| disk.facts(file.as_fd()));
-    match found {
-        Ok(facts) if facts.size == size => true,
-        Ok(_) => {
+    let is_good = |number: &u32| {
+        let path = spare_path(directory, *number);
+        let found = disk.open(&path, OpenMode::Write).and_then(|file| disk.facts(file.as_fd()));
+        let is_good = found.as_ref().is_ok_and(|facts| facts.size == size);
+        if found.is_ok() && !is_good {
             let _ = disk.remove(&path);
-            false
         }
-        Err(_) => false,
-    }
+        is_good
+    };
+    (0..SPARES_MAX).filter(is_good).collect()
 }
 
 /// A new file of zeros: syncing what is written over them writes no metadata.

@@ -42,6 +42,7 @@ fn a_change_whose_place_a_later_one_took_before_it_was_brought_is_never_brought(
     assert!(stage.next().is_none());
     stage.settle(&last, stored("v2", 10, 0), None);
     assert_eq!([ended(&first), ended(&second), ended(&last)], [Some(Ok(())), Some(Ok(())), Some(Ok(()))]);
+    assert_eq!(bytes_of(&last), content(3, 10));
     drop((first, second));
     assert_eq!(bench.files().len(), 1);
 }

@@ -87,3 +87,38 @@ fn commits_shorten_the_journal_themselves_where_nobody_keeps_house() {
     };
     assert!((0..100).all(|number| seen(&stage, &format!("f{number}")).unwrap() == content(number, 10_000)));
 }
+
+#[test]
+fn files_of_the_journal_are_made_ahead_where_many_are_needed_and_used_again() {
+    let spares = |bench: &Bench| paths_in(&bench.root().join("journal")).len() - bench.segments().len();
+    let counted = |bench: &Bench| {
+        let there = paths_in(&bench.root().join("journal"));
+        let bytes: u64 = there.iter().map(|path| path.metadata().unwrap().len()).sum();
+        assert_eq!(bench.metrics.journal_bytes.get(), bytes.cast_signed());
+    };
+    let bench = Bench::default();
+    let stage = bench.open();
+    put(&stage, "a", &content(1, 100));
+    assert!(!stage.wants_preparation(), "who writes little needs none");
+    put(&stage, "b", &content(2, 10_000));
+    assert!(stage.wants_preparation());
+    stage.prepare();
+    assert_eq!((stage.wants_preparation(), spares(&bench)), (false, 2));
+    counted(&bench);
+    put(&stage, "c", &content(3, 40_000));
+    put(&stage, "d", &content(4, 40_000));
+    assert_eq!((bench.segments().len(), spares(&bench), stage.wants_preparation()), (2, 1, true));
+    // What is let go of is used again, and no more of it is kept than there is use for.
+    for number in 0..60 {
+        put(&stage, &format!("e{number}"), &content(number, 40_000));
+        bring(&stage, "v1", 0).unwrap();
+        stage.expire(0);
+        counted(&bench);
+    }
+    assert!((2..=8).contains(&spares(&bench)), "{} spares", spares(&bench));
+    put(&stage, "last", &content(5, 40_000));
+    let after = bench.after_a_kill();
+    let stage = after.open();
+    counted(&after);
+    assert_eq!(seen(&stage, "last").unwrap(), content(5, 40_000));
+}

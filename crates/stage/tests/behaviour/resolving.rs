@@ -209,7 +209,7 @@ fn what_is_written_over_what_was_staged_again_takes_its_place_as_that_of_any_oth
     drop(again);
     stage.expire(0);
     stage.expire(0);
-    assert_eq!((stage.status().used_bytes, bench.files().len()), (10, 1));
+    assert_eq!((stage.status().used_bytes, bench.files().len()), (10, 0));
     let after = bench.after_a_kill();
     assert_eq!(seen(&after.open(), "a").unwrap(), content(2, 10));
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use penstock_stage::Stage;
 use penstock_types::ErrorKind;
 
 use crate::support::*;
@@ -35,10 +37,10 @@ fn the_files_of_what_is_over_are_removed_by_a_start_and_not_called_recovered() {
     let mut bench = Bench::default();
     bench.bounds.grace = Duration::from_secs(1_000);
     let stage = bench.open();
-    put(&stage, "a", &content(1, 10));
+    put_and_read(&stage, "a", &content(1, 10));
     put_large(&stage, "b", &content(2, 10));
-    put(&stage, "c", &content(3, 10));
-    put(&stage, "c", &content(4, 10));
+    put_and_read(&stage, "c", &content(3, 10));
+    put_and_read(&stage, "c", &content(4, 10));
     bring(&stage, "v1", 0).unwrap();
     bring(&stage, "v1", 0).unwrap();
     stage.expire(0);
@@ -49,12 +51,36 @@ fn the_files_of_what_is_over_are_removed_by_a_start_and_not_called_recovered() {
     assert_eq!(seen(&stage, "c").unwrap(), content(4, 10));
 }
 
+/// As `put`, and has its file made.
+fn put_and_read(stage: &Stage, key: &str, data: &Bytes) {
+    assert_eq!(bytes_of(&put(stage, key, data)), *data);
+}
+
+#[test]
+fn a_small_file_is_in_the_journal_alone_until_somebody_needs_it() {
+    let bench = Bench::default();
+    let stage = bench.open();
+    let keys = ["read", "linked", "replaced", "after a kill"];
+    let changes: Vec<_> = keys.iter().map(|key| put(&stage, key, &content(1, 20_000))).collect();
+    assert_eq!((bench.files().len(), changes[0].path(), changes[0].is_synced()), (0, None, false));
+    assert_eq!(bytes_of(&changes[0]), content(1, 20_000));
+    assert_eq!(std::fs::read(changes[0].path().unwrap()).unwrap(), content(1, 20_000));
+    let linked = stage.link(&target("other"), &changes[1]).unwrap();
+    stage.commit(linked, written("other")).unwrap();
+    assert_eq!((bench.files().len(), seen(&stage, "other").unwrap()), (3, content(1, 20_000).to_vec()));
+    put(&stage, "replaced", &content(2, 100));
+    let stage = bench.after_a_kill();
+    let stage = stage.open();
+    assert_eq!(seen(&stage, "replaced").unwrap(), content(2, 100));
+    assert_eq!(seen(&stage, "after a kill").unwrap(), content(1, 20_000));
+}
+
 #[test]
 fn a_small_file_that_the_disk_has_not_kept_is_restored_from_the_journal() {
     let bench = Bench::default();
     let stage = bench.open();
     for key in ["missing", "short", "zeros", "whole"] {
-        put(&stage, key, &content(1, 20_000));
+        put_and_read(&stage, key, &content(1, 20_000));
     }
     let after = bench.after_a_kill();
     let files = after.files();
