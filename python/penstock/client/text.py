@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+from penstock.client.whole import Whole
 
+if TYPE_CHECKING:
     from penstock._native import File, Writer
     from penstock.client.client import TextOptions
     from penstock.client.edited import Editor
@@ -40,7 +38,7 @@ def write_as_text(writer: Writer | Editor, options: TextOptions) -> TextWriter:
         raise
 
 
-class TextWriter(io.TextIOWrapper):
+class TextWriter(Whole, io.TextIOWrapper):
     """A text file open for writing, of which what is not closed in good order is discarded.
 
     That is after an exception in its ``with`` block, and when it is dropped; the built-in ``open`` keeps a half
@@ -52,51 +50,3 @@ class TextWriter(io.TextIOWrapper):
     ) -> None:
         self._writer = writer
         super().__init__(writer, encoding=encoding, errors=errors, newline=newline)
-
-    def close(self) -> None:
-        """Makes the text the content of the file. Later calls do nothing.
-
-        Raises:
-            PenstockError: the text was not written, unless the message says otherwise.
-        Cost: as closing a binary file.
-        """
-        if self.closed:
-            return
-        try:
-            self.flush()
-        except BaseException:
-            # What is missing must not be committed.
-            self._writer.discard()
-            raise
-        self._writer.close()
-
-    def discard(self) -> None:
-        """Drops everything that was written; the file stays what it was. Later calls do nothing."""
-        self._writer.discard()
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
-    def __del__(self) -> None:
-        try:
-            is_over = self.closed
-        except ValueError:
-            # Detached, or never begun: the binary file is somebody else's.
-            return
-        if not is_over:
-            self.discard()
-            warnings.warn(
-                f"unclosed file {self._writer.name!r}: what was written to it is discarded",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
