@@ -15,6 +15,7 @@ use fuser::{
 };
 use penstock_types::NodeId;
 
+use crate::copying::{self, At};
 use crate::files::{self, Asked};
 use crate::handshake;
 use crate::listing::{self, Listing};
@@ -270,17 +271,17 @@ impl Filesystem for Door {
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
+        from: FileHandle,
+        offset: u64,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by itself, by reads and writes.
-        reply.error(Errno::ENOSYS);
+        let (from, to) = (At { handle: from.0, offset }, At { handle: to.0, offset: to_offset });
+        self.0.work("copy_file_range", || copying::copy(&self.0, from, to, length, reply));
     }
 
     fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {

@@ -72,6 +72,11 @@ impl OpenFile {
         Self { node, writing: None, file, is_lent, is_stale: AtomicBool::new(false) }
     }
 
+    /// What is read.
+    pub fn file(&self) -> &Arc<dyn NodeFile> {
+        &self.file
+    }
+
     /// Open for writing.
     pub fn written(node: NodeId, file: Arc<dyn NodeFile>, writing: Writing, is_lent: bool) -> Self {
         Self { writing: Some(writing), ..Self::new(node, file, is_lent) }

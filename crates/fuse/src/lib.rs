@@ -11,6 +11,7 @@
 //! ```
 
 mod connection;
+mod copying;
 mod directory;
 mod door;
 mod expiry;

@@ -105,6 +105,8 @@ metrics! {
         kernel_writes;
         /// Bytes of file content that mounts took
         kernel_written_bytes;
+        /// Bytes that mounts copied from file to file, without passing through a program
+        kernel_copied_bytes;
         /// Names, and lists of names, that mounts took back from the kernel because they had changed
         kernel_expirations;
         /// Changes (files and removals) that were acknowledged by the stage
