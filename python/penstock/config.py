@@ -128,6 +128,9 @@ class StageSettings(_Section):
     """Most bytes that may wait for their source; writers are slowed down before. Default: half of the cache's size."""
     recovery_days: Annotated[float, Field(ge=0)] = 7.0
     """Files that nobody had closed when the node or the machine crashed are kept for so many days."""
+    recovery_size: Size | None = None
+    """Most bytes of them that are kept: the oldest go first, but the newest three stay for their days. Default: a tenth
+    of the stage's size."""
 
 
 class MemorySettings(_Section):
@@ -246,6 +249,7 @@ class Settings(BaseSettings):
                 "directory": str(self.stage_directory(home)),
                 "size_bytes": self.stage_bytes(home, default_cache_bytes),
                 "recovery_days": self.stage.recovery_days,
+                "recovery_bytes": self.recovery_bytes(home, default_cache_bytes),
             },
             "memory_budget_bytes": self.memory.budget,
             "deadlines": {"foreground_s": self.deadlines.foreground, "attach_s": self.deadlines.attach},
@@ -275,6 +279,11 @@ class Settings(BaseSettings):
         if self.stage.size is not None:
             return self.stage.size
         return sum(tier.size for tier in self.tiers(home, default_cache_bytes)) // 2
+
+    def recovery_bytes(self, home: Home, default_cache_bytes: int) -> int:
+        """Most bytes of files that were never closed."""
+        size = self.stage.recovery_size
+        return self.stage_bytes(home, default_cache_bytes) // 10 if size is None else size
 
 
 class Origin(NamedTuple):

@@ -27,7 +27,7 @@ from penstock.errors import NoSpaceError
 MIB = 1 << 20
 
 COVERED_HERE = {
-    *("stage.directory", "stage.size", "stage.recovery_days"),
+    *("stage.directory", "stage.size", "stage.recovery_days", "stage.recovery_size"),
     *("cache.directory", "cache.size", "cache.tiers", "cache.free_space_floor", "cache.scrub_interval_days"),
     *("memory.budget", "deadlines.foreground", "source.max_requests", "source.max_attempts", "source.max_rate"),
     *("source.freshness", "node.max_connections", "node.metrics_port", "node.drain_timeout", "log.level"),
@@ -207,6 +207,25 @@ def test_files_that_nobody_closed_are_kept_for_recovery_days(machine: Any, dead:
         up(machine, f"stage.recovery_days={days}")
         machine("down")
     assert sum(1 for path in (machine.home.stage / "recovery").rglob("*") if path.is_file()) == kept
+
+
+def test_files_that_nobody_closed_are_kept_up_to_recovery_size_and_the_newest_three_always(
+    machine: Any, dead: Any
+) -> None:
+    client = dead("stage.recovery_size=4MiB")
+    for number in range(6):
+        file = client.open(f"/runs/half-{number}", "wb")
+        file.write(bytes([number]) * 2 * MIB)
+        file.flush()
+        machine.kill()
+        file.discard()
+        up(machine, "stage.recovery_size=4MiB")
+    client.close()
+    recovery = machine.home.stage / "recovery"
+    machine.until(lambda: len([*recovery.iterdir()]) == 3)
+    assert {path.read_bytes()[0] for path in recovery.iterdir()} == {3, 4, 5}
+    kept = machine.json("status")["stage"]["recovered"]
+    assert (len(kept), sum(each["allocated"] for each in kept)) == (3, 6 * MIB)
 
 
 def test_memory_budget_is_what_status_shows(machine: Any) -> None:

@@ -203,7 +203,7 @@ def test_what_does_not_get_into_its_source_is_told() -> None:
         "failures": [failing] * 5,
         "conflicts": 4,
         "conflicted": [{"path": None, "key": "lost/b", "reason": "the object changed"}] * 4,
-        "recovered": [{"size": 1 << 20}, {"size": 2 << 20}],
+        "recovered": [{"allocated": 1 << 20}, {"allocated": 2 << 20}],
     }
     said = [each for each in node.check({**STATUS, "stage": stage}, "1.0") if each.subject == "stage"]
     found = [each.text for each in said]

@@ -176,6 +176,7 @@ CORE_KEYS = [
     ("stage.directory=/staged", ("stage", "directory"), "/staged"),
     ("stage.size=3GiB", ("stage", "size_bytes"), 3 << 30),
     ("stage.recovery_days=0.5", ("stage", "recovery_days"), 0.5),
+    ("stage.recovery_size=3MiB", ("stage", "recovery_bytes"), 3 << 20),
     ("memory.budget=64MiB", ("memory_budget_bytes",), 64 << 20),
     ("deadlines.foreground=5s", ("deadlines", "foreground_s"), 5),
     ("deadlines.attach=2s", ("deadlines", "attach_s"), 2),
@@ -209,6 +210,7 @@ def test_the_stage_is_in_the_home_and_half_as_large_as_all_of_the_cache(home: Ho
         "directory": str(home.stage),
         "size_bytes": 7 << 19,
         "recovery_days": 7.0,
+        "recovery_bytes": (7 << 19) // 10,
     }
     tiers = '[{"directory": "/fast", "size": "1GiB"}, {"directory": "/slow", "size": "2GiB"}]'
     tiered = load(home, f"cache.tiers={tiers}").settings.node_config(home, 7)

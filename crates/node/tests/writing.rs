@@ -71,7 +71,12 @@ fn config(home: &Path) -> NodeConfig {
             scrub_interval_days: 0.0,
             allow_network_filesystem: true,
         },
-        stage: StageConfig { directory: home.join("stage"), size_bytes: 256 * MIB, recovery_days: 7.0 },
+        stage: StageConfig {
+            directory: home.join("stage"),
+            size_bytes: 256 * MIB,
+            recovery_days: 7.0,
+            recovery_bytes: 32 * MIB,
+        },
         memory_budget_bytes: 64 * MIB,
         deadlines: DeadlineConfig { foreground_s: 10.0, attach_s: 5.0 },
         source: SourceConfig { max_requests: 16, max_attempts: 2, max_bytes_per_s: None, max_upload_bytes_per_s: None },

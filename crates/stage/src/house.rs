@@ -5,6 +5,10 @@ use penstock_types::Result;
 use crate::change::Phase;
 use crate::record::Record;
 use crate::stage::Stage;
+use crate::status::Recovered;
+
+/// So many of the newest recovered files are kept for their days, however large they are.
+const RECOVERED_KEPT: usize = 3;
 
 /// What housekeeping remembers.
 #[derive(Default)]
@@ -119,19 +123,37 @@ impl Stage {
         #[allow(clippy::cast_possible_truncation, reason = "saturates, and years are enough")]
         let kept_ms = (self.parts.config.recovery_days * 86_400_000.0) as i64;
         let oldest_ms = self.parts.clock.wall_ms().saturating_sub(kept_ms);
-        let is_old = |found_ms: i64| found_ms < oldest_ms;
-        let old: Vec<_> = self.recovered().iter().filter(|file| is_old(file.found_ms)).cloned().collect();
-        for file in old {
+        let unwanted = unwanted(&self.recovered(), oldest_ms, self.parts.config.recovery_bytes);
+        for (file, reason) in unwanted {
             let removed = self.parts.disk.remove(file.path.as_ref());
             match removed {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     tracing::debug!(path = file.path, %error, "an old recovered file cannot be removed yet");
                 }
                 _ => {
-                    tracing::info!(path = file.path, "a recovered file that nobody asked for is removed");
+                    let Recovered { path, allocated, .. } = &file;
+                    tracing::info!(code = "stage-recovered-removed", path, bytes = allocated, "{reason}");
                     self.recovered().retain(|known| known.path != file.path);
                 }
             }
         }
     }
+}
+
+/// Which recovered files, oldest first, are not kept any longer, and why.
+fn unwanted(recovered: &[Recovered], oldest_ms: i64, bytes_max: u64) -> Vec<(Recovered, &'static str)> {
+    let (mut unwanted, mut bytes) = (Vec::new(), 0);
+    for (newer, file) in recovered.iter().rev().enumerate() {
+        if file.found_ms < oldest_ms {
+            unwanted.push((file.clone(), "it was recovered long ago, and nobody asked for it"));
+            continue;
+        }
+        bytes += file.allocated;
+        if newer >= RECOVERED_KEPT && bytes > bytes_max {
+            bytes -= file.allocated;
+            unwanted.push((file.clone(), "newer ones take the room for recovered files"));
+        }
+    }
+    unwanted.reverse();
+    unwanted
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use penstock_types::{Disk, Error, ErrorKind, OpenMode, Result};
+use penstock_types::{Disk, Error, ErrorKind, FileFacts, OpenMode, Result};
 use tokio::sync::Notify;
 
 use crate::budget::{Budget, Patience};
@@ -241,7 +241,9 @@ fn sort_out(parts: &StageParts, table: &Table, named: &HashSet<FileName>) -> Res
         let path = files.join(&name);
         match FileName::parse(&name) {
             Some(known) if needed.contains(&known) => {}
-            Some(known) if named.contains(&known) || size_of(disk, &path) == Some(0) => remove(disk, &path),
+            Some(known) if named.contains(&known) || facts_of(disk, &path).is_some_and(|facts| facts.size == 0) => {
+                remove(disk, &path)
+            }
             Some(_) => {
                 let aside = recovery.join(format!("{:016x}-{name}", parts.clock.wall_ms()));
                 disk.rename(&path, &aside).map_err(|error| disk_error("set aside", &path, &error))?;
@@ -255,8 +257,8 @@ fn sort_out(parts: &StageParts, table: &Table, named: &HashSet<FileName>) -> Res
     for name in list(disk, &recovery)? {
         let path = recovery.join(&name);
         let found = name.split_once('-').and_then(|(digits, _)| i64::from_str_radix(digits, 16).ok());
-        if let (Some(found_ms), Some(size)) = (found, size_of(disk, &path)) {
-            recovered.push(Recovered { path: path.display().to_string(), size, found_ms });
+        if let (Some(found_ms), Some(FileFacts { size, allocated, .. })) = (found, facts_of(disk, &path)) {
+            recovered.push(Recovered { path: path.display().to_string(), size, allocated, found_ms });
         }
     }
     recovered.sort_by(|a, b| (a.found_ms, &a.path).cmp(&(b.found_ms, &b.path)));
@@ -268,9 +270,9 @@ fn list(disk: &dyn Disk, directory: &Path) -> Result<Vec<String>> {
     Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
 }
 
-fn size_of(disk: &dyn Disk, path: &Path) -> Option<u64> {
+fn facts_of(disk: &dyn Disk, path: &Path) -> Option<FileFacts> {
     let file = disk.open(path, OpenMode::Read).ok()?;
-    Some(disk.facts(file.as_fd()).ok()?.size)
+    disk.facts(file.as_fd()).ok()
 }
 
 fn remove(disk: &dyn Disk, path: &Path) {

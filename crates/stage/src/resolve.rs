@@ -153,7 +153,12 @@ mod tests {
     #[test]
     fn a_change_whose_end_is_on_the_way_to_the_disk_is_not_said_again_behind_that() {
         let directory = tempfile::tempdir().unwrap();
-        let config = StageConfig { directory: directory.path().join("stage"), size_bytes: 1 << 20, recovery_days: 1.0 };
+        let config = StageConfig {
+            directory: directory.path().join("stage"),
+            size_bytes: 1 << 20,
+            recovery_days: 1.0,
+            recovery_bytes: 1 << 20,
+        };
         let (clock, disk, metrics) = (Arc::new(ManualClock::default()), Arc::new(RealDisk), Metrics::default());
         let stage = Stage::open(StageParts { config, clock, disk, metrics, seed: 1 }).unwrap();
         let target = Target { scope: "s".into(), attachment: AttachmentId::from("a"), key: ObjectKey::from("k") };

@@ -90,6 +90,8 @@ pub struct Recovered {
     pub path: String,
     /// Bytes.
     pub size: u64,
+    /// Bytes of the disk that it takes: fewer where not all of it was written.
+    pub allocated: u64,
     /// When it was found, milliseconds since the Unix epoch.
     pub found_ms: i64,
 }

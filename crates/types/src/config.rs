@@ -65,6 +65,8 @@ pub struct StageConfig {
     pub size_bytes: u64,
     /// Files that were never closed are kept so many days after a crash.
     pub recovery_days: f64,
+    /// The newest of them are kept, up to so many bytes of the disk.
+    pub recovery_bytes: u64,
 }
 
 /// How long things may take, seconds.

@@ -42,7 +42,7 @@ def warnings(stage: dict[str, Any]) -> Iterator[str]:
     if len(failures) > NAMED_MAX:
         yield f"{len(failures) - NAMED_MAX:,} more do not get into their source: `penstock status --json`"
     if recovered:
-        what = f"{format_count(len(recovered), 'file')}, {format_size(sum(each['size'] for each in recovered))}"
+        what = f"{format_count(len(recovered), 'file')}, {format_size(sum(each['allocated'] for each in recovered))}"
         yield f"not closed when the node ended, kept in {stage['directory']}/recovery: {what}"
 
 

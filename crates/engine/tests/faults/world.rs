@@ -184,6 +184,7 @@ impl<'a> World<'a> {
                 directory: home.join("stage"),
                 size_bytes: self.policy.tier_bytes,
                 recovery_days: 7.0,
+                recovery_bytes: 1 << 30,
             },
             memory_budget_bytes: self.policy.memory_bytes,
             deadlines: DeadlineConfig { foreground_s: deadline_s, attach_s: deadline_s },

@@ -60,7 +60,12 @@ impl Bench {
                 scrub_interval_days: 0.0,
                 allow_network_filesystem: false,
             },
-            stage: StageConfig { directory: home.path().join("stage"), size_bytes: 1 << 30, recovery_days: 7.0 },
+            stage: StageConfig {
+                directory: home.path().join("stage"),
+                size_bytes: 1 << 30,
+                recovery_days: 7.0,
+                recovery_bytes: 1 << 30,
+            },
             memory_budget_bytes: setup.memory_bytes,
             deadlines: DeadlineConfig { foreground_s: setup.deadline_s, attach_s: 5.0 },
             source: SourceConfig {

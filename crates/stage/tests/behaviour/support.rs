@@ -64,7 +64,12 @@ impl Bench {
 
     pub fn parts(&self) -> StageParts {
         StageParts {
-            config: StageConfig { directory: self.root(), size_bytes: self.size_bytes, recovery_days: 7.0 },
+            config: StageConfig {
+                directory: self.root(),
+                size_bytes: self.size_bytes,
+                recovery_days: 7.0,
+                recovery_bytes: RECOVERY_BYTES,
+            },
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             disk: Arc::clone(&self.disk),
             metrics: self.metrics.clone(),
@@ -126,6 +131,9 @@ fn copy_tree(from: &Path, to: &Path) {
 pub fn target(key: &str) -> Target {
     target_in(SCOPE, key)
 }
+
+/// What is kept of files that were never closed.
+pub const RECOVERY_BYTES: u64 = 1 << 20;
 
 pub fn target_in(scope: &str, key: &str) -> Target {
     Target { scope: scope.into(), attachment: AttachmentId::from("a1"), key: ObjectKey::from(key) }
