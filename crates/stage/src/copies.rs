@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use penstock_types::{Error, ErrorKind, ObjectKey, Result};
 
-use crate::change::{Base, Change, OperationId, Original, Phase, Settled, Target, operation_of};
+use crate::change::{Base, Change, OperationId, Original, Phase, Target, operation_of};
+use crate::record::SettledRecord;
 use crate::stage::Stage;
 use crate::table::{Admission, Table};
 
@@ -69,8 +70,13 @@ impl Copies {
 
     /// The copies of what a change makes its key hold, as far as the source has not got that.
     pub fn after(&self, change: &Change) -> impl Iterator<Item = &Arc<Change>> {
-        let copies = self.of(change.target()).into_iter().flat_map(BTreeMap::values);
-        let version = change.version();
+        self.of_operation(change.target(), change.operation())
+    }
+
+    /// As [`Copies::after`], of a change that may be forgotten.
+    fn of_operation(&self, target: &Target, operation: OperationId) -> impl Iterator<Item = &Arc<Change>> {
+        let copies = self.of(target).into_iter().flat_map(BTreeMap::values);
+        let version = operation.version();
         copies.filter(move |copy| copy.original().is_some_and(|original| original.version == version))
     }
 
@@ -141,13 +147,13 @@ impl Table {
         Ok(original)
     }
 
-    /// What was to be copied from a change is copied from what its source has of that by now.
-    pub fn follow_settled(&self, change: &Change, settled: &Settled) {
-        if let Some(attributes) = settled.attributes() {
-            for copy in self.copies.after(change).cloned().collect::<Vec<_>>() {
-                let followed = copy.original().map(|known| Original { version: attributes.version.clone(), ..known });
-                copy.progress().copied = followed;
-            }
+    /// What was to be copied from a change is copied from what its source has of that by now. After a start the journal may
+    /// tell that without the change, where it was made shorter meanwhile.
+    pub fn follow_settled(&self, record: &SettledRecord) {
+        let Some(attributes) = record.settled.attributes() else { return };
+        for copy in self.copies.of_operation(&record.target, record.operation).cloned().collect::<Vec<_>>() {
+            let followed = copy.original().map(|known| Original { version: attributes.version.clone(), ..known });
+            copy.progress().copied = followed;
         }
     }
 

@@ -253,6 +253,7 @@ impl Table {
     pub fn apply_settled(&mut self, record: SettledRecord, home: Slot, said: u64) {
         let (operation, target) = (record.operation, record.target.clone());
         let settled = self.changes.get(&operation).cloned();
+        self.follow_settled(&record);
         if let Some(change) = &settled {
             self.count(change, -1);
             self.schedule.remove(operation);
@@ -260,7 +261,6 @@ impl Table {
                 // What it was copied from may go.
                 self.schedule.release();
             }
-            self.follow_settled(change, &record.settled);
             self.leave(change, said, false);
         }
         if let Some(expires) = record.expires {

@@ -420,6 +420,17 @@ fn any_call_that_fails_once_loses_nothing_that_is_renamed_in_the_source() {
 }
 
 #[test]
+fn any_call_that_fails_once_loses_nothing_where_the_journal_is_shorter_than_what_is_copied_from() {
+    let (ab, ba, bc) = (Step::Rename("a", "b"), Step::Rename("b", "a"), Step::Rename("b", "c"));
+    let ends = [bc, Step::Settle, ab, Step::Settle, ba, Step::Put("b"), Step::Settle, ab, Step::Settle];
+    let exchange = Step::Exchange("a", "b");
+    for middle in [&[Step::Put("b")][..], &[Step::Put("b"), Step::Put("a")], &[ba, ab, Step::Put("a")], &[exchange]] {
+        let steps = [&[ab, Step::Put("a")][..], middle, &ends].concat();
+        assert!(fail_everywhere(&steps) > 100);
+    }
+}
+
+#[test]
 fn any_call_that_fails_once_loses_nothing_that_is_exchanged() {
     let (ab, exchange) = (Step::Rename("a", "b"), Step::Exchange("a", "b"));
     let steps = [ab, Step::Put("a"), exchange, Step::Settle, exchange, Step::Settle, Step::Settle];
