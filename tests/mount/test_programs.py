@@ -46,6 +46,19 @@ def test_cp_copies_a_tree(tree: Path, tmp_path: Path) -> None:
     assert digests_below(tmp_path / "copy") == digests_of(FILES)
 
 
+@pytest.mark.parametrize("size", [2 * MIB, 20 * MIB])
+def test_a_file_that_was_just_read_for_the_first_time_is_copied_by_the_next_program_too(
+    lake: MountedLake, tmp_path: Path, size: int
+) -> None:
+    files = {f"file {number}": content(number, size) for number in range(3)}
+    tree = lake.show(files)
+    for name, known in files.items():
+        for turn in range(3):
+            # It compares what it looked at with what it opened.
+            run("cp", tree / name, tmp_path / f"{name}-{turn}")
+            assert digest((tmp_path / f"{name}-{turn}").read_bytes()) == digest(known)
+
+
 def test_tar_packs_a_tree_and_finds_no_difference_afterwards(tree: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed.tar"
     run("tar", "-C", tree, "-cf", packed, ".")

@@ -146,6 +146,11 @@ pub trait NodeFile: Send + Sync + fmt::Debug {
     /// Whether the cache wants its bytes back: who keeps the file only for the next open should let go.
     fn is_evicted(&self) -> bool;
 
+    /// Whether an open of its node would be refused by now, because the name means another node.
+    fn is_outgrown(&self) -> bool {
+        false
+    }
+
     /// Counts another open of its node by who has the file still, as if the tree had been asked; `false` where it has to
     /// be.
     fn open_again(&self) -> bool {

@@ -13,6 +13,7 @@ mod review;
 mod told;
 
 pub(crate) use file::MountedFile;
+pub(crate) use nodes::Way;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
@@ -28,7 +29,7 @@ use penstock_types::{
 use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::entry::{Entry, EntryKind, EntryPage};
-use crate::kernel::nodes::{FileNode, Node, Nodes, Way};
+use crate::kernel::nodes::{FileNode, Node, Nodes};
 use crate::kernel::review::Review;
 use crate::kernel::told::{Names, NamesDigest};
 use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
@@ -577,7 +578,7 @@ fn opened(way: Way, file: OpenFile) -> Result<OpenedNode> {
         }
         _ => None,
     };
-    Ok(OpenedNode { file: MountedFile::new(file, way == Way::Kept), lent, keep_pages: way != Way::Lent, writer: None })
+    Ok(OpenedNode { file: MountedFile::new(file, way), lent, keep_pages: way != Way::Lent, writer: None })
 }
 
 fn file_attributes(node: NodeId, file: &FileNode) -> NodeAttributes {
