@@ -104,10 +104,11 @@ def race(machine: Any, source: Source, wanted: int, longest_s: float) -> None:
 
 
 def done(machine: Any, writer: Writer, wanted: int) -> bool:
-    """Whether enough was read, written and evicted; a batch of files counts as many opens."""
+    """Whether enough was read, written, evicted and met too late; a batch of files counts as many opens."""
     metrics = machine.control().status()["metrics"]
     written = sum(writer.versions) - OBJECTS
-    return metrics["opens"] > wanted * 1.1 and metrics["cache_evicted_extents"] > 0 and written > wanted // 300
+    happened = metrics["cache_evicted_extents"] > 0 and metrics["stale_versions"] > 0
+    return metrics["opens"] > wanted * 1.1 and happened and written > wanted // 300
 
 
 def failures(readers: list[Any]) -> list[str]:
