@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +17,7 @@ from penstock.policies.mounts import lies_in
 if TYPE_CHECKING:
     from fault.store import Store
     from integration.conftest import Machine
+    from integration.test_writing import Sea
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -94,6 +96,19 @@ class MountedLake:
         [mounted] = self.machine.control().mounts()
         ways = {each["path"]: each["way"] for each in mounted["kernel_mounts"] if lies_in(path, each["path"])}
         return str(ways[max(ways, key=len)])
+
+
+@contextlib.contextmanager
+def mounted_sea(machine: Any, sea: Sea, objects: Files) -> Iterator[Any]:
+    """A machine with objects at ``/runs``, which may be written, mounted at ``mount``; its ``client``, too."""
+    for name, content in objects.items():
+        sea.put(f"runs/{name}", content)
+    machine.client = penstock.connect(machine.home.name)
+    machine.client.attach("s3://bucket/runs", "/runs", writable=True, endpoint=sea.endpoint, credentials="anonymous")
+    machine.mount = machine.target()
+    machine("mount", str(machine.mount), "--path", "/runs")
+    yield machine
+    machine.client.close()
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

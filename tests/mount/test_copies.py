@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import penstock
 from integration.test_writing import sea as sea
+from mount.lake import mounted_sea
 
 if TYPE_CHECKING:
     from integration.test_writing import Sea
@@ -27,14 +27,8 @@ ORIGINAL = b"".join(number.to_bytes(4, "big") + random.Random(1).randbytes(MIB)[
 @pytest.fixture
 def lake(machine: Any, sea: Sea, can_mount: None) -> Iterator[Any]:
     """A machine with a large object at ``/runs/stored``, mounted at ``lake.mount``."""
-    sea.put("runs/stored", ORIGINAL)
-    sea.put("runs/other", ORIGINAL)
-    machine.client = penstock.connect(machine.home.name)
-    machine.client.attach("s3://bucket/runs", "/runs", writable=True, endpoint=sea.endpoint, credentials="anonymous")
-    machine.mount = machine.target()
-    machine("mount", str(machine.mount), "--path", "/runs")
-    yield machine
-    machine.client.close()
+    with mounted_sea(machine, sea, {"stored": ORIGINAL, "other": ORIGINAL}) as made:
+        yield made
 
 
 def counted(lake: Any, *names: str) -> list[int]:

@@ -11,6 +11,7 @@ import pytest
 
 import penstock
 from integration.test_writing import sea as sea
+from mount.lake import mounted_sea
 
 if TYPE_CHECKING:
     from integration.test_writing import Sea
@@ -32,13 +33,8 @@ ORIGINAL = bytes(content_of(SIZE, 1))
 @pytest.fixture
 def lake(machine: Any, sea: Sea) -> Iterator[Any]:
     """A machine with a large object at ``/runs/a``, mounted at ``lake.mount``."""
-    sea.put("runs/a", ORIGINAL)
-    machine.client = penstock.connect(machine.home.name)
-    machine.client.attach("s3://bucket/runs", "/runs", writable=True, endpoint=sea.endpoint, credentials="anonymous")
-    machine.mount = machine.target()
-    machine("mount", str(machine.mount), "--path", "/runs")
-    yield machine
-    machine.client.close()
+    with mounted_sea(machine, sea, {"a": ORIGINAL}) as made:
+        yield made
 
 
 def metrics(lake: Any) -> dict[str, int]:

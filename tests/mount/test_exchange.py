@@ -15,6 +15,7 @@ import pytest
 
 import penstock
 from integration.test_writing import sea as sea
+from mount.lake import mounted_sea
 
 if TYPE_CHECKING:
     from integration.test_writing import Sea
@@ -35,14 +36,8 @@ def exchange(one: Path, other: Path, flags: int = EXCHANGE) -> None:
 @pytest.fixture
 def lake(machine: Any, sea: Sea, can_mount: None) -> Iterator[Any]:
     """A machine with objects at ``/runs``, mounted at ``lake.mount``."""
-    sea.put("runs/large", LARGE)
-    sea.put("runs/small", SMALL)
-    machine.client = penstock.connect(machine.home.name)
-    machine.client.attach("s3://bucket/runs", "/runs", writable=True, endpoint=sea.endpoint, credentials="anonymous")
-    machine.mount = machine.target()
-    machine("mount", str(machine.mount), "--path", "/runs")
-    yield machine
-    machine.client.close()
+    with mounted_sea(machine, sea, {"large": LARGE, "small": SMALL}) as made:
+        yield made
 
 
 def fill(lake: Any, kind: str, sea: Sea) -> dict[str, bytes]:

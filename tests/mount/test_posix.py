@@ -98,7 +98,7 @@ def test_attributes_of_what_cp_and_tar_bring_are_kept_by_the_source_and_shown_af
 
 def test_rsync_transfers_nothing_the_second_time(runs: Any, tmp_path: Path) -> None:
     if not shutil.which("rsync"):
-        pytest.skip("no rsync here")
+        pytest.skip("needs rsync")
     local = local_tree(tmp_path / "local")
     run("rsync", "-a", f"{local}/", f"{runs.mount}/synced/")
     persist(runs)
