@@ -1,8 +1,11 @@
 """The process that touches mount points, against a real kernel: what it sees, and that it never holds its node up."""
 
 import os
+import struct
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,25 @@ def test_a_mount_without_its_server_is_dead_and_goes_away(target: str) -> None:
         assert mounter.unmount(target, lazy=False)
         assert mounter.look(target)[0].state == "directory"
         assert mounter.unmount(target, lazy=False), "nothing there is nothing to do"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_who_waits_for_a_server_that_ends_meets_a_dead_mount(target: str, lazy: bool) -> None:
+    with Mounter() as mounter, Mounter() as other, ThreadPoolExecutor() as pool:
+        descriptor = mounter.mount(target, allow_other=False).descriptor
+        try:
+            unique = struct.unpack_from("=Q", os.read(descriptor, 1 << 17), 8)[0]
+            os.write(descriptor, struct.pack("=IiQIIIIHHI40x", 80, 0, unique, 7, 31, 1 << 17, 0, 12, 9, 1 << 16))
+            waiting = [
+                pool.submit(lambda: mounter.look(f"{target}/data")[0].state),
+                pool.submit(lambda: other.unmount(f"{target}/data", lazy=lazy)),
+            ]
+            time.sleep(0.2)
+            assert os.read(descriptor, 1 << 17)
+            assert not any(each.done() for each in waiting)
+        finally:
+            os.close(descriptor)
+        assert [each.result() for each in waiting] == ["dead", True]
 
 
 def test_who_waits_for_a_mount_that_nobody_serves_is_given_up(target: str, monkeypatch: pytest.MonkeyPatch) -> None:

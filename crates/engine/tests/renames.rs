@@ -410,3 +410,28 @@ fn a_store_that_cannot_copy_gets_the_bytes_from_this_node() {
     assert_eq!(it.bench.object("b"), oracle::content(5, 1, 0, 3 * MIB));
     assert_eq!((it.bench.metrics.copies.get(), it.calls("put")), (0, 1));
 }
+
+#[test]
+fn a_directory_is_renamed_whatever_its_files_become_meanwhile_by_their_uploads() {
+    let it = Renaming::start("r-settling");
+    let (files, pause) = (60, AtomicU64::new(0));
+    it.fail(move |_| {
+        std::thread::sleep(Duration::from_micros(pause.fetch_add(397, Ordering::Relaxed) % 2000));
+        None
+    });
+    for round in 0..6 {
+        for file in 0..files {
+            it.write(&format!("{round}/{file}"), b"content");
+        }
+        it.bench.runtime.spawn({
+            let engine = Arc::clone(&it.bench.engine);
+            async move { engine.persist(&TreePath::parse("/faulty").unwrap(), Some(PATIENCE)).await }
+        });
+        std::thread::sleep(Duration::from_millis(round));
+        it.rename(&round.to_string(), &format!("{round}-moved")).unwrap();
+        assert_eq!(it.names(&format!("{round}-moved")).len(), files);
+    }
+    it.heal();
+    it.persist();
+    assert_eq!(it.bench.keys().len(), 6 * files);
+}

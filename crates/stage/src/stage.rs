@@ -63,6 +63,16 @@ pub struct Batch {
     pub indivisible: bool,
 }
 
+impl Batch {
+    /// Takes along what another one has.
+    pub fn append(&mut self, mut other: Self) {
+        self.drafts.append(&mut other.drafts);
+        self.copies.append(&mut other.copies);
+        self.removals.append(&mut other.removals);
+        self.indivisible |= other.indivisible;
+    }
+}
+
 /// Sizes and times that do not depend on the machine. Tests make them small.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {

@@ -39,6 +39,9 @@ HOLDERS_MAX = 8
 HOLDERS_SEARCH_S = 3.0
 """A machine may have very many processes; what was found until then is told."""
 
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+"""Nobody serves it: any more, and since it was asked."""
+
 _IN_A_CONTAINER = "in a container: --device /dev/fuse --cap-add SYS_ADMIN"
 _PATHS = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -172,7 +175,7 @@ def unmount(target: str, lazy: bool) -> tuple[dict[str, Any], None]:
     if failure == errno.EPERM:
         return {"state": _unmount_by_program(target, lazy)}, None
     # Below a dead mount nothing can be reached: what was mounted there goes with it.
-    absent = (errno.EINVAL, errno.ENOENT, errno.ENOTCONN)
+    absent = (errno.EINVAL, errno.ENOENT, *_DEAD)
     if failure and failure != errno.EBUSY and failure not in absent:
         raise RefusedError("unavailable", f"the kernel refuses: {os.strerror(failure)}")
     return {"state": "busy" if failure == errno.EBUSY else "absent" if failure else "done"}, None
@@ -209,7 +212,7 @@ def _state(path: str) -> tuple[str, bool]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return "missing", False
-        return "dead" if error.errno == errno.ENOTCONN else str(error.strerror), False
+        return "dead" if error.errno in _DEAD else str(error.strerror), False
 
 
 def _look_again(directory: Path, inside: str) -> None:

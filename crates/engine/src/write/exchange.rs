@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_stage::{Batch, Written};
+use futures_util::FutureExt;
+use penstock_stage::{Batch, Change, Written};
 use penstock_types::faults::{Step, under_way};
 use penstock_types::{Error, ErrorKind, Result, TreePath};
 
+use super::rename::again;
 use super::{Place, WriteOptions};
 use crate::engine::Engine;
 use crate::entry::EntryKind;
@@ -48,19 +50,22 @@ impl Engine {
         if one == other {
             return Ok(());
         }
-        let batch = self.exchanging(one, other).await?;
-        let me = Arc::clone(self);
-        let changes =
-            self.blocking(move || me.stage.commit_batch(batch)).await.map_err(|error| match error.kind() {
-                ErrorKind::StaleVersion => error.with_kind(ErrorKind::Busy),
-                _ => error,
-            })?;
+        let changes = again(|| self.exchange_once(one, other).boxed()).await?;
         self.announce(one).await;
         self.announce(other).await;
         for change in &changes {
             self.promised(change).await?;
         }
         Ok(())
+    }
+
+    async fn exchange_once(self: &Arc<Self>, one: &TreePath, other: &TreePath) -> Result<Vec<Arc<Change>>> {
+        let batch = self.exchanging(one, other).await?;
+        let me = Arc::clone(self);
+        self.blocking(move || me.stage.commit_batch(batch)).await.map_err(|error| match error.kind() {
+            ErrorKind::StaleVersion => error.with_kind(ErrorKind::Busy),
+            _ => error,
+        })
     }
 
     /// What puts the content of each in the place of the other, and of nothing else.

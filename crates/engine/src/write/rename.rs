@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use penstock_stage::{Base, Batch, Change, Draft, Original, Written};
 use penstock_types::faults::{Step, under_way};
 use penstock_types::{Error, ErrorKind, ObjectAttributes, Result, TreePath};
@@ -20,6 +22,8 @@ use crate::write::{Place, WriteOptions, base_of, taken};
 const FILES_MAX: usize = 100_000;
 /// Bytes that a rename brings here first, of what the source cannot copy; where there are more, copying is for a program that shows how it goes on.
 const BROUGHT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// So often a file may become something else while it is looked at, before somebody else is thought to change it.
+const TRIES_MAX: usize = 4;
 /// Names of a directory that are looked at at once.
 const PAGE_NAMES: usize = 1000;
 
@@ -151,7 +155,7 @@ impl Engine {
             }
             match (one.kind, self.live.at(&one.from)) {
                 (EntryKind::File, Some(live)) => self.move_live(&live, one).await?,
-                (EntryKind::File, None) => self.move_file(one, &mut batch).await?,
+                (EntryKind::File, None) => batch.append(again(|| self.moving(one).boxed()).await?),
                 (EntryKind::Directory, _) => self.move_directory(attached, one, &mut batch).await?,
             }
         }
@@ -190,22 +194,24 @@ impl Engine {
         Ok(())
     }
 
-    async fn move_file(self: &Arc<Self>, one: &Moved, batch: &mut Batch) -> Result<()> {
+    /// What gives a file its other name.
+    async fn moving(self: &Arc<Self>, one: &Moved) -> Result<Batch> {
         let (from, to) = (
             self.place(&one.from, WriteOptions::default(), true).await?,
             self.place(&one.to, WriteOptions::default(), false).await?,
         );
         let base = self.base_now(&from);
+        let mut batch = Batch::default();
         batch.removals.push((from.target.clone(), base.clone(), from.durability));
         if let Some((original, attributes)) = self.copyable(&from, base)? {
             let written = Written { modified_ms: attributes.modified_ms, ..self.written(&to)? };
             batch.copies.push((original, attributes.size, written));
-            return Ok(());
+            return Ok(batch);
         }
         let (draft, attributes, metadata) = self.content_of(&from, &to).await?;
         let written = Written { modified_ms: attributes.modified_ms, metadata, ..self.written(&to)? };
         batch.drafts.push((draft, written));
-        Ok(())
+        Ok(batch)
     }
 
     /// What a file is copied from in the source, where all of it is there or will be by an earlier copy.
@@ -290,6 +296,18 @@ impl Engine {
         self.live.rename(live, (&paths.0, &paths.1), (&targets.0, &targets.1), now);
         self.promised(&change).await
     }
+}
+
+/// Does once more what met a file in the moment in which it became something else: what is written here does so when its
+/// upload ends, under a version of its source.
+pub(super) async fn again<'a, T>(mut attempt: impl FnMut() -> BoxFuture<'a, Result<T>>) -> Result<T> {
+    for _ in 1..TRIES_MAX {
+        match attempt().await {
+            Err(error) if error.kind() == ErrorKind::Busy => {}
+            done => return done,
+        }
+    }
+    attempt().await
 }
 
 fn changed(path: &TreePath) -> Error {
