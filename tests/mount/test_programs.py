@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -57,6 +58,17 @@ def test_a_file_that_was_just_read_for_the_first_time_is_copied_by_the_next_prog
             # It compares what it looked at with what it opened.
             run("cp", tree / name, tmp_path / f"{name}-{turn}")
             assert digest((tmp_path / f"{name}-{turn}").read_bytes()) == digest(known)
+
+
+def test_a_file_that_became_complete_after_it_was_looked_at_is_the_same_file(lake: MountedLake, tmp_path: Path) -> None:
+    known = content(7, 20 * MIB)
+    path = lake.show({"large": known}) / "large"
+    before = path.lstat()
+    lake.client.preload(lake.tree_path(path)).wait()
+    run("cp", path, tmp_path / "copy")
+    assert digest((tmp_path / "copy").read_bytes()) == digest(known)
+    with path.open("rb") as file:
+        assert os.fstat(file.fileno()).st_ino == path.lstat().st_ino == before.st_ino
 
 
 def test_tar_packs_a_tree_and_finds_no_difference_afterwards(tree: Path, tmp_path: Path) -> None:

@@ -262,10 +262,6 @@ fn read_file(service: &Arc<Service>, file: &Arc<dyn NodeFile>, asked: Asked, rep
 pub fn close(service: &Service, handle: u64) {
     let Some(open) = service.files.remove(handle) else { return };
     let_go_of(service, open.node, open.is_lent);
-    if open.writing.is_none() && open.file.is_outgrown() {
-        // Before somebody looks at it and then opens another: `cp` takes that for a replacement.
-        service.expire(open.node);
-    }
 }
 
 /// Counts a handle of a node less.

@@ -104,13 +104,13 @@ impl Listing {
     fn add(&mut self, service: &Service, following: u64, entry: &ListedNode, believable: bool) -> bool {
         let Some(found) = entry.looked.found.as_ref() else { return false };
         match self {
-            Self::Names(reply) => reply.add(INodeNo(found.node.0), following, kind(found), &*entry.name),
+            Self::Names(reply) => reply.add(INodeNo(found.number), following, kind(found), &*entry.name),
             Self::Attributes(reply) => {
                 let shown = service.shown(found);
                 // There is one time for both in this form.
                 let looked = &entry.looked;
                 let believed = if believable { service.name_valid(looked) } else { Duration::ZERO };
-                let believed = believed.min(service.attributes_valid(looked));
+                let believed = believed.min(service.entry_valid(looked));
                 let full = reply.add(shown.ino, following, &*entry.name, &believed, &shown, Generation(0));
                 if !full {
                     service.tree().remember(entry);
@@ -145,7 +145,14 @@ impl Listing {
 }
 
 fn directory_itself(service: &Service, node: NodeId) -> FileAttr {
-    service.shown(&NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0, posix: Posix::default() })
+    service.shown(&NodeAttributes {
+        node,
+        number: node.0,
+        is_directory: true,
+        size: 0,
+        modified_ms: 0,
+        posix: Posix::default(),
+    })
 }
 
 fn kind(found: &NodeAttributes) -> FileType {

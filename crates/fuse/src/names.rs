@@ -138,7 +138,7 @@ fn entry(service: &Service, looked: &Looked, reply: ReplyEntry) {
     let name_valid = service.name_valid(looked);
     match &looked.found {
         Some(found) => {
-            let attributes_valid = service.attributes_valid(looked);
+            let attributes_valid = service.entry_valid(looked);
             reply.entry_with_ttls(&attributes_valid, &name_valid, &service.shown(found), Generation(0));
         }
         None if name_valid.is_zero() => reply.error(Errno::ENOENT),

@@ -258,7 +258,14 @@ impl Service {
         if changes && !self.expiry.works() { Duration::ZERO } else { valid(looked.attributes_valid) }
     }
 
-    /// Attributes in the kernel's words.
+    /// How long the kernel may believe in attributes that come with a name. There the inode number is that of the node:
+    /// where another is to be shown, it asks once more.
+    pub fn entry_valid(&self, looked: &Looked) -> Duration {
+        let is_other = looked.found.is_some_and(|found| found.number != found.node.0);
+        if is_other { Duration::ZERO } else { self.attributes_valid(looked) }
+    }
+
+    /// Attributes in the kernel's words, with the number of the node.
     pub fn shown(&self, node: &NodeAttributes) -> FileAttr {
         let (age, is_before) = match node.posix.modified_ns {
             Some(ns) => (Duration::from_nanos(ns.unsigned_abs()), ns < 0),

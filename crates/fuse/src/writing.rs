@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite,
-    TimeOrNow,
+    BackingId, Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyEmpty,
+    ReplyOpen, ReplyWrite, TimeOrNow,
 };
 use penstock_types::faults::{Safeguard, is_left_out};
 use penstock_types::{
@@ -87,7 +87,7 @@ fn created_as(service: &Service, created: &CreatedNode, flags: OFlags, reply: Re
         return reply.error(service.fail("create", &defect("the tree made nothing")));
     };
     // There is one time for both in this form.
-    let valid = service.name_valid(&created.looked).min(service.attributes_valid(&created.looked));
+    let valid = service.name_valid(&created.looked).min(service.entry_valid(&created.looked));
     let (shown, generation) = (service.shown(found), Generation(0));
     match keep(service, found.node, &created.opened, flags, |file| reply.open_backing(file)) {
         Ok((handle, Opening::Served(pages, _))) => reply.created(&valid, &shown, generation, handle, pages.flags()),
@@ -238,7 +238,10 @@ pub fn attributes(service: &Arc<Service>, node: NodeId, reply: ReplyAttr) {
 
 fn shown(service: &Service, looked: &Looked, reply: ReplyAttr) {
     match &looked.found {
-        Some(found) => reply.attr(&service.attributes_valid(looked), &service.shown(found)),
+        Some(found) => {
+            let shown = FileAttr { ino: INodeNo(found.number), ..service.shown(found) };
+            reply.attr(&service.attributes_valid(looked), &shown);
+        }
         None => reply.error(Errno::ESTALE),
     }
 }

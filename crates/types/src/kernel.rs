@@ -34,6 +34,9 @@ pub enum Answer<T> {
 pub struct NodeAttributes {
     /// Which node.
     pub node: NodeId,
+    /// What `stat` shows as its inode number: that of the node, or of another one that its name means as well, before or
+    /// after, with the same bytes. Programs take another number for another file.
+    pub number: u64,
     /// Directory or file.
     pub is_directory: bool,
     /// Bytes; 0 for a directory.
@@ -145,11 +148,6 @@ pub trait NodeFile: Send + Sync + fmt::Debug {
 
     /// Whether the cache wants its bytes back: who keeps the file only for the next open should let go.
     fn is_evicted(&self) -> bool;
-
-    /// Whether an open of its node would be refused by now, because the name means another node.
-    fn is_outgrown(&self) -> bool {
-        false
-    }
 
     /// Counts another open of its node by who has the file still, as if the tree had been asked; `false` where it has to
     /// be.

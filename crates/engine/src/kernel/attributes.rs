@@ -31,7 +31,8 @@ impl Mounted {
             }
         };
         let version = live::version_of(live.number());
-        let file = FileNode { name: path.name().into(), size, modified_ms, posix, version, way: Way::Live };
+        let file =
+            FileNode { name: path.name().into(), size, modified_ms, posix, version, way: Way::Live, number: None };
         let node = self.nodes.live_id(&file.version);
         let looked = live_looked(node, (size, modified_ms, posix));
         Ok((looked, Node { directory: Arc::clone(directory), file: Some(Arc::new(file)) }))
@@ -106,7 +107,7 @@ impl Mounted {
 }
 
 fn live_looked(node: NodeId, (size, modified_ms, posix): Facts) -> Looked {
-    let found = Some(NodeAttributes { node, is_directory: false, size, modified_ms, posix });
+    let found = Some(NodeAttributes { node, number: node.0, is_directory: false, size, modified_ms, posix });
     Looked { found, name_valid: Duration::ZERO, attributes_valid: Duration::ZERO }
 }
 

@@ -10,7 +10,6 @@ use futures_util::future::BoxFuture;
 use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, Result};
 use rustix::fs::{Advice, fadvise};
 
-use crate::kernel::Way;
 use crate::open::{OpenFile, cannot_cache};
 use crate::pattern::ReadHint;
 use crate::transfer::Store;
@@ -27,7 +26,8 @@ const REPAIR_ATTEMPTS: usize = 2;
 /// A file that a mount has open.
 pub struct MountedFile {
     file: Arc<OpenFile>,
-    way: Way,
+    /// Whether the kernel keeps the pages that it is given: those of the cache file would be a second copy.
+    kept: bool,
     /// The step of the read that moved the fetching on last.
     step: AtomicU64,
     /// When it was read last, milliseconds on the engine's clock.
@@ -37,9 +37,9 @@ pub struct MountedFile {
 }
 
 impl MountedFile {
-    pub fn new(file: OpenFile, way: Way) -> Arc<Self> {
+    pub fn new(file: OpenFile, kept: bool) -> Arc<Self> {
         let (step, used_ms, turn) = (AtomicU64::new(u64::MAX), AtomicU64::new(now_ms(&file)), Default::default());
-        Arc::new(Self { file: Arc::new(file), way, step, used_ms, turn })
+        Arc::new(Self { file: Arc::new(file), kept, step, used_ms, turn })
     }
 
     fn note_use(&self, store: &Store) {
@@ -104,8 +104,7 @@ impl NodeFile for MountedFile {
             Ok(()) => {
                 if !store.is_complete() {
                     self.move_on(range);
-                } else if self.way == Way::Kept {
-                    // The kernel keeps the pages that it is given: those of the cache file would be a second copy.
+                } else if self.kept {
                     // Advice: where it is not taken, memory is used twice until somebody needs it. Pages go by whole
                     // folios, of which some began before what is read now.
                     let from = range.start.saturating_sub(FOLIO_BYTES_MAX);
@@ -146,10 +145,6 @@ impl NodeFile for MountedFile {
             Ok(out)
         }
         .boxed()
-    }
-
-    fn is_outgrown(&self) -> bool {
-        self.way == Way::Served && self.file.is_complete()
     }
 
     fn open_again(&self) -> bool {

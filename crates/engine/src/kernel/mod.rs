@@ -13,7 +13,6 @@ mod review;
 mod told;
 
 pub(crate) use file::MountedFile;
-pub(crate) use nodes::Way;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
@@ -29,7 +28,7 @@ use penstock_types::{
 use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
 use crate::entry::{Entry, EntryKind, EntryPage};
-use crate::kernel::nodes::{FileNode, Node, Nodes};
+use crate::kernel::nodes::{FileNode, Node, Nodes, Way, number_of};
 use crate::kernel::review::Review;
 use crate::kernel::told::{Names, NamesDigest};
 use crate::open::{OpenFile, OpenOptions, Target, WHOLE_MAX, object_id};
@@ -214,15 +213,17 @@ impl Mounted {
         };
         let attributes = ObjectAttributes { size: entry.size, modified_ms: entry.modified_ms, version };
         let target = self.target(path, attributes)?;
+        let (way, id) = (self.way(&target), &target.attached.spec.id);
         let file = FileNode {
             name: entry.name.as_str().into(),
             size: entry.size,
             modified_ms: entry.modified_ms,
             posix: self.engine.posix_of(&target.attached, &target.object.key, &target.object.version),
             version: target.attributes.version.clone(),
-            way: self.way(&target),
+            way,
+            number: number_of(id, &target.object.key, &target.attributes.version, way),
         };
-        let node = self.nodes.file_id(&target.attached.spec.id, &target.object.key, directory, &file);
+        let node = self.nodes.file_id(id, &target.object.key, directory, &file);
         let looked = Looked { found: Some(file_attributes(node, &file)), name_valid, attributes_valid: VERSION_VALID };
         Ok((looked, Node { directory: Arc::clone(directory), file: Some(Arc::new(file)) }))
     }
@@ -252,7 +253,7 @@ impl Mounted {
             },
             None => self.mounted_ms,
         };
-        NodeAttributes { node, is_directory: true, size: 0, modified_ms, posix: Posix::default() }
+        NodeAttributes { node, number: node.0, is_directory: true, size: 0, modified_ms, posix: Posix::default() }
     }
 
     /// The time of a directory whose names the kernel keeps.
@@ -578,12 +579,12 @@ fn opened(way: Way, file: OpenFile) -> Result<OpenedNode> {
         }
         _ => None,
     };
-    Ok(OpenedNode { file: MountedFile::new(file, way), lent, keep_pages: way != Way::Lent, writer: None })
+    Ok(OpenedNode { file: MountedFile::new(file, way == Way::Kept), lent, keep_pages: way != Way::Lent, writer: None })
 }
 
 fn file_attributes(node: NodeId, file: &FileNode) -> NodeAttributes {
     let FileNode { size, modified_ms, posix, .. } = *file;
-    NodeAttributes { node, is_directory: false, size, modified_ms, posix }
+    NodeAttributes { node, number: file.number.unwrap_or(node.0), is_directory: false, size, modified_ms, posix }
 }
 
 fn tree_path(directory: &str) -> Result<TreePath> {

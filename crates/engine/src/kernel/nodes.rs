@@ -63,6 +63,8 @@ pub struct FileNode {
     pub posix: Posix,
     pub version: Version,
     pub way: Way,
+    /// Its inode number, where that is not its id.
+    pub number: Option<u64>,
 }
 
 struct Held {
@@ -231,7 +233,7 @@ impl Nodes {
     /// The id of a file: its attachment, key, version and way.
     pub fn file_id(&self, attachment: &AttachmentId, key: &ObjectKey, directory: &str, file: &FileNode) -> NodeId {
         let way: &[u8] = if file.way == Way::Served { b"served" } else { b"" };
-        let parts = [attachment.as_str().as_bytes(), key.as_bytes(), file.version.as_str().as_bytes(), way];
+        let parts = parts_of(attachment, key, &file.version, way);
         let is_it = |node: &Node| node.file.as_deref() == Some(file) && &*node.directory == directory;
         self.free_id(hash(&parts), is_it)
     }
@@ -261,6 +263,21 @@ impl Nodes {
     }
 }
 
+/// The inode number of a version that is read in a way, where that is not the id: it stays when the file is complete, and
+/// its name means another id.
+pub fn number_of(attachment: &AttachmentId, key: &ObjectKey, version: &Version, way: Way) -> Option<u64> {
+    (way == Way::Served).then(|| hash(&parts_of(attachment, key, version, b"")))
+}
+
+fn parts_of<'a>(
+    attachment: &'a AttachmentId,
+    key: &'a ObjectKey,
+    version: &'a Version,
+    way: &'a [u8],
+) -> [&'a [u8]; 4] {
+    [attachment.as_str().as_bytes(), key.as_bytes(), version.as_str().as_bytes(), way]
+}
+
 /// FNV-1a over the parts, each closed by a byte that no text has, then mixed: the same in every run and build.
 pub fn hash(parts: &[&[u8]]) -> u64 {
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -286,12 +303,13 @@ mod tests {
             modified_ms: 2,
             posix: Posix::default(),
             version: Version::from(version),
+            number: None,
             way,
         }
     }
 
     fn shown(node: NodeId) -> NodeAttributes {
-        NodeAttributes { node, is_directory: true, size: 0, modified_ms: 0, posix: Posix::default() }
+        NodeAttributes { node, number: node.0, is_directory: true, size: 0, modified_ms: 0, posix: Posix::default() }
     }
 
     #[test]

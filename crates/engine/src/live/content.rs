@@ -9,7 +9,7 @@ use rustix::fs::{copy_file_range, fstat};
 use rustix::io::{pread, pwrite, retry_on_intr};
 
 use crate::engine::Engine;
-use crate::kernel::{MountedFile, Way};
+use crate::kernel::MountedFile;
 use crate::live::lent::Lent;
 use crate::live::under::Under;
 use crate::open::{OpenFile, OpenOptions};
@@ -141,7 +141,7 @@ impl Engine {
         }
         let size = file.size();
         tokio::task::block_in_place(|| draft.grow(size))?;
-        let file = MountedFile::new(file, Way::Live);
+        let file = MountedFile::new(file, false);
         let mut at = 0;
         while at < size {
             let range = ByteRange::new(at, size.min(at + STEP));

@@ -10,7 +10,7 @@ use penstock_types::{ByteRange, Error, ErrorKind, NodeFile, ObjectAttributes, Re
 use rustix::io::{pread, retry_on_intr};
 
 use crate::engine::Engine;
-use crate::kernel::{MountedFile, Way};
+use crate::kernel::MountedFile;
 use crate::live::content::{Content, copy_range, failed, write_at};
 use crate::open::{OpenFile, Target as Found, object_id};
 use crate::write::{Place, can_copy};
@@ -121,7 +121,7 @@ impl Under {
         let path = TreePath::parse(&format!("{}/{inner}", attached.path))?;
         let attributes = ObjectAttributes { size: self.size, modified_ms: 0, version: object.version.clone() };
         let file = engine.open_version(Found { path, attached, inner, object, attributes }).await?;
-        self.file = MountedFile::new(file, Way::Live);
+        self.file = MountedFile::new(file, false);
         Ok(Some(self))
     }
 }
@@ -235,7 +235,7 @@ impl Engine {
             None => (Patch::over(size), file.descriptor(), true),
         };
         let under =
-            Under { over: Over::new(original, patch), file: MountedFile::new(*file, Way::Live), size, is_unwritten };
+            Under { over: Over::new(original, patch), file: MountedFile::new(*file, false), size, is_unwritten };
         Ok((Content::Committed(descriptor), under))
     }
 }

@@ -11,7 +11,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
-use crate::kernel::{MountedFile, Way};
+use crate::kernel::MountedFile;
 use crate::open::{OpenFile, Target, object_id};
 
 /// Rows of the document that stay unpacked; each is some hundred KiB.
@@ -273,7 +273,7 @@ impl Frozen {
     /// Keeps a file open for the next read.
     fn keep(&self, id: (usize, usize), file: OpenFile) -> Arc<MountedFile> {
         let size = file.size();
-        let file = MountedFile::new(file, Way::Kept);
+        let file = MountedFile::new(file, true);
         self.files.insert(id, Held { file: Arc::clone(&file), size });
         file
     }

@@ -26,7 +26,7 @@ impl Devices {
     fn node(&self, number: usize) -> NodeAttributes {
         let (node, size) = (NodeId(number as u64 + NodeId::ROOT.0 + 1), self.0.devices()[number]);
         let (modified_ms, posix) = (self.0.facts().created_ms, Posix::default());
-        NodeAttributes { node, is_directory: false, size, modified_ms, posix }
+        NodeAttributes { node, number: node.0, is_directory: false, size, modified_ms, posix }
     }
 
     fn number(&self, node: NodeId) -> Option<usize> {
@@ -51,7 +51,8 @@ impl KernelTree for Devices {
             Some(number) => self.node(number),
             None => {
                 let posix = Posix::default();
-                NodeAttributes { node: NodeId::ROOT, is_directory: true, size: 0, modified_ms, posix }
+                let node = NodeId::ROOT;
+                NodeAttributes { node, number: node.0, is_directory: true, size: 0, modified_ms, posix }
             }
         };
         Answer::Now(Ok(Self::looked(Some(found))))

@@ -34,8 +34,11 @@ impl Files {
     }
 
     fn looked(&self, found: Option<&ImageNode>) -> Looked {
+        let id =
+            |node: &ImageNode| if node.number == self.0.image().root() { NodeId::ROOT } else { NodeId(node.number) };
         let attributes = |node: &ImageNode| NodeAttributes {
-            node: if node.number == self.0.image().root() { NodeId::ROOT } else { NodeId(node.number) },
+            node: id(node),
+            number: id(node).0,
             is_directory: node.is_directory,
             size: if node.is_directory { 0 } else { node.size },
             modified_ms: node.modified_ms,

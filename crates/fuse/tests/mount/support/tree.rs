@@ -151,6 +151,7 @@ impl MemoryTree {
     fn looked(&self, node: Option<u64>) -> Looked {
         let found = node.map(|node| NodeAttributes {
             node: NodeId(node),
+            number: node,
             is_directory: node <= MANY,
             size: self.files.get(&node).map_or(0, |file| file.bytes.len() as u64),
             modified_ms: 1_700_000_000_123,

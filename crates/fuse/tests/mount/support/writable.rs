@@ -221,7 +221,7 @@ fn shown(nodes: &BTreeMap<u64, Node>, node: Option<u64>) -> Looked {
             Node::Directory(_) => (true, 0, 0, Posix::default()),
             Node::File { content, posix, .. } => (false, content.bytes().len() as u64, 1_700_000_000_123, *posix),
         };
-        NodeAttributes { node: NodeId(number), is_directory, size, modified_ms, posix }
+        NodeAttributes { node: NodeId(number), number, is_directory, size, modified_ms, posix }
     });
     Looked { found, name_valid: VALID, attributes_valid: VALID }
 }
