@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ class World:
         self.mount = machine.target()
         machine("mount", str(self.mount), "--path", "/runs")
         self.done: dict[str, int] = {}
+        self.failure: BaseException | None = None
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keeps the first failure: what depends on time does not come again, and then Hypothesis tells only that."""
+        self.failure = self.failure or sys.exception()
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
 
     def come_back(self) -> None:
         """A node runs again, and serves the mount."""
@@ -225,6 +237,10 @@ class Model(RuleBasedStateMachine):
         self.since_turn += 1
 
     def teardown(self) -> None:
+        with self.world.noting():
+            self._end()
+
+    def _end(self) -> None:
         if not self.path:
             return
         if self.is_away:
@@ -324,7 +340,10 @@ def run(world: World, examples: int, record_property: Callable[[str, object], No
         suppress_health_check=list(hypothesis.HealthCheck),
         print_blob=True,
     )
-    run_state_machine_as_test(bound, settings=settings)
+    try:
+        run_state_machine_as_test(bound, settings=settings)
+    except hypothesis.errors.Flaky as error:
+        raise world.failure or error from error
     record_property("told", world.done)
     print(world.done)
     assert {"crash", "restart"} & set(world.done)

@@ -23,6 +23,8 @@ use crate::write::parts::{PART_BYTES, Shape};
 const STREAMED_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// How often it is looked how far files were written; what was there at the last look is sent.
 const LOOK: Duration = Duration::from_millis(100);
+/// As `LOOK`, while one of them grows.
+const LOOK_AT_GROWING: Duration = Duration::from_millis(25);
 /// Parts of all files that are on their way at the same time. Fewer than a source takes requests: there is always room
 /// for what is committed.
 const PARTS_AT_ONCE: usize = 16;
@@ -50,6 +52,13 @@ struct Watched {
     is_over: bool,
 }
 
+impl Watched {
+    /// Whether more of it was there at the last look than before.
+    fn grows(&self) -> bool {
+        !self.is_over && self.written > self.settled && self.stream.standing() == Standing::Written
+    }
+}
+
 /// What sending shares.
 struct Sender {
     slots: Arc<Semaphore>,
@@ -72,12 +81,15 @@ pub(crate) async fn keep_streaming(engine: Weak<Engine>) {
             let Some(engine) = engine.upgrade() else { return };
             let is_due = Instant::now() >= next_look;
             if is_due {
-                next_look = Instant::now() + LOOK;
                 engine.look_at_lent();
                 watch(&mut watched, engine.stage.streams());
             }
             for one in &mut watched {
                 engine.send_settled(one, &sender, is_due);
+            }
+            if is_due {
+                let look = if watched.iter().any(Watched::grows) { LOOK_AT_GROWING } else { LOOK };
+                next_look = Instant::now() + look;
             }
             engine.abort_orphans(&mut sender);
         }
@@ -102,18 +114,18 @@ impl Engine {
         if one.is_over {
             return;
         }
-        let (end, is_whole) = match one.stream.standing() {
+        let (end, has, is_whole) = match one.stream.standing() {
             Standing::Written => {
                 if is_due && !self.look_at(one) {
                     one.is_over = true;
                     return;
                 }
-                (one.settled, false)
+                (one.settled, one.written, false)
             }
-            Standing::Committed(size) => (size, true),
+            Standing::Committed(size) => (size, size, true),
             Standing::Taken | Standing::Discarded => return,
         };
-        if end < STREAMED_BYTES_MIN && !one.is_begun {
+        if has < STREAMED_BYTES_MIN && !one.is_begun {
             return;
         }
         let Some(attached) = self.attached_at(one.stream.target()) else { return };
