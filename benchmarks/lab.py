@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from benchmarks.baselines import processes
 from benchmarks.peers.mounting import Mount, Peer, Place, mounted
 from benchmarks.store import Store
 from penstock.client.control import Control
@@ -128,6 +131,25 @@ def running_at(home: Path) -> Client:
     client = connect(home, start=False)
     _controls[client] = Control(locate(home).control_socket)
     return client
+
+
+def up(home: Path) -> float:
+    """Has ``penstock up`` start the node of ``home``; seconds until it is ready."""
+    start = time.perf_counter()
+    subprocess.run(
+        [processes.PENSTOCK, "up"], check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PENSTOCK_HOME": str(home)}
+    )
+    return time.perf_counter() - start
+
+
+def kill(home: Path) -> None:
+    """Ends the node that runs at ``home`` by SIGKILL."""
+    client = running_at(home)
+    pid = node_pid(client)
+    client.close()
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)
 
 
 @contextmanager

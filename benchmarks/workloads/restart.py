@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.baselines import processes
-from benchmarks.lab import BUCKET, Lab, attach, metric, node_at, node_pid, running_at
+from benchmarks.lab import BUCKET, Lab, attach, kill, metric, node_at, running_at, up
 from benchmarks.measure import Side, Verdict
 from benchmarks.store import FREE
 from penstock.demo.node import stop_node
@@ -30,18 +26,17 @@ def run(lab: Lab) -> list[Verdict]:
         with node_at(full) as client:
             attach(client, store, "/data")
             _fill(client)
-            pid = node_pid(client)
             cached = metric(client, "cache_extents")
             assert cached == CACHED, f"{cached} objects are cached"
             # What the index keeps is written every second; the kill must not come before.
             time.sleep(3)
-            os.kill(pid, signal.SIGKILL)
+            kill(full)
         for _ in range(lab.repeats):
             for side, home in ((ours, full), (bare, empty)):
-                side.seconds.append(_up(home))
+                side.seconds.append(up(home))
                 if home == full:
                     _check(home)
-                _kill(home)
+                kill(home)
     stop_node(full)
     stop_node(empty)
     bar = "penstock up after SIGKILL with 100,000 cached objects and 10⁶ catalog entries, time ÷ empty home"
@@ -69,19 +64,3 @@ def _check(home: Path) -> None:
     assert all(bytes(view) == b"tiny" for view in client.read_many(paths))
     assert metric(client, "source_read_requests") == before
     client.close()
-
-
-def _up(home: Path) -> float:
-    command = [processes.PENSTOCK, "up"]
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PENSTOCK_HOME": str(home)})
-    return time.perf_counter() - start
-
-
-def _kill(home: Path) -> None:
-    client = running_at(home)
-    pid = node_pid(client)
-    client.close()
-    os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists():
-        time.sleep(0.01)
