@@ -18,9 +18,24 @@ def reopen(socket_path: str, client_name: str, path: str, version: str, position
 @final
 class Entry:
     def __new__(
-        cls, name: str, kind: Literal["file", "directory"], size: int, modified_ms: int, version: str | None
+        cls,
+        name: str,
+        kind: Literal["file", "directory"],
+        size: int,
+        modified_ms: int,
+        version: str | None,
+        said: tuple[int | None, int | None, int | None, int | None] = ...,
     ) -> Entry: ...
-    def __getnewargs__(self) -> tuple[str, Literal["file", "directory"], int, int, str | None]: ...
+    def __getnewargs__(
+        self,
+    ) -> tuple[
+        str,
+        Literal["file", "directory"],
+        int,
+        int,
+        str | None,
+        tuple[int | None, int | None, int | None, int | None],
+    ]: ...
     @property
     def name(self) -> str: ...
     @property
@@ -31,6 +46,12 @@ class Entry:
     def modified_ms(self) -> int: ...
     @property
     def version(self) -> str | None: ...
+    @property
+    def mode(self) -> int | None: ...
+    @property
+    def uid(self) -> int | None: ...
+    @property
+    def gid(self) -> int | None: ...
     @property
     def is_file(self) -> bool: ...
     @property

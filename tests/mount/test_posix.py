@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import safetensors.numpy
 
 from integration.conftest import make_writable_lake
 from mount.test_writing import run
+from penstock.integrations.fsspec import PenstockFileSystem
 
 ENTRY = "user.penstock.penstock-posix"
 """The metadata entry, as a directory that is a source keeps it."""
@@ -174,6 +176,31 @@ def test_owners_are_shown_and_a_rename_takes_all_of_it_along(runs: Any) -> None:
     (runs.mount / "b").write_bytes(b"another")
     assert (runs.mount / "b").stat().st_uid == 1234
     assert (runs.mount / "b").stat().st_mtime_ns != OLD_NS
+
+
+def test_python_the_command_line_and_fsspec_tell_mode_and_owner_where_somebody_said_them(runs: Any) -> None:
+    (runs.mount / "a").write_bytes(b"a")
+    (runs.mount / "plain").write_bytes(b"b")
+    persist(runs)
+    (runs.mount / "a").chmod(0o640)
+    os.chown(runs.mount / "a", 1234, -1)
+    for _ in range(2):  # before and after the source has them
+        entry, plain = runs.client.stat("/runs/a"), runs.client.stat("/runs/plain")
+        assert (entry.mode, entry.uid, entry.gid) == (0o640, 1234, None)
+        assert (plain.mode, plain.uid, plain.gid) == (None, None, None)
+        assert [each.mode for each in runs.client.list("/runs")] == [0o640, None]
+        assert [each.mode for each in runs.client.walk("/runs")] == [0o640, None]
+        assert pickle.loads(pickle.dumps(entry)) == entry
+        said = {name: value for name, value in runs.json("stat", "/runs/a").items() if name in ("mode", "uid", "gid")}
+        assert said == {"mode": "640", "uid": 1234, "gid": None}
+        shown = [line.split() for line in runs("stat", "/runs/a").stdout.splitlines()]
+        assert ["mode", "640"] in shown
+        assert ["owner", "1234:-"] in shown
+        assert "mode" not in runs("stat", "/runs/plain").stdout
+        fs = PenstockFileSystem(home=str(runs.home.name), start=False, skip_instance_cache=True)
+        assert (fs.info("/runs/a")["mode"], fs.info("/runs/a")["uid"]) == (0o640, 1234)
+        assert not {"mode", "uid", "gid"} & fs.info("/runs/plain").keys()
+        persist(runs)
 
 
 def test_safetensors_saves_with_its_chmod_and_rename_and_its_bytes_go_once(runs: Any) -> None:

@@ -25,6 +25,9 @@ class Entry:
     is_directory: bool = False
     modified_ms: int = 1_000_000_000_000
     version: str | None = "v1"
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
 
 
 class File(io.BytesIO):

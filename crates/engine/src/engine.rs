@@ -289,27 +289,26 @@ impl Engine {
     pub fn stat_cached(&self, path: &TreePath) -> Option<Result<Entry>> {
         let (attached, inner) = self.tree.find(path)?;
         let known = self.unless_gone(path, attached.view.stat_cached(&inner)?);
-        let entry = |item| Entry::of(path.name(), self.dated(&attached, item));
+        let entry = |item| self.entry(&attached, path.name(), item);
         Some(known.map(entry).map_err(|error| error.during(format!("stat {path}"))))
     }
 
     /// What is at `path`. At most one round trip when it is not known or not fresh.
     pub async fn stat(&self, path: &TreePath) -> Result<Entry> {
-        let item = match self.tree.find(path) {
-            Some((_, inner)) if inner.is_empty() => Ok(Item::Directory),
+        let skeleton = || Ok(Entry::directory(path.name()));
+        let entry = match self.tree.find(path) {
+            Some((_, inner)) if inner.is_empty() => skeleton(),
             Some((attached, inner)) => {
                 let found = self.timely(&attached, path, attached.view.stat(&inner)).await;
-                match self.unless_gone(path, found).map(|item| self.dated(&attached, item)) {
-                    Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => {
-                        Ok(Item::Directory)
-                    }
-                    found => found,
+                match self.unless_gone(path, found) {
+                    Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => skeleton(),
+                    found => found.map(|item| self.entry(&attached, path.name(), item)),
                 }
             }
-            None if self.tree.is_directory(path) => Ok(Item::Directory),
+            None if self.tree.is_directory(path) => skeleton(),
             None => Err(nothing_attached(path)),
         };
-        item.map(|item| Entry::of(path.name(), item)).map_err(|error| error.during(format!("stat {path}")))
+        entry.map_err(|error| error.during(format!("stat {path}")))
     }
 
     /// A page of the names in a directory; attachments below it appear as directories on the first page.
@@ -334,7 +333,7 @@ impl Engine {
             listed => listed.map_err(|error| error.during(format!("list {path}")))?,
         };
         let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
-        let own = own.map(|item| Entry::of(item.name, self.dated(&attached, item.item)));
+        let own = own.map(|item| self.entry(&attached, item.name, item.item));
         let own = own.filter(|entry| !self.is_gone(path, entry));
         let entries = synthetic.into_iter().chain(own).collect();
         Ok(EntryPage { entries, next: page.next })
@@ -372,7 +371,7 @@ impl Engine {
         for item in page.items {
             let name = if base.is_empty() { item.name } else { format!("{base}/{}", item.name) };
             if !is_shadowed(&name, path, attached, &nested) {
-                entries.push(Entry::of(name, self.dated(attached, item.item)));
+                entries.push(self.entry(attached, name, item.item));
             }
         }
         let next = match page.next {

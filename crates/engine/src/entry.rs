@@ -1,7 +1,7 @@
 //! What a person sees of the tree: names with attributes.
 
 use penstock_catalog::Item;
-use penstock_types::Version;
+use penstock_types::{Posix, Version};
 use serde::{Deserialize, Serialize};
 
 /// File or directory.
@@ -27,6 +27,8 @@ pub struct Entry {
     pub modified_ms: i64,
     /// Token of the content; `None` for a directory.
     pub version: Option<Version>,
+    /// What somebody has said of a file besides its bytes, as far as this node knows; nothing of a directory.
+    pub posix: Posix,
 }
 
 /// Some entries and how to go on.
@@ -41,19 +43,27 @@ pub struct EntryPage {
 impl Entry {
     /// A directory called `name`.
     pub fn directory(name: impl Into<String>) -> Self {
-        Self { name: name.into(), kind: EntryKind::Directory, size: 0, modified_ms: 0, version: None }
+        Self {
+            name: name.into(),
+            kind: EntryKind::Directory,
+            size: 0,
+            modified_ms: 0,
+            version: None,
+            posix: Posix::default(),
+        }
     }
 
-    /// The catalog's item under the name a reader uses.
-    pub(crate) fn of(name: impl Into<String>, item: Item) -> Self {
+    /// The catalog's item under the name a reader uses, with what was said of it.
+    pub(crate) fn of(name: impl Into<String>, item: Item, posix: Posix) -> Self {
         match item {
             Item::Directory => Self::directory(name),
             Item::File { attributes, .. } => Self {
                 name: name.into(),
                 kind: EntryKind::File,
                 size: attributes.size,
-                modified_ms: attributes.modified_ms,
+                modified_ms: posix.modified_ms().unwrap_or(attributes.modified_ms),
                 version: Some(attributes.version),
+                posix,
             },
         }
     }

@@ -1,9 +1,12 @@
 //! Names of the tree with their attributes.
 
 use penstock_node::{Entry, EntryKind};
-use penstock_types::Version;
+use penstock_types::{Posix, Version};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+
+/// Mode, owner, group and time in nanoseconds, as far as somebody has said them.
+type Said = (Option<u16>, Option<u32>, Option<u32>, Option<i64>);
 
 /// One name of the tree with its attributes.
 #[pyclass(frozen, name = "Entry", module = "penstock._core")]
@@ -13,17 +16,21 @@ pub struct PyEntry(pub Entry);
 impl PyEntry {
     /// For pickles, which come from another process: everything else gets entries from the node.
     #[new]
-    fn new(name: String, kind: &str, size: u64, modified_ms: i64, version: Option<&str>) -> PyResult<Self> {
+    #[pyo3(signature = (name, kind, size, modified_ms, version, said=Said::default()))]
+    fn new(name: String, kind: &str, size: u64, modified_ms: i64, version: Option<&str>, said: Said) -> PyResult<Self> {
+        let (mode, uid, gid, modified_ns) = said;
+        let posix = Posix { mode, uid, gid, modified_ns };
         let kind = match kind {
             "file" => EntryKind::File,
             "directory" => EntryKind::Directory,
             _ => return Err(PyValueError::new_err("kind is 'file' or 'directory'")),
         };
-        Ok(Self(Entry { name, kind, size, modified_ms, version: version.map(Version::from) }))
+        Ok(Self(Entry { name, kind, size, modified_ms, version: version.map(Version::from), posix }))
     }
 
-    fn __getnewargs__(&self) -> (&str, &'static str, u64, i64, Option<&str>) {
-        (self.name(), self.kind(), self.0.size, self.0.modified_ms, self.version())
+    fn __getnewargs__(&self) -> (&str, &'static str, u64, i64, Option<&str>, Said) {
+        let Posix { mode, uid, gid, modified_ns } = self.0.posix;
+        (self.name(), self.kind(), self.0.size, self.0.modified_ms, self.version(), (mode, uid, gid, modified_ns))
     }
 
     /// Last component in a list, path below the walked directory in a walk.
@@ -57,6 +64,24 @@ impl PyEntry {
     #[getter]
     fn version(&self) -> Option<&str> {
         self.0.version.as_ref().map(|version| version.as_str())
+    }
+
+    /// Permission bits, where somebody has said them.
+    #[getter]
+    fn mode(&self) -> Option<u16> {
+        self.0.posix.mode
+    }
+
+    /// Owner, where somebody has said one.
+    #[getter]
+    fn uid(&self) -> Option<u32> {
+        self.0.posix.uid
+    }
+
+    /// Group, where somebody has said one.
+    #[getter]
+    fn gid(&self) -> Option<u32> {
+        self.0.posix.gid
     }
 
     /// Whether it is a file.

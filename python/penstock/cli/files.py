@@ -64,7 +64,10 @@ def ls(
 
 
 def stat(path: TreePath, as_json: AsJson = False) -> None:
-    """Show size, time and version of one path."""
+    """Show size, time, version and mode of one path.
+
+    Mode and owner only where somebody has said them: by a program on a mount.
+    """
     from penstock.cli import connection
     from penstock.cli.paths import tree_path
     from penstock.units import format_size
@@ -83,6 +86,11 @@ def stat(path: TreePath, as_json: AsJson = False) -> None:
             ("modified", output.moment(entry.modified_ms / 1000)),
             ("version", entry.version or "-"),
         ]
+        if entry.mode is not None:
+            rows.append(("mode", f"{entry.mode:03o}"))
+        if entry.uid is not None or entry.gid is not None:
+            owner, group = ("-" if one is None else one for one in (entry.uid, entry.gid))
+            rows.append(("owner", f"{owner}:{group}"))
     for name, text in rows:
         output.say(f"{output.styled(name.ljust(10), 'bold')} {text}")
 
@@ -194,4 +202,7 @@ def _facts(entry: Any) -> dict[str, Any]:
         "size": entry.size,
         "modified": None if entry.is_directory else entry.modified_ms / 1000,
         "version": entry.version,
+        "mode": None if entry.mode is None else f"{entry.mode:03o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
     }

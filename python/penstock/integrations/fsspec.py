@@ -483,12 +483,15 @@ class _Held:
 
 def _info(path: str, entry: Any) -> dict[str, Any]:
     directory = entry.is_directory
+    said = {"mode": entry.mode, "uid": entry.uid, "gid": entry.gid}
     return {
         "name": path,
         "type": "directory" if directory else "file",
         "size": 0 if directory else entry.size,
         "mtime": None if directory else entry.modified_ms / 1000,
         "version": entry.version,
+        # Only what somebody has said: nobody takes the absence of an owner for root.
+        **{name: value for name, value in said.items() if value is not None},
     }
 
 

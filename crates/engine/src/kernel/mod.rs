@@ -93,7 +93,7 @@ impl Engine {
         };
         let (found, valid) = attached.view.stat_valid(&inner)?;
         Some(match self.unless_gone(path, found) {
-            Ok(item) => Ok(Known { entry: Some(Entry::of(path.name(), self.dated(&attached, item))), valid }),
+            Ok(item) => Ok(Known { entry: Some(self.entry(&attached, path.name(), item)), valid }),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             Err(_) if self.tree.is_directory(path) => Ok(skeleton()),
             Err(_) => Ok(Known { entry: None, valid }),
@@ -218,7 +218,7 @@ impl Mounted {
             name: entry.name.as_str().into(),
             size: entry.size,
             modified_ms: entry.modified_ms,
-            posix: self.engine.posix_of(&target.attached, &target.object.key, &target.object.version),
+            posix: entry.posix,
             version: target.attributes.version.clone(),
             way,
             number: number_of(id, &target.object.key, &target.attributes.version, way),

@@ -11,6 +11,7 @@ use tokio::task::block_in_place;
 
 use crate::attachment::Attached;
 use crate::engine::Engine;
+use crate::entry::Entry;
 use crate::live::{LiveFile, Opening};
 use crate::open::stale;
 use crate::write::{Place, WriteOptions, is_staged};
@@ -32,12 +33,13 @@ impl Engine {
         self.posix_in_source(attached, &key, &version).unwrap_or_default().merged(said)
     }
 
-    /// An item with the time that was said of it.
-    pub(crate) fn dated(&self, attached: &Attached, item: Item) -> Item {
-        let Item::File { key, mut attributes } = item else { return item };
-        let said = self.posix_of(attached, &key, &attributes.version);
-        attributes.modified_ms = said.modified_ms().unwrap_or(attributes.modified_ms);
-        Item::File { key, attributes }
+    /// An item under the name a reader uses, with what was said of it.
+    pub(crate) fn entry(&self, attached: &Attached, name: impl Into<String>, item: Item) -> Entry {
+        let said = match &item {
+            Item::File { key, attributes } => self.posix_of(attached, key, &attributes.version),
+            Item::Directory => Posix::default(),
+        };
+        Entry::of(name, item, said)
     }
 
     /// What was said of a version that the source has; `None` where nothing is known of it.

@@ -302,7 +302,8 @@ impl Engine {
             }
         }
         let attributes = change.attributes().ok_or_else(|| stale(&place.path, &change.version()))?;
-        Ok(Entry::of(place.path.name(), Item::File { key: place.target.key.clone(), attributes }))
+        let item = Item::File { key: place.target.key.clone(), attributes };
+        Ok(Entry::of(place.path.name(), item, change.posix()))
     }
 }
 

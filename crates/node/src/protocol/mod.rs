@@ -13,7 +13,7 @@ pub use message::{ArenaGrant, ArenaReturn, Link, Opened, Ready, Reply, Request, 
 pub use socket::{FrameReader, FrameWriter, Received};
 
 /// Version of everything in this module. A node and a client of different versions refuse each other.
-pub const PROTOCOL_VERSION: u8 = 6;
+pub const PROTOCOL_VERSION: u8 = 7;
 /// Largest body of a request, bytes: a batch of [`BATCH_PATHS_MAX`] paths of 1 KiB each.
 pub const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest body of a reply, bytes.
