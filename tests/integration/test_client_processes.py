@@ -182,11 +182,14 @@ def test_a_child_that_lives_on_does_not_hold_what_its_parent_held(lake: Any) -> 
         process.communicate()
 
 
-def test_an_idle_client_gives_back_what_it_closed(lake: Any) -> None:
-    files = [lake.client.open("/data/large.bin") for _ in range(1500)]
-    assert metric(lake, "leases") >= 1500
+def test_an_idle_client_gives_back_what_it_closed_also_while_the_node_had_no_time(lake: Any) -> None:
+    files = [lake.client.open("/data/large.bin") for _ in range(3000)]
+    assert metric(lake, "leases") >= 3000
+    pid = lake.client.status()["pid"]
+    os.kill(pid, signal.SIGSTOP)
     for file in files:
         file.close()
+    os.kill(pid, signal.SIGCONT)
     lake.until(lambda: metric(lake, "leases") == 0)
 
 

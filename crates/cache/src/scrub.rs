@@ -15,11 +15,13 @@ const DAY: f64 = 24.0 * 60.0 * 60.0;
 const PASSES_PER_INTERVAL: f64 = 2.0;
 /// Cursor of a pass that is through.
 const THROUGH: u64 = u64::MAX;
+/// Directories of extents that one step looks into at most, so that a late pass ends within seconds.
+const DIRECTORIES_PER_STEP: usize = 16;
 
 impl Cache {
-    /// Checks pages that are due by `scrub_interval_days`, at most `max_pages` of them, and looks for orphans in at
-    /// most one directory of each tier. Bad pages are dropped and counted. Call it about once a second. Does nothing
-    /// while another thread does it or keeps house.
+    /// Checks pages that are due by `scrub_interval_days`, at most `max_pages` of them, and looks for orphans in the
+    /// directories that are due, a few at most. Bad pages are dropped and counted. Call it about once a second. Does
+    /// nothing while another thread does it or keeps house.
     pub fn scrub_step(&self, max_pages: u64) -> ScrubReport {
         let mut report = ScrubReport::default();
         let interval = self.parts.config.scrub_interval_days * DAY / PASSES_PER_INTERVAL;
@@ -93,9 +95,10 @@ impl Cache {
         }
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "a share")]
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share")]
     fn scrub_directories(&self, row: &mut ScrubRow, share: f64, report: &mut ScrubReport) {
-        if row.directory < DIRECTORIES && row.directory as f64 <= share * DIRECTORIES as f64 {
+        let due = ((share * DIRECTORIES as f64) as u64 + 1).min(DIRECTORIES);
+        for _ in (row.directory..due).take(DIRECTORIES_PER_STEP) {
             for tier in self.tiers.iter().filter(|tier| tier.offline.is_none()) {
                 report.orphans_removed += self.remove_orphans(tier, row.directory).unwrap_or(0);
             }

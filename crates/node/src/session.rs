@@ -14,10 +14,11 @@ use serde::Serialize;
 use crate::arena::Shelf;
 use crate::links::LinkedFile;
 use crate::protocol::SessionKey;
-use crate::ring::{Returned, Ring};
+use crate::ring::{Returned, Ring, SLOTS};
 
 /// Files that one client process may hold open.
 const LEASES_MAX: usize = 100_000;
+const _: () = assert!(LEASES_MAX < SLOTS as usize, "whatever a client closes before the node looks again fits");
 
 /// What a client may use until it is dropped.
 pub enum Lease {

@@ -284,6 +284,21 @@ fn the_scrub_goes_on_after_a_restart_where_it_was() {
 }
 
 #[test]
+fn a_pass_of_a_short_interval_ends_and_the_next_one_finds_what_was_damaged_behind_the_last() {
+    let mut home = Home::new(64 * MIB);
+    home.config.scrub_interval_days = 1e-5;
+    let cache = home.open();
+    let step = || {
+        home.clock.advance(Duration::from_secs(1));
+        cache.scrub_step(1_000).bad_pages
+    };
+    (0..3).for_each(|_| assert_eq!(step(), 0));
+    cached(&cache, 1, PAGE).unwrap();
+    flip(&home.files()[0], 9);
+    assert_eq!((0..40).map(|_| step()).sum::<u64>(), 1);
+}
+
+#[test]
 fn a_scrub_interval_of_nothing_switches_it_off() {
     let mut home = Home::new(64 * MIB);
     home.config.scrub_interval_days = 0.0;

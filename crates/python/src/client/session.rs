@@ -58,8 +58,7 @@ impl Session {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Gives a lease or an arena back. Costs no system call unless hundreds were given back within a second; in a
-    /// forked child it does nothing.
+    /// Gives a lease or an arena back. Costs no system call; in a forked child it does nothing.
     pub fn give_back(&self, returned: Returned) {
         if !self.is_ours() {
             return;
