@@ -15,7 +15,7 @@ import numpy
 import pytest
 import safetensors.numpy
 
-from integration.conftest import make_writable_lake
+from integration.conftest import Machine, make_writable_lake
 from mount.test_writing import run
 from penstock.integrations.fsspec import PenstockFileSystem
 
@@ -201,6 +201,34 @@ def test_python_the_command_line_and_fsspec_tell_mode_and_owner_where_somebody_s
         assert (fs.info("/runs/a")["mode"], fs.info("/runs/a")["uid"]) == (0o640, 1234)
         assert not {"mode", "uid", "gid"} & fs.info("/runs/plain").keys()
         persist(runs)
+
+
+def test_a_script_is_executable_from_a_new_home_that_asks_for_attributes(runs: Any, tmp_path: Path) -> None:
+    for name in ("script", "plain"):
+        (runs.mount / name).write_text("#!/bin/sh\necho it runs\n")
+    (runs.mount / "script").chmod(0o755)
+    os.utime(runs.mount / "script", ns=(OLD_NS, OLD_NS))
+    persist(runs)
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = Machine(tmp_path / "elsewhere")
+    mounts = []
+    try:
+        for name, options, bits, looks in (("listed", (), 0o444, 0), ("asked", ("--posix",), 0o755, 2)):
+            elsewhere("attach", f"file://{runs.root}", f"/{name}", *options)
+            mounts.append(elsewhere.target(name))
+            elsewhere("mount", str(mounts[-1]), "--path", f"/{name}")
+            before = elsewhere.control().status()["metrics"]["source_stat_requests"]
+            assert sorted(each.name for each in mounts[-1].iterdir()) == ["plain", "script"]
+            assert (mode(mounts[-1] / "script"), mode(mounts[-1] / "plain")) == (bits, 0o444)
+            after = elsewhere.control().status()["metrics"]["source_stat_requests"]
+            assert after - before == looks, "one for each version where they are asked for"
+        assert (mounts[-1] / "script").stat().st_mtime_ns == OLD_NS
+        assert run(str(mounts[-1] / "script")) == "it runs\n"
+        assert [each["mode"] for each in elsewhere.json("ls", "/asked")] == [None, "755"]
+    finally:
+        for target in mounts:
+            elsewhere("umount", str(target))
+        elsewhere.close()
 
 
 def test_safetensors_saves_with_its_chmod_and_rename_and_its_bytes_go_once(runs: Any) -> None:

@@ -163,6 +163,7 @@ def test_a_request_leaves_freshness_to_the_node_where_nothing_is_said() -> None:
         "freshness": None,
         "way": "auto",
         "write": None,
+        "posix": False,
         "probe": True,
     }
 

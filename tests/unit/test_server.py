@@ -193,14 +193,16 @@ def test_an_attachment_that_fails_at_start_is_shown_with_its_reason_and_can_be_r
     assert len(list(home.attachments.iterdir())) == 1
 
 
-def test_a_document_from_before_there_was_writing_is_read_only(bench: Bench, home: Home) -> None:
+def test_a_document_from_before_there_was_writing_is_read_only_and_asks_for_no_attributes(
+    bench: Bench, home: Home
+) -> None:
     bench.http.post("/v1/attachments", json=request("memory://m", "/m"))
     [file] = home.attachments.iterdir()
     document = json.loads(file.read_text())
-    del document["write"]
+    del document["write"], document["posix"]
     file.write_text(json.dumps(document))
     again = Bench(home)
-    assert again.core.specs["/m"]["write"] is None
+    assert (again.core.specs["/m"]["write"], again.core.specs["/m"]["posix"]) == (None, False)
     assert again.http.get("/v1/attachments").json()[0]["write_text"] == "read-only"
 
 

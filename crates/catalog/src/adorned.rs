@@ -1,12 +1,19 @@
-//! What was said of the attributes of object versions that sources have: kept for good, one row a key.
+//! What was said of the attributes of object versions that sources have: kept for good, one row a key. Learnt from what
+//! was written here and from answers about one object; listings do not tell it.
 
 use std::sync::atomic::Ordering;
 
-use penstock_types::{ObjectAttributes, ObjectKey, Posix, Version};
+use penstock_types::{ErrorKind, ObjectAttributes, ObjectKey, Posix, Result, Version};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use crate::store::Change;
+use crate::timeline::Moment;
+use crate::writer::Committed;
 use crate::{Catalog, View};
+
+/// Versions of which a view remembers in memory that they were asked for.
+const ASKED_VERSIONS: usize = 16_384;
 
 #[derive(Serialize, Deserialize)]
 struct Row {
@@ -15,35 +22,56 @@ struct Row {
     posix: Posix,
 }
 
-/// What is known of the attributes of one version.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Adorned {
-    /// When the source got it, in whole seconds since the Unix epoch: some stores give a version that was copied onto
-    /// itself the same name again.
-    pub modified_s: i64,
-    /// What was said.
-    pub posix: Posix,
+impl Row {
+    fn of(attributes: &ObjectAttributes, posix: Posix) -> Option<Vec<u8>> {
+        let row = Self { version: attributes.version.clone(), modified_ms: attributes.modified_ms, posix };
+        postcard::to_stdvec(&row).ok()
+    }
+
+    /// Whether it says of a version what its source has now: some stores give a version that was copied onto itself the
+    /// same name again, and only its time is newer.
+    fn is_of(&self, attributes: &ObjectAttributes) -> bool {
+        self.version == attributes.version && seconds(self.modified_ms) >= seconds(attributes.modified_ms)
+    }
+}
+
+/// Times as every answer tells them.
+fn seconds(modified_ms: i64) -> i64 {
+    modified_ms.div_euclid(1000)
 }
 
 fn row_key(scope: u32, key: &ObjectKey) -> Vec<u8> {
     [&scope.to_be_bytes()[..], key.as_bytes()].concat()
 }
 
+/// The versions that a view has asked for, where it asks for all that it shows.
+pub(crate) struct Asked(Cache<Vec<u8>, ()>);
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self(Cache::new(ASKED_VERSIONS))
+    }
+}
+
+fn asked_key(key: &ObjectKey, attributes: &ObjectAttributes) -> Vec<u8> {
+    let modified_s = seconds(attributes.modified_ms).to_be_bytes();
+    [&modified_s[..], attributes.version.as_str().as_bytes(), b"\0", key.as_bytes()].concat()
+}
+
 impl Catalog {
     /// Keeps what was said of a version that a source has, in place of what was said of another one of its key. Seen by
     /// and by; a crash of the process may lose the last second. Needs a tokio runtime.
     pub fn adorn(&self, scope: &str, key: &ObjectKey, attributes: &ObjectAttributes, posix: Posix) {
-        let row = Row { version: attributes.version.clone(), modified_ms: attributes.modified_ms, posix };
-        if let Ok(row) = postcard::to_stdvec(&row) {
+        if let Some(row) = Row::of(attributes, posix) {
             self.has_adorned.store(true, Ordering::Release);
-            self.keep_adorned(scope, key, Some(row));
+            drop(self.keep_adorned(self.scope(scope).number, key, Some(row)));
         }
     }
 
     /// Nothing is said of what a key has any more. As [`Catalog::adorn`].
     pub fn strip(&self, scope: &str, key: &ObjectKey) {
         if self.has_adorned.load(Ordering::Acquire) {
-            self.keep_adorned(scope, key, None);
+            drop(self.keep_adorned(self.scope(scope).number, key, None));
         }
     }
 
@@ -52,9 +80,9 @@ impl Catalog {
         self.has_adorned.load(Ordering::Acquire)
     }
 
-    fn keep_adorned(&self, scope: &str, key: &ObjectKey, row: Option<Vec<u8>>) {
-        let key = row_key(self.scope(scope).number, key);
-        drop(self.writer.submit(&self.writer.store(), vec![Change::Adorned { key, row }]));
+    fn keep_adorned(&self, scope: u32, key: &ObjectKey, row: Option<Vec<u8>>) -> Committed {
+        let key = row_key(scope, key);
+        self.writer.submit(&self.writer.store(), vec![Change::Adorned { key, row }])
     }
 }
 
@@ -62,15 +90,114 @@ impl View {
     /// What was said of a version of the source; `None` where nothing is known, which is not that nothing was said.
     ///
     /// Cost: nothing where nothing was said of any version; else a look into the store.
-    pub fn adorned(&self, key: &ObjectKey, version: &Version) -> Option<Adorned> {
+    pub fn adorned(&self, key: &ObjectKey, version: &Version) -> Option<Posix> {
+        let row = self.row(key).filter(|row| row.version == *version)?;
+        Some(row.posix)
+    }
+
+    /// From now on it is known of every version that is asked about whether anything was said of it: also that nothing
+    /// was is kept. Others are asked for by [`View::ask_posix`].
+    pub fn keep_every_posix(&self) {
+        self.asked.get_or_init(Asked::default);
+    }
+
+    /// Whether [`View::ask_posix`] would ask nobody.
+    pub fn knows_posix(&self, key: &ObjectKey, attributes: &ObjectAttributes) -> bool {
+        let Some(Asked(asked)) = self.asked.get() else { return true };
+        asked.get(&asked_key(key, attributes)).is_some() || self.row(key).is_some_and(|row| row.is_of(attributes))
+    }
+
+    /// Asks the source what was said of a version that it has, where that is to be known and is not. An object that is
+    /// gone, or may not be looked at, says nothing.
+    ///
+    /// Cost: one request for each version, shared with those who ask at the same moment, and remembered for good.
+    ///
+    /// # Errors
+    /// What the source says.
+    pub async fn ask_posix(&self, key: &ObjectKey, attributes: &ObjectAttributes) -> Result<()> {
+        let Some(Asked(asked)) = self.asked.get().filter(|_| !self.knows_posix(key, attributes)) else { return Ok(()) };
+        let question = async {
+            let sent = self.parts.catalog.timeline.now();
+            match self.parts.source.stat(key).await {
+                Ok(found) => self.take_in(key, &found.attributes, Posix::of(&found.metadata), sent).await,
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        };
+        asked.get_or_insert_async(&asked_key(key, attributes), question).await
+    }
+
+    /// Keeps what an answer to a question that was sent then says of attributes, unless they were changed here since. It
+    /// is seen when this returns.
+    pub(crate) async fn take_in(&self, key: &ObjectKey, found: &ObjectAttributes, posix: Posix, sent: Moment) {
+        let (catalog, keeps_all) = (&self.parts.catalog, self.asked.get().is_some());
+        if posix.is_empty() && !keeps_all && !catalog.knows_adorned() {
+            return;
+        }
+        let laid = self.parts.written.as_ref().and_then(|written| written.at(key.as_bytes()));
+        let known = self.row(key).filter(|row| row.version == found.version);
+        let is_news = match &known {
+            Some(known) => known.posix != posix || keeps_all && !known.is_of(found),
+            None => keeps_all || !posix.is_empty(),
+        };
+        if !is_news || laid.is_some_and(|laid| laid.hides(sent)) {
+            return;
+        }
+        let row = Row::of(found, posix).filter(|_| keeps_all || !posix.is_empty());
+        if row.is_some() {
+            catalog.has_adorned.store(true, Ordering::Release);
+        }
+        if let Err(error) = catalog.keep_adorned(self.parts.scope.number, key, row).wait().await {
+            tracing::debug!(%error, "what was said of an object is not kept");
+        }
+    }
+
+    fn row(&self, key: &ObjectKey) -> Option<Row> {
         let catalog = &self.parts.catalog;
-        if !catalog.has_adorned.load(Ordering::Acquire) {
+        if !catalog.knows_adorned() {
             return None;
         }
         let key = row_key(self.parts.scope.number, key);
         let row = catalog.writer.guard(|| catalog.writer.store().adorned(&key)).ok().flatten()?;
-        let row: Row = postcard::from_bytes(&row).ok()?;
-        let known = Adorned { modified_s: row.modified_ms.div_euclid(1000), posix: row.posix };
-        (row.version == *version).then_some(known)
+        postcard::from_bytes(&row).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::{Bench, MINUTE, TestSource};
+
+    const SAID: Posix = Posix { mode: Some(0o755), uid: None, gid: None, modified_ns: None };
+
+    fn bench() -> (Bench, ObjectKey, ObjectAttributes) {
+        let found = ObjectAttributes { size: 1, modified_ms: 1_000, version: "v1".into() };
+        (Bench::new(TestSource::default(), MINUTE), ObjectKey::from("a"), found)
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_before_the_source_had_a_change_of_ours_is_not_taken_in() {
+        let (bench, key, found) = bench();
+        bench.written.put("a", 1, Some(100));
+        bench.view.take_in(&key, &found, SAID, 100).await;
+        assert_eq!(bench.view.adorned(&key, &found.version), None);
+        bench.view.take_in(&key, &found, SAID, 101).await;
+        assert_eq!(bench.view.adorned(&key, &found.version), Some(SAID));
+        bench.view.take_in(&key, &found, Posix::default(), 102).await;
+        assert_eq!(bench.view.adorned(&key, &found.version), None, "somebody took it away");
+    }
+
+    #[tokio::test]
+    async fn that_nothing_was_said_is_known_of_a_version_as_long_as_its_time_is_the_same() {
+        let (bench, key, found) = bench();
+        bench.view.keep_every_posix();
+        assert!(!bench.view.knows_posix(&key, &found));
+        bench.view.take_in(&key, &found, Posix::default(), 100).await;
+        let later = |modified_ms| ObjectAttributes { modified_ms, ..found.clone() };
+        let known = [1_000, 1_999, 2_000].map(|modified_ms| bench.view.knows_posix(&key, &later(modified_ms)));
+        assert_eq!(known, [true, true, false], "a store may give a copy onto itself the same version");
+        let other = ObjectAttributes { version: "v2".into(), ..found };
+        assert!(!bench.view.knows_posix(&key, &other));
     }
 }

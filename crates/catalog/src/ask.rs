@@ -1,7 +1,7 @@
 //! Asks the source what a name is.
 
 use futures_util::future;
-use penstock_types::{ErrorKind, ListRequest, ObjectKey, ObjectStat, Result, Source};
+use penstock_types::{ErrorKind, ListRequest, ObjectKey, ObjectStat, Posix, Result, Source};
 
 use crate::Item;
 use crate::keymap::{self, PIECE, Place, Shape};
@@ -13,18 +13,20 @@ pub(crate) const KEY_LIMIT: usize = 1024;
 /// Keys of one page while pieces of a long component are looked for.
 const PIECE_PAGE_KEYS: usize = 100;
 
-/// What a place below `attached` is: a HEAD of the key and a LIST of what would be below it, at the same time.
+/// What a place below `attached` is: a HEAD of the key and a LIST of what would be below it, at the same time. With it
+/// comes what was said of the object.
 ///
 /// Cost: two requests, one round trip; one request where only one makes sense.
-pub(crate) async fn ask(source: &dyn Source, attached: &ObjectKey, place: &Place) -> Result<Answer> {
+pub(crate) async fn ask(source: &dyn Source, attached: &ObjectKey, place: &Place) -> Result<(Answer, Posix)> {
+    let nothing_said = |answer| (answer, Posix::default());
     let (key, beside) = match place {
-        Place::Root => return Ok(Answer::Found(Item::Directory)),
-        Place::Piece(bytes) => return ask_for_piece(source, attached, bytes).await,
+        Place::Root => return Ok(nothing_said(Answer::Found(Item::Directory))),
+        Place::Piece(bytes) => return ask_for_piece(source, attached, bytes).await.map(nothing_said),
         Place::Name(key) => (attached.join(key), false),
         Place::Beside(key) => (attached.join(key), true),
     };
     if key.as_bytes().len() > KEY_LIMIT || (!source.capabilities().binary_keys && key.as_str().is_none()) {
-        return Ok(Answer::Absent);
+        return Ok(nothing_said(Answer::Absent));
     }
     let request = ListRequest {
         prefix: ObjectKey::new(directory_of(key.as_bytes())),
@@ -39,7 +41,9 @@ pub(crate) async fn ask(source: &dyn Source, attached: &ObjectKey, place: &Place
         Err(error) => Err(error),
     };
     let below = below.map(|page| !page.objects.is_empty() || !page.prefixes.is_empty());
-    decide(key, beside, object, below)
+    let said = |object: &ObjectStat| Posix::of(&object.metadata);
+    let said = object.as_ref().ok().and_then(Option::as_ref).map(said).unwrap_or_default();
+    Ok((decide(key, beside, object, below)?, said))
 }
 
 /// A directory has the name before an object has; the object is then shown under its reserved name.

@@ -112,8 +112,11 @@ impl View {
         let permit = self.flights.permits.clone().acquire_owned().await;
         let now = self.parts.catalog.timeline.now();
         sent.store(now, Ordering::Release);
-        let answer = ask(&*self.parts.source, &self.parts.prefix, &place).await?;
+        let (answer, said) = ask(&*self.parts.source, &self.parts.prefix, &place).await?;
         drop(permit);
+        if let Answer::Found(Item::File { key, attributes }) = &answer {
+            self.take_in(key, attributes, said, now).await;
+        }
         let answer = match answer {
             Answer::Absent if depth < ABSENT_DEPTH => self.kind_of_absence(path, depth + 1).await?,
             answer => answer,

@@ -29,7 +29,6 @@ mod timeline;
 mod view;
 mod writer;
 
-pub use adorned::Adorned;
 pub use catalog::Catalog;
 pub use sets::SetPlace;
 pub use snapshot::{Change, Snapshot, SnapshotEntry, SnapshotFacts, SnapshotWriter};

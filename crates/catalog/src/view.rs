@@ -1,10 +1,11 @@
 //! What one attachment sees: names, answered from what is known as long as that is fresh, else asked of the source.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use penstock_types::{Error, ErrorKind, Freshness, ObjectKey, Overlay, Result, Source};
 
+use crate::adorned::Asked;
 use crate::cursor::Cursor;
 use crate::flights::{Flights, Stale};
 use crate::hot::{Hot, HotFact, hot};
@@ -44,11 +45,13 @@ pub struct View {
     hot: Hot,
     pub(crate) flights: Flights,
     pub(crate) stale: Stale,
+    pub(crate) asked: OnceLock<Asked>,
 }
 
 impl View {
     pub(crate) fn new(parts: ViewParts) -> Arc<Self> {
-        Arc::new(Self { parts, hot: hot(), flights: Flights::default(), stale: Stale::default() })
+        let (flights, stale, asked) = (Flights::default(), Stale::default(), OnceLock::new());
+        Arc::new(Self { parts, hot: hot(), flights, stale, asked })
     }
 
     /// What is known of a path and fresh; `None` when that has to be asked. A name that was changed here and that the

@@ -204,6 +204,9 @@ impl Engine {
         let view = self.catalog.view(&scope, Arc::clone(&source), Attached::prefix(&spec), spec.freshness, overlay);
         let origin = SourceOrigin { source: Arc::clone(&source), moved: Arc::clone(&self.moved) };
         let origins: Vec<Arc<dyn penstock_types::Origin>> = vec![Arc::new(origin)];
+        if spec.posix && source.capabilities().metadata {
+            view.keep_every_posix();
+        }
         let health = Health::new(Arc::clone(&self.parts.clock));
         Ok(Arc::new(Attached { path, scope, view, origins, source, probe, health, spec }))
     }
@@ -288,19 +291,24 @@ impl Engine {
     /// What is at `path`, where that is known and fresh; never a request.
     pub fn stat_cached(&self, path: &TreePath) -> Option<Result<Entry>> {
         let (attached, inner) = self.tree.find(path)?;
-        let known = self.unless_gone(path, attached.view.stat_cached(&inner)?);
+        let known = self.known_whole(&attached, path, attached.view.stat_cached(&inner)?)?;
         let entry = |item| self.entry(&attached, path.name(), item);
         Some(known.map(entry).map_err(|error| error.during(format!("stat {path}"))))
     }
 
-    /// What is at `path`. At most one round trip when it is not known or not fresh.
+    /// What is at `path`. At most one round trip when it is not known or not fresh; one more where it is to be known what
+    /// was said of it.
     pub async fn stat(&self, path: &TreePath) -> Result<Entry> {
         let skeleton = || Ok(Entry::directory(path.name()));
         let entry = match self.tree.find(path) {
             Some((_, inner)) if inner.is_empty() => skeleton(),
             Some((attached, inner)) => {
                 let found = self.timely(&attached, path, attached.view.stat(&inner)).await;
-                match self.unless_gone(path, found) {
+                let found = self.unless_gone(path, found);
+                self.ask_said(&attached, path, found.iter())
+                    .await
+                    .map_err(|error| error.during(format!("stat {path}")))?;
+                match found {
                     Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => skeleton(),
                     found => found.map(|item| self.entry(&attached, path.name(), item)),
                 }
@@ -332,6 +340,8 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::NotFound && !nested.is_empty() => Default::default(),
             listed => listed.map_err(|error| error.during(format!("list {path}")))?,
         };
+        let items = page.items.iter().map(|named| &named.item);
+        self.ask_said(&attached, path, items).await.map_err(|error| error.during(format!("list {path}")))?;
         let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
         let own = own.map(|item| self.entry(&attached, item.name, item.item));
         let own = own.filter(|entry| !self.is_gone(path, entry));

@@ -24,6 +24,7 @@ mod moved;
 mod open;
 mod pattern;
 mod pins;
+mod said;
 mod scratch;
 mod sets;
 mod snapshot;

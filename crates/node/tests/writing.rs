@@ -41,6 +41,7 @@ impl Bench {
                 prefix: String::new(),
                 freshness: Freshness::Seconds(60.0),
                 write: write.map(|durability| WriteSpec { durability, single_writer: false }),
+                posix: false,
             };
             node.attach(spec, true).unwrap();
         }

@@ -131,6 +131,9 @@ pub struct AttachmentSpec {
     pub freshness: Freshness,
     /// How it may be written; `None` for a read-only one.
     pub write: Option<WriteSpec>,
+    /// Listings show what was said of every file: each version that is not known is asked for.
+    #[serde(default)]
+    pub posix: bool,
 }
 
 /// How an attachment may be written.

@@ -8,6 +8,14 @@ from penstock.cli import output
 from penstock.cli.examples import examples
 from penstock.cli.options import AsJson
 
+_VirtualHost = Annotated[
+    bool | None,
+    typer.Option("--virtual-host/--path-style", help="Bucket in the host name or in the path; default by endpoint."),
+]
+_Posix = Annotated[
+    bool,
+    typer.Option("--posix", help="Listings show every file's mode, owner and time: one request per new version."),
+]
 _MEANING = {
     "local": "writable: a closed file is safe on this machine's disk at once, and follows to the source by itself",
     "source": "writable: a file is closed once the source has it",
@@ -35,12 +43,7 @@ def attach(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Where in the tree, as in /data.")],
     endpoint: Annotated[str | None, typer.Option(help="https://host[:port] of an S3 that is not AWS.")] = None,
     region: Annotated[str | None, typer.Option(help="Region of the bucket.")] = None,
-    virtual_host: Annotated[
-        bool | None,
-        typer.Option(
-            "--virtual-host/--path-style", help="Bucket in the host name or in the path; default by endpoint."
-        ),
-    ] = None,
+    virtual_host: _VirtualHost = None,
     credentials: Annotated[
         str,
         typer.Option(help="A reference, never a secret: chain, env, anonymous, profile:NAME or file:PATH."),
@@ -61,6 +64,7 @@ def attach(
         bool,
         typer.Option("--single-writer", help="Nobody else writes there: take a source that cannot tell conflicts."),
     ] = False,
+    posix: _Posix = False,
     probe: Annotated[bool, typer.Option(help="Ask the source now whether this works.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +75,9 @@ def attach(
 
     What is --writable is written from Python, by fsspec URLs, by `penstock cp`, `mv`, `mkdir`, `touch` and `rm`, and by
     every program on a mount.
+
+    Modes, owners and times that a mount gave to files are kept with their objects, and this home knows those that it
+    gave or met. A listing tells none; with --posix each object is asked for its own, once for each version.
     """
     from penstock.cli import connection
     from penstock.policies.attachments import request
@@ -87,6 +94,7 @@ def attach(
         writable=writable,
         durability=durability,
         single_writer=single_writer,
+        posix=posix,
         probe=probe,
     )
     attached = connection.control().attach(body)

@@ -526,7 +526,8 @@ class Client:
             url: ``s3://bucket/prefix``, ``file:///directory`` or ``memory://name``.
             path: absolute path in the tree.
             options: ``endpoint``, ``region``, ``virtual_host``, ``credentials`` (a reference, never a secret),
-                ``freshness``, ``way``, ``writable``, ``durability``, ``single_writer``, ``probe``.
+                ``freshness``, ``way``, ``writable``, ``durability``, ``single_writer``, ``posix`` (listings show the
+                mode, owner and time that every file was given, for one request per new version), ``probe``.
         Returns:
             The attachment as :meth:`attachments` shows it.
         Raises:

@@ -73,6 +73,8 @@ class AttachOptions(SourceOptions, total=False):
     """What a successful close means: ``local`` (default) or ``source``; only with ``writable``."""
     single_writer: bool
     """Nobody else writes there, so take a source that cannot replace on condition; only with ``writable``."""
+    posix: bool
+    """Listings show mode and owner of every file that they were given for: costs one request for each new version."""
     probe: bool
     """Ask the source once (default), so that a wrong attachment fails now."""
 
@@ -111,6 +113,7 @@ def request(url: str, path: str, **options: Unpack[AttachOptions]) -> dict[str, 
         "freshness": freshness,
         "way": way,
         "write": write,
+        "posix": options.get("posix", False),
         "probe": options.get("probe", True),
     }
 

@@ -103,6 +103,7 @@ class AttachBody(_Body):
     freshness: SecondsOfFreshness | Literal["immutable"] | None = None
     way: Literal["auto", "open", "no-open"] = "auto"
     write: WriteBody | None = None
+    posix: bool = False
     probe: bool = True
 
 

@@ -26,9 +26,9 @@ __all__ = ["FORMAT", "Attacher", "AttachmentBook"]
 FORMAT = 1
 """Version of the document."""
 
-_SPEC_KEYS = ("id", "path", "source", "prefix", "freshness", "write")
-_SINCE_WRITING = {"write": None}
-"""What documents from before there was writing do not say."""
+_SPEC_KEYS = ("id", "path", "source", "prefix", "freshness", "write", "posix")
+_SAID_LATER = {"write": None, "posix": False}
+"""What older documents do not say."""
 
 _log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class AttachmentBook:
             "freshness": freshness,
             "way": request["way"],
             "write": write,
+            "posix": request["posix"],
             "created": time.time(),
         }
         with self._lock:
@@ -228,7 +229,7 @@ def _decode(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError
-        document = {**_SINCE_WRITING, **document}
+        document = {**_SAID_LATER, **document}
         if any(name not in document for name in (*_SPEC_KEYS, "way")):
             raise ValueError
     except ValueError:
@@ -256,6 +257,7 @@ def _view(document: dict[str, Any], status: dict[str, Any] | None, problem: str 
         "way": document["way"],
         "write": document["write"],
         "write_text": format_write(document["write"]),
+        "posix": document["posix"],
         "created": document["created"],
         "asked": problem is not None or bool(status.get("asked")),
         "healthy": problem is None and bool(status.get("healthy")),

@@ -92,7 +92,7 @@ impl Engine {
             return Some(if self.tree.is_directory(path) { Ok(skeleton()) } else { Err(nothing_attached(path)) });
         };
         let (found, valid) = attached.view.stat_valid(&inner)?;
-        Some(match self.unless_gone(path, found) {
+        Some(match self.known_whole(&attached, path, found)? {
             Ok(item) => Ok(Known { entry: Some(self.entry(&attached, path.name(), item)), valid }),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             Err(_) if self.tree.is_directory(path) => Ok(skeleton()),

@@ -50,14 +50,14 @@ impl Engine {
         if !self.catalog.knows_adorned() {
             return None;
         }
-        lately().or_else(|| Some(attached.view.adorned(key, version)?.posix))
+        lately().or_else(|| attached.view.adorned(key, version))
     }
 
     /// Keeps what was said of a version that its source has from now on.
-    pub(super) fn note_posix(&self, scope: &str, key: &ObjectKey, attributes: &ObjectAttributes, posix: Posix) {
-        match posix.is_empty() {
-            true => self.catalog.strip(scope, key),
-            false => self.catalog.adorn(scope, key, attributes, posix),
+    pub(super) fn note_posix(&self, attached: &Attached, key: &ObjectKey, attributes: &ObjectAttributes, posix: Posix) {
+        match posix.is_empty() && !attached.spec.posix {
+            true => self.catalog.strip(&attached.scope, key),
+            false => self.catalog.adorn(&attached.scope, key, attributes, posix),
         }
     }
 

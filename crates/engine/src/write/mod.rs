@@ -238,6 +238,8 @@ impl Engine {
         let laid = self.stage.overlay(&attached.scope).at(key.as_bytes());
         let certain = certain || options.exclusive;
         let found = self.look_before_writing(path, (&attached, &inner), certain).await?;
+        // A new content has the mode of the one before.
+        self.ask_said(&attached, path, found.iter()).await?;
         let mut file = None;
         let base = match found {
             Some(Item::Directory) if !was_removed => return Err(is_a_directory(path)),

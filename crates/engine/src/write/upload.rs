@@ -191,7 +191,7 @@ impl Engine {
                 if let Err(error) = adopted {
                     tracing::debug!(%error, "an uploaded file is not kept in the cache");
                 }
-                self.note_posix(&attached.scope, &change.target().key, &attributes, posix);
+                self.note_posix(attached, &change.target().key, &attributes, posix);
                 let moment = self.catalog.now();
                 match posix.is_empty() {
                     true => Settled::Stored { attributes, moment },

@@ -117,6 +117,7 @@ impl<'a> World<'a> {
             prefix: String::new(),
             freshness: self.policy.freshness,
             write: None,
+            posix: false,
         };
         engine.attach_source(spec, Arc::clone(&self.source), None)?;
         Ok(engine)

@@ -112,6 +112,24 @@ impl Bench {
         Self { engine, outside, metrics, clock, runtime, home, config }
     }
 
+    /// A new home over the same source, at `/data`; with `posix` it shows what was said of every file.
+    pub fn elsewhere(&self, posix: bool) -> Self {
+        let home = TempDir::with_prefix("penstock-engine-").unwrap();
+        let mut config = self.config.clone();
+        config.state_directory = home.path().join("state");
+        config.data_socket = home.path().join("data.sock");
+        config.cache.tiers[0].directory = home.path().join("cache");
+        config.stage.directory = home.path().join("stage");
+        std::fs::create_dir_all(&config.state_directory).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (clock, metrics) = (Arc::clone(&self.clock), Metrics::default());
+        let engine = engine(&config, &metrics, &clock, &runtime);
+        let spec = AttachmentSpec { posix, ..self.engine.attachments().remove(0).spec };
+        runtime.block_on(engine.attach(spec, false)).unwrap();
+        let outside = Arc::clone(&self.outside);
+        Self { engine, outside, metrics, clock, runtime, home, config }
+    }
+
     /// Stores `version` of object number `object` under `key`, from outside.
     pub fn put(&self, key: &str, object: u64, version: u64, size: u64) {
         self.put_bytes(key, oracle::content(object, version, 0, size));
@@ -185,7 +203,7 @@ pub fn read(bench: &Bench, at: &str) -> Result<Vec<u8>> {
 
 pub fn attachment(path: &str, source: SourceSpec, freshness: Freshness) -> AttachmentSpec {
     let write = Some(WriteSpec { durability: Durability::Local, single_writer: false });
-    AttachmentSpec { id: path.into(), path: path.into(), source, prefix: String::new(), freshness, write }
+    AttachmentSpec { id: path.into(), path: path.into(), source, prefix: String::new(), freshness, write, posix: false }
 }
 
 pub fn engine(config: &NodeConfig, metrics: &Metrics, clock: &Arc<ManualClock>, runtime: &Runtime) -> Arc<Engine> {
