@@ -20,6 +20,8 @@ MIB = 1024 * 1024
 STEPS = 1500
 SIZE_MAX = 600_000
 """Twice what the journal holds by itself."""
+SMALL_IN_A_ROW = 8
+"""After so many the next is expected to be small, too, and begun in memory."""
 
 WRITER = """
 import os, sys
@@ -67,6 +69,11 @@ def flush(descriptor: int) -> None:
     os.close(os.dup(descriptor))
 
 
+def write_small_files(directory: Path, count: int = SMALL_IN_A_ROW) -> None:
+    for number in range(count):
+        (directory / f"small-{number}").write_bytes(b"small")
+
+
 def test_a_new_file_is_written_by_the_kernel_alone(runs: Any) -> None:
     content = random.Random(1).randbytes(40 * MIB)
 
@@ -81,6 +88,24 @@ def test_a_new_file_is_written_by_the_kernel_alone(runs: Any) -> None:
     assert (persisted(runs, "large"), persisted(runs, "small")) == (content[::-1], content[:1000])
     evicted = counted(runs, lambda: read(runs, "large"))
     assert evicted["source_bytes"] == 0, "the newest version is warm"
+
+
+def test_small_files_that_follow_each_other_are_in_the_journal_alone_until_one_is_large(runs: Any) -> None:
+    content = random.Random(2).randbytes(MIB)
+    write_small_files(runs.mount)
+
+    def save() -> None:
+        for number in range(20):
+            (runs.mount / f"more-{number}").write_bytes(content[number : number + 100_000])
+
+    grown = counted(runs, save)
+    assert (grown["kernel_lent_opens"], grown["kernel_writes"], grown["stage_commits"]) == (0, 20, 20)
+    grown = counted(runs, lambda: (runs.mount / "large").write_bytes(content))
+    assert (grown["kernel_lent_opens"], grown["kernel_written_bytes"]) == (0, MIB), "it goes on where it was begun"
+    grown = counted(runs, lambda: (runs.mount / "next").write_bytes(content))
+    assert (grown["kernel_lent_opens"], grown["kernel_writes"]) == (1, 0)
+    assert read(runs, "more-3") == content[3:100_003] == persisted(runs, "more-3")
+    assert read(runs, "large") == content == persisted(runs, "large") == persisted(runs, "next")
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
@@ -150,7 +175,11 @@ def test_a_file_that_is_written_is_renamed_replaced_cut_and_removed(runs: Any) -
     assert not (runs.mount / "b").exists()
 
 
-def test_who_maps_appends_and_reads_a_file_that_others_write_sees_one_file(runs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, SMALL_IN_A_ROW])
+def test_who_maps_appends_and_reads_a_file_that_others_write_sees_one_file(
+    runs: Any, tmp_path: Path, before: int
+) -> None:
+    write_small_files(runs.mount, before)
     chance = random.Random(seed := int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000)))
     print(f"seed {seed}: set TEST_SEED to see it again")
     paths = [runs.mount / "a", tmp_path / "a"]
@@ -197,6 +226,22 @@ def lake(machine: Any, can_mount: None) -> Iterator[Any]:
     """As ``runs``, of which the node may be killed."""
     with mounted_runs(machine, may_be_killed=True) as made:
         yield made
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+def test_what_was_synced_of_a_file_that_began_in_memory_survives_a_crash(lake: Any, size: int) -> None:
+    write_small_files(lake.mount)
+    descriptor = new(lake.mount / "a")
+    os.write(descriptor, b"a" * size)
+    os.fsync(descriptor)
+    os.pwrite(descriptor, b"b" * 100, size)
+    lake.kill()
+    with pytest.raises(OSError):
+        os.pwrite(descriptor, b"c", 0)
+    with pytest.raises(OSError):
+        os.close(descriptor)
+    lake("up")
+    assert read(lake, "a") == b"a" * size == persisted(lake, "a")
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])

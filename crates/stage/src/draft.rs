@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use penstock_types::faults::{Step, UnderWay, under_way};
-use penstock_types::{ByteRange, Posix, Result};
+use penstock_types::{ByteRange, Error, ErrorKind, Posix, Result};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::budget::Budget;
 use crate::change::Target;
 use crate::files::{Files, StagedFile};
 use crate::patch::Over;
 use crate::pins::Pin;
+use crate::stage::INLINE_BYTES_MAX;
 use crate::stream::{Stream, StreamHold};
 
 /// A new file of the stage. Whoever has its descriptor writes there at any offset; dropped without a commit, it is
@@ -22,6 +24,8 @@ use crate::stream::{Stream, StreamHold};
 pub struct Draft {
     descriptor: Arc<OwnedFd>,
     file: StagedFile,
+    /// Its bytes are in memory alone: the file is made when they go into one.
+    in_memory: bool,
     charge: Charge,
     /// What it lies over, where it does not hold all bytes.
     over: Option<Over>,
@@ -52,8 +56,21 @@ struct Charge {
 }
 
 impl Draft {
+    /// Largest content of a draft in memory.
+    pub const IN_MEMORY_MAX: u64 = INLINE_BYTES_MAX as u64;
+
     pub(crate) fn create(files: &Arc<Files>, budget: &Arc<Budget>, pin: Option<Pin>) -> Result<Self> {
         Ok(Self::of(files.create()?, budget, pin))
+    }
+
+    /// As [`Draft::create`], in memory: for what the journal is to have as a whole.
+    pub(crate) fn create_in_memory(files: &Arc<Files>, budget: &Arc<Budget>, pin: Option<Pin>) -> Result<Self> {
+        let made = memfd_create("penstock-draft", MemfdFlags::CLOEXEC);
+        let descriptor = made.map_err(|error| {
+            Error::new(ErrorKind::ResourceLimit, "make a file in memory", error.to_string())
+                .advise("raise the limit of open files (ulimit -n)")
+        })?;
+        Ok(Self { in_memory: true, ..Self::of((files.promise(), descriptor), budget, pin) })
     }
 
     /// A file of `size` bytes of which only what is written is its own.
@@ -83,7 +100,8 @@ impl Draft {
     fn of((file, descriptor): (StagedFile, OwnedFd), budget: &Arc<Budget>, pin: Option<Pin>) -> Self {
         let charge = Charge { budget: Arc::clone(budget), reserved: false, bytes: Mutex::default() };
         let _step = under_way(Step::Write);
-        Self { descriptor: Arc::new(descriptor), file, charge, over: None, _pin: pin, stream: None, _step }
+        let (descriptor, in_memory) = (Arc::new(descriptor), false);
+        Self { descriptor, file, in_memory, charge, over: None, _pin: pin, stream: None, _step }
     }
 
     /// Has it take from the reserve where the stage is full.
@@ -109,6 +127,16 @@ impl Draft {
     /// The file, for reading and writing.
     pub fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.descriptor
+    }
+
+    /// Whether its bytes are in memory alone: it is to be no larger than [`Draft::IN_MEMORY_MAX`] then.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Whether what ends there may be written to it as it is.
+    pub fn may_end(&self, end: u64) -> bool {
+        !self.in_memory || end <= Self::IN_MEMORY_MAX
     }
 
     /// What it lies over, where it does not hold all bytes.
@@ -182,7 +210,10 @@ impl Draft {
     }
 
     /// Syncs file and name; the file and its size. Its own bytes stay charged.
-    pub(crate) fn finish(self) -> Result<Finished> {
+    pub(crate) fn finish(mut self) -> Result<Finished> {
+        if self.in_memory {
+            self.leave_memory()?;
+        }
         let size = self.file.sync(self.descriptor.as_fd())?;
         let over = self.over.filter(|over| !over.patch().is_whole());
         let charged = match &over {
@@ -193,15 +224,25 @@ impl Draft {
         Ok(Finished { file: self.file, size, charged, over, stream: self.stream })
     }
 
+    /// Goes on in a file of the stage.
+    fn leave_memory(&mut self) -> Result<()> {
+        let data = self.file.read_small(self.descriptor.as_fd(), usize::MAX)?.unwrap_or_default();
+        let (file, descriptor) = self.file.files().create()?;
+        file.fill(descriptor.as_fd(), &data)?;
+        (self.file, self.descriptor, self.in_memory) = (file, Arc::new(descriptor), false);
+        Ok(())
+    }
+
     /// Writes content from the start on.
     pub(crate) fn fill(&self, data: &[u8]) -> Result<()> {
         self.file.fill(self.descriptor.as_fd(), data)
     }
 
-    /// Leaves the syncing to the journal, which gets the content as well; its size stays charged.
-    pub(crate) fn finish_unsynced(self, size: u64) -> StagedFile {
+    /// Leaves the syncing to the journal, which gets the content as well; its size stays charged. The file, and whether
+    /// it was made.
+    pub(crate) fn finish_unsynced(self, size: u64) -> (StagedFile, bool) {
         self.charge.keep_exactly(size);
-        self.file
+        (self.file, !self.in_memory)
     }
 }
 

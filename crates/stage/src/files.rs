@@ -199,6 +199,11 @@ impl StagedFile {
         self.name
     }
 
+    /// Where it is.
+    pub fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
     /// It stays when this is dropped.
     pub fn keep(&self) {
         self.kept.store(true, Ordering::Release);

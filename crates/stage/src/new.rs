@@ -61,8 +61,8 @@ impl NewFile {
     /// The content of a draft, all of which goes into the journal.
     pub fn in_journal(draft: Draft, data: Bytes) -> Self {
         let size = data.len() as u64;
-        let file = draft.finish_unsynced(size);
-        Self { file, size, charged: size, data: Some((data, true)), over: None, stream: None }
+        let (file, is_made) = draft.finish_unsynced(size);
+        Self { file, size, charged: size, data: Some((data, is_made)), over: None, stream: None }
     }
 
     /// A content that only the journal gets; `file` is made when somebody needs it.

@@ -173,6 +173,19 @@ impl Stage {
         Ok(draft)
     }
 
+    /// As [`Stage::create`], for what will probably be small, and never above [`Draft::IN_MEMORY_MAX`]: its bytes are in
+    /// memory until it is committed, and go into the journal alone. Costs no call to the disk; nothing of it is left by a
+    /// crash.
+    ///
+    /// # Errors
+    /// `ResourceLimit` without descriptors; `Cancelled` when the stage is closed.
+    pub fn create_in_memory(&self, target: &Target) -> Result<Draft> {
+        let action = || format!("write {}", target.key);
+        self.check_open().map_err(|error| error.during(action()))?;
+        let draft = Draft::create_in_memory(&self.files, &self.budget, Some(self.pins.pin(target)));
+        draft.map_err(|error| error.during(action()))
+    }
+
     /// As [`Stage::create`], for a content that is there already and gets another name. It is not slowed down, and where
     /// the stage is full its bytes are those of a reserve. Nothing of it is sent before it is committed.
     ///

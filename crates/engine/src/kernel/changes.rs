@@ -134,6 +134,12 @@ impl Mounted {
         });
     }
 
+    /// Whether making a file waits for no disk: its bytes go into memory first.
+    pub(super) fn creates_quickly(&self, parent: NodeId, name: &str) -> bool {
+        let now = self.engine.parts.clock.monotonic();
+        self.child(parent, name).is_ok_and(|(_, path)| self.engine.live.makes_small(&path, now))
+    }
+
     pub(super) async fn create(
         self: Arc<Self>,
         (parent, name): (NodeId, String),

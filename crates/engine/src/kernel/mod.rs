@@ -510,8 +510,9 @@ impl KernelTree for MountedTree {
     }
 
     fn create(&self, parent: NodeId, name: &str, posix: Posix, how: (bool, bool)) -> Answer<CreatedNode> {
-        let name = name.to_owned();
-        self.change(|mounted| mounted.create((parent, name), posix, how))
+        let (name, is_quick) = (name.to_owned(), self.0.creates_quickly(parent, name));
+        let create = |mounted: Arc<Mounted>| mounted.create((parent, name), posix, how);
+        if is_quick { self.0.ask(create(Arc::clone(&self.0))) } else { self.change(create) }
     }
 
     fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Looked> {

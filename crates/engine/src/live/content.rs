@@ -59,6 +59,11 @@ impl Content {
         }
     }
 
+    /// Whether it is written to in memory.
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Draft(draft) if draft.is_in_memory())
+    }
+
     /// Whether what was committed could still be written to.
     pub(super) fn is_shared(&self) -> bool {
         matches!(self, Self::Lent(lent) if lent.is_shared)
@@ -79,12 +84,12 @@ impl Content {
 }
 
 impl Engine {
-    /// What a path holds and the time of that, or an empty draft.
+    /// What a path holds and the time of that, or an empty draft: `in_memory` where there is room for that.
     pub(super) async fn content_for(
         self: &Arc<Self>,
         path: &TreePath,
         opening: Opening,
-        truncate: bool,
+        (truncate, in_memory): (bool, bool),
     ) -> Result<(Place, (Content, Option<Under>), Option<i64>)> {
         let options = WriteOptions { exclusive: opening == Opening::New(true), durability: None };
         for _ in 0..TRIES_MAX {
@@ -93,7 +98,10 @@ impl Engine {
                 return Err(Error::new(ErrorKind::NotFound, format!("write {path}"), "nothing has that name"));
             }
             if truncate || place.base == Base::Absent {
-                let draft = tokio::task::block_in_place(|| self.stage.create(&place.target))?;
+                let draft = match in_memory {
+                    true => self.stage.create_in_memory(&place.target)?,
+                    false => tokio::task::block_in_place(|| self.stage.create(&place.target))?,
+                };
                 return Ok((place, (Content::Draft(draft), None), None));
             }
             let file = self.open(path, OpenOptions::default()).await?;

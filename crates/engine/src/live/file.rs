@@ -1,5 +1,6 @@
 //! One file that is open for writing.
 
+mod drafting;
 mod lending;
 mod said;
 
@@ -17,7 +18,8 @@ use tokio::task::block_in_place;
 use crate::engine::Engine;
 use crate::live::Opening;
 use crate::live::adorned::Adorned;
-use crate::live::content::{Content, copy_content, write_at};
+use crate::live::content::{Content, write_at};
+use crate::live::expected::InMemory;
 use crate::live::under::{Laid, Under};
 use crate::write::{EarlySync, Place, begin_sync, taken};
 
@@ -51,6 +53,8 @@ struct State {
     begun_ms: Option<i64>,
     /// What was said of it besides its bytes.
     adorned: Adorned,
+    /// Where it was begun in memory, as long as it is there.
+    in_memory: Option<InMemory>,
     /// Why a commit failed: who flushes again has to hear it, too.
     failed: Option<Error>,
     /// What it replaces is remembered as long as it is open.
@@ -94,7 +98,10 @@ impl LiveFile {
                 }
                 return Ok(known);
             }
-            let (place, (content, under), begun_ms) = engine.content_for(path, opening, truncate).await?;
+            let room = engine.live.expected.room(engine.parts.clock.monotonic());
+            let how = (truncate, room.is_some());
+            let (place, (content, under), begun_ms) = engine.content_for(path, opening, how).await?;
+            let in_memory = room.filter(|_| content.is_in_memory());
             let (target, laid) = (place.target.clone(), place.laid.clone());
             let adorned = Adorned::begin(engine.posix_at(&place, &place.base), begun_ms.is_some(), &content);
             let mut is_ours = false;
@@ -113,6 +120,7 @@ impl LiveFile {
                     awaited,
                     begun_ms,
                     adorned,
+                    in_memory,
                     failed,
                     _pin,
                 };
@@ -224,7 +232,10 @@ impl LiveFile {
         let state = self.state.try_read().ok()?;
         let (descriptor, draft) = state.content.writable()?;
         let range = ByteRange::new(offset, offset + data.len() as u64);
-        let has_room = |draft: &Draft| draft.try_grow(draft.room_for(range).next_multiple_of(ROOM_STEP));
+        let has_room = |draft: &Draft| {
+            let step = if draft.is_in_memory() { Draft::IN_MEMORY_MAX } else { ROOM_STEP };
+            draft.may_end(range.end) && draft.try_grow(draft.room_for(range).next_multiple_of(step))
+        };
         if state.failed.is_some() || !draft.is_none_or(has_room) {
             return None;
         }
@@ -253,6 +264,7 @@ impl LiveFile {
     /// Calls `fallocate` with the kernel's own mode.
     pub(crate) fn allocate(self: &Arc<Self>, mode: i32, offset: u64, length: u64) -> Answer<()> {
         self.later(move |file| {
+            file.leave_memory()?;
             let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
             let range = ByteRange::new(offset, offset.saturating_add(length));
             let grown = if mode.contains(FallocateFlags::KEEP_SIZE) { ByteRange::default() } else { range };
@@ -307,7 +319,9 @@ impl LiveFile {
                 if let Some(failed) = &state.failed {
                     return Err(failed.clone());
                 }
-                if let Some((descriptor, draft)) = state.content.writable() {
+                if let Some((descriptor, draft)) = state.content.writable()
+                    && draft.is_none_or(|draft| draft.may_end(range.end))
+                {
                     draft.map_or(Ok(()), |draft| draft.grow(draft.room_for(range)))?;
                     state.is_dirty.store(true, Ordering::Relaxed);
                     state.adorned.note_written();
@@ -315,38 +329,6 @@ impl LiveFile {
                 }
             }
             self.make_draft()?;
-        }
-    }
-
-    /// What was committed stays as it is: goes on in a copy of it, or has a copy committed in its place.
-    fn make_draft(&self) -> Result<()> {
-        let engine = self.engine()?;
-        let mut state = self.write_state();
-        let (size, _) = self.facts_of(&state)?;
-        let State { content, under, place, target, .. } = &mut *state;
-        match content {
-            Content::Draft(_) => Ok(()),
-            Content::Lent(lent) if place.is_none() => {
-                // Nobody can open what was committed.
-                lent.is_shared = false;
-                Ok(())
-            }
-            Content::Lent(_) => {
-                drop(state);
-                self.part().map(drop)
-            }
-            Content::Committed(committed) => {
-                let draft = match under {
-                    Some(under) => under.draft(&engine, target, committed, size)?,
-                    None => {
-                        let draft = engine.stage.create(target)?;
-                        copy_content(committed, &draft)?;
-                        draft
-                    }
-                };
-                *content = Content::Draft(draft);
-                Ok(())
-            }
         }
     }
 
@@ -407,7 +389,9 @@ impl LiveFile {
         engine.note_own(place, &change);
         *under = under.take().and_then(|under| under.committed(&change));
         let path = place.path.clone();
-        state.begun_ms = Some(modified_ms);
+        if state.begun_ms.replace(modified_ms).is_none() {
+            engine.live.expected.note(size, now);
+        }
         state.adorned.committed();
         Ok(Some((path, change)))
     }

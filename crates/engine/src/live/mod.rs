@@ -5,7 +5,8 @@
 //!                                              ▲ copied ◀── the next write ──────┘
 //! ```
 //!
-//! Where a kernel can write a new file by itself, it does, at the speed of the disk: see `lent`.
+//! Where a kernel can write a new file by itself, it does, at the speed of the disk: see `lent`. Where many small ones
+//! follow each other, they are written in memory: see `expected`.
 //!
 //! All handles of a path share one live file, and whoever opens the path through a mount meanwhile reads it as it
 //! grows. Everybody else sees what was flushed last. What is committed never changes: the first write after a flush
@@ -13,6 +14,7 @@
 
 mod adorned;
 mod content;
+mod expected;
 mod file;
 mod lent;
 mod settling;
@@ -31,6 +33,7 @@ use penstock_stage::{Base, Change, OperationId, Stage, Target, operation_of};
 use penstock_types::{Durability, ObjectKey, Result, TreePath, Version};
 
 use crate::engine::Engine;
+use crate::live::expected::Expected;
 use crate::live::settling::Settling;
 use crate::write::Place;
 
@@ -55,6 +58,7 @@ pub(crate) struct LiveFiles {
     /// Those that a kernel writes by itself.
     lent: Mutex<Vec<Weak<LiveFile>>>,
     settling: Settling,
+    expected: Expected,
     /// Whether the disk of the stage tells of everything that was written.
     tells_writes_apart: OnceLock<bool>,
 }
@@ -198,6 +202,11 @@ impl LiveFiles {
         let prefix = (Arc::clone(scope), prefix.to_vec());
         self.held().wanted.push(prefix.clone());
         Wanted { files: self, prefix }
+    }
+
+    /// Whether nobody has this path open, and what is made there now will probably be small: no disk is waited for then.
+    pub(crate) fn makes_small(&self, path: &TreePath, now: Duration) -> bool {
+        self.expected.has_room(now) && self.at(path).is_none()
     }
 
     /// Whether a kernel may be given a new file to write by itself.

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use penstock_types::{
-    AttributeChange, CreatedNode, ErrorKind, NodeId, NodeWriter, OpenedNode, Posix, Replace, TreePath,
+    Answer, AttributeChange, CreatedNode, ErrorKind, NodeId, NodeWriter, OpenedNode, Posix, Replace, TreePath,
 };
 
 use crate::mount::Mount;
-use crate::support::{Bench, Setup};
+use crate::support::{Bench, MIB, Setup};
 
 fn mount(name: &str) -> Mount {
     Mount::of(Bench::start(name, &Setup::default()), "/data", true)
@@ -118,6 +118,45 @@ fn a_flush_that_has_nothing_to_flush_costs_nothing() {
     mount.flush(&created.opened);
     mount.close(created.opened);
     assert_eq!(mount.bench.metrics.stage_commits.get(), commits);
+}
+
+#[test]
+fn where_many_small_files_were_made_the_next_is_in_memory_until_it_is_closed_or_grows() {
+    let mount = mount("small");
+    let drafts = || std::fs::read_dir(mount.bench.config.stage.directory.join("files")).unwrap().count();
+    let content = vec![7; 256 * 1024];
+    (0..8).for_each(|number| mount.put_file(NodeId::ROOT, &number.to_string(), b"small"));
+    let before = drafts();
+    let create = |name: &str| match mount.tree.create(NodeId::ROOT, name, Posix::default(), (false, false)) {
+        Answer::Now(created) => created.unwrap(),
+        Answer::Later(_) => panic!("nothing has to be waited for"),
+    };
+    let (small, large, cut, allocated) = (create("small"), create("large"), create("cut"), create("allocated"));
+    for created in [&small, &large, &cut, &allocated] {
+        mount.write(&created.opened, 0, &content);
+    }
+    assert_eq!(drafts(), before, "they are in memory");
+    assert_eq!(mount.all(NodeId::ROOT, "small"), content, "others see it grow");
+    mount.flush(&small.opened);
+    assert_eq!(drafts(), before, "the journal alone has it");
+    mount.write(&small.opened, 0, b"again");
+    mount.write(&large.opened, content.len() as u64, b"more");
+    let node = cut.looked.found.unwrap().node;
+    let change = AttributeChange { size: Some(MIB), ..AttributeChange::default() };
+    mount.wait(mount.tree.set_attributes(node, change)).unwrap();
+    mount.wait(writer(&allocated.opened).allocate(1, 0, 64 * MIB)).unwrap();
+    assert_eq!(drafts(), before + 4, "they go on in files");
+    assert_eq!(mount.all(NodeId::ROOT, "large").len(), content.len() + 4);
+    [small, large, cut, allocated].into_iter().for_each(|created| mount.close(created.opened));
+    let before = drafts();
+    let next = mount.create(NodeId::ROOT, "next");
+    assert_eq!(drafts(), before + 1, "one was large");
+    mount.close(next.opened);
+    mount.persist();
+    assert_eq!(mount.bench.object("small"), [&b"again"[..], &content[5..]].concat());
+    assert_eq!(mount.bench.object("large"), [&content[..], b"more"].concat());
+    assert_eq!(mount.bench.object("cut"), [&content[..], &vec![0; MIB as usize - content.len()]].concat());
+    assert_eq!(mount.bench.object("allocated"), content);
 }
 
 #[test]

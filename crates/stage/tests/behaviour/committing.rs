@@ -51,6 +51,34 @@ fn what_is_written_at_any_offset_of_a_draft_is_its_content_and_nobody_sees_it_be
 }
 
 #[test]
+fn a_draft_in_memory_goes_into_the_journal_alone_unless_it_is_too_large_for_that() {
+    let bench = Bench::default();
+    let stage = bench.open();
+    let in_memory = |key: &str, data: &[u8]| {
+        let draft = stage.create_in_memory(&target(key)).unwrap();
+        write_at(draft.descriptor(), data);
+        assert!(draft.is_in_memory() && bench.files().is_empty());
+        (draft, written(key))
+    };
+    let (small, large) = (content(1, 256 * 1024), content(2, 256 * 1024 + 1));
+    drop(in_memory("never closed", &small));
+    let (draft, written) = in_memory("small", &small);
+    assert_eq!((draft.may_end(small.len() as u64), draft.may_end(large.len() as u64)), (true, false));
+    let change = stage.commit_all(vec![(draft, written)], Vec::new()).unwrap().remove(0);
+    assert_eq!((change.path(), bench.files().len()), (None, 0));
+    let (draft, written) = in_memory("large", &large);
+    stage.commit_all(vec![(draft, written)], Vec::new()).unwrap();
+    assert_eq!((bench.files().len(), stage.status().used_bytes), (1, (small.len() + large.len()) as u64));
+    let copy = bench.after_a_kill();
+    let after = copy.open();
+    assert_eq!((after.status().recovered, laid(&after, "never closed")), (vec![], None));
+    for (key, data) in [("small", &small), ("large", &large)] {
+        assert!(seen(&stage, key).unwrap() == *data, "{key}");
+        assert!(seen(&after, key).unwrap() == *data, "{key} after the kill");
+    }
+}
+
+#[test]
 fn what_is_read_cannot_be_written_to() {
     let (_bench, stage) = alone();
     let change = put(&stage, "a", &content(1, 10));

@@ -22,7 +22,8 @@ impl LiveFile {
             lent.offers += 1;
             return Some(Arc::clone(lent.descriptor()));
         }
-        if !(begins && is_new && is_local && engine.live.may_lend(&engine.stage)) {
+        let is_on_disk = !state.content.is_in_memory();
+        if !(begins && is_new && is_on_disk && is_local && engine.live.may_lend(&engine.stage)) {
             return None;
         }
         let descriptor = Arc::clone(state.content.descriptor());
