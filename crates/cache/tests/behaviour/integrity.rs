@@ -294,6 +294,7 @@ fn a_pass_of_a_short_interval_ends_and_the_next_one_finds_what_was_damaged_behin
     };
     (0..3).for_each(|_| assert_eq!(step(), 0));
     cached(&cache, 1, PAGE).unwrap();
+    cache.flush().unwrap();
     flip(&home.files()[0], 9);
     assert_eq!((0..40).map(|_| step()).sum::<u64>(), 1);
 }
