@@ -305,10 +305,7 @@ impl Engine {
             Some((attached, inner)) => {
                 let found = self.timely(&attached, path, attached.view.stat(&inner)).await;
                 let found = self.unless_gone(path, found);
-                self.ask_said(&attached, path, found.iter())
-                    .await
-                    .map_err(|error| error.during(format!("stat {path}")))?;
-                match found {
+                match self.ask_said(&attached, path, found.iter()).await.and(found) {
                     Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => skeleton(),
                     found => found.map(|item| self.entry(&attached, path.name(), item)),
                 }

@@ -7,7 +7,7 @@ use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus,
     ReplyOpen,
 };
-use penstock_types::{Answer, ListedNode, NodeAttributes, NodeId, Posix};
+use penstock_types::{Answer, ListedNode, NodeAttributes, NodeId};
 
 use crate::directory::{OpenDirectory, Page, Place};
 use crate::service::Service;
@@ -145,14 +145,7 @@ impl Listing {
 }
 
 fn directory_itself(service: &Service, node: NodeId) -> FileAttr {
-    service.shown(&NodeAttributes {
-        node,
-        number: node.0,
-        is_directory: true,
-        size: 0,
-        modified_ms: 0,
-        posix: Posix::default(),
-    })
+    service.shown(&NodeAttributes::directory(node, 0))
 }
 
 fn kind(found: &NodeAttributes) -> FileType {

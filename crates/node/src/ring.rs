@@ -153,7 +153,7 @@ mod tests {
         #[test]
         fn arbitrary_memory_is_survived(bytes in proptest::collection::vec(any::<u8>(), 4096)) {
             let (mut node, memory) = Ring::create().unwrap();
-            rustix::io::pwrite(&memory, &bytes, 0).unwrap();
+            rustix::io::pwrite(&memory, &bytes.repeat(RING_BYTES / 4096), 0).unwrap();
             prop_assert!(node.take().len() <= SLOTS as usize);
             prop_assert!(!node.has_some());
         }

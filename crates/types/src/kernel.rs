@@ -47,6 +47,13 @@ pub struct NodeAttributes {
     pub posix: Posix,
 }
 
+impl NodeAttributes {
+    /// Those of a directory of which nobody has said anything.
+    pub fn directory(node: NodeId, modified_ms: i64) -> Self {
+        Self { node, number: node.0, is_directory: true, size: 0, modified_ms, posix: Posix::default() }
+    }
+}
+
 /// A name that was looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Looked {

@@ -253,7 +253,7 @@ impl Mounted {
             },
             None => self.mounted_ms,
         };
-        NodeAttributes { node, number: node.0, is_directory: true, size: 0, modified_ms, posix: Posix::default() }
+        NodeAttributes::directory(node, modified_ms)
     }
 
     /// The time of a directory whose names the kernel keeps.

@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn shown(node: NodeId) -> NodeAttributes {
-        NodeAttributes { node, number: node.0, is_directory: true, size: 0, modified_ms: 0, posix: Posix::default() }
+        NodeAttributes::directory(node, 0)
     }
 
     #[test]

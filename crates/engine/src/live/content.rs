@@ -13,14 +13,12 @@ use crate::kernel::MountedFile;
 use crate::live::lent::Lent;
 use crate::live::under::Under;
 use crate::open::{OpenFile, OpenOptions};
-use crate::write::{Place, WriteOptions, base_of};
+use crate::write::{Place, TRIES_MAX, WriteOptions, base_of};
 
 /// How much is brought and written at once.
 const STEP: u64 = 8 * 1024 * 1024;
 /// How much one call of the disk copies.
 const COPY_STEP: usize = 64 * 1024 * 1024;
-/// Tries to meet the same version twice, of a file that changes all the time.
-const TRIES_MAX: usize = 4;
 
 /// How a path is opened for writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -46,14 +46,9 @@ impl KernelTree for Devices {
     }
 
     fn attributes(&self, node: NodeId) -> Answer<Looked> {
-        let modified_ms = self.0.facts().created_ms;
         let found = match self.number(node) {
             Some(number) => self.node(number),
-            None => {
-                let posix = Posix::default();
-                let node = NodeId::ROOT;
-                NodeAttributes { node, number: node.0, is_directory: true, size: 0, modified_ms, posix }
-            }
+            None => NodeAttributes::directory(NodeId::ROOT, self.0.facts().created_ms),
         };
         Answer::Now(Ok(Self::looked(Some(found))))
     }

@@ -14,10 +14,7 @@ use crate::engine::Engine;
 use crate::entry::Entry;
 use crate::live::{LiveFile, Opening};
 use crate::open::stale;
-use crate::write::{Place, WriteOptions, is_staged};
-
-/// Tries to meet the same version twice, of a file that changes all the time.
-const TRIES_MAX: usize = 4;
+use crate::write::{Place, TRIES_MAX, WriteOptions, is_staged};
 
 impl Engine {
     /// What was said of the attributes of a version, as far as this node knows.

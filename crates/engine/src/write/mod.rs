@@ -52,6 +52,8 @@ pub(crate) use upload::{keep_uploading, metadata};
 
 /// Longest key that a store takes, bytes.
 const KEY_BYTES_MAX: usize = 1024;
+/// Tries to meet the same version twice, of a file that changes all the time.
+pub(crate) const TRIES_MAX: usize = 4;
 
 /// How to write.
 #[derive(Clone, Copy, Debug, Default)]

@@ -16,14 +16,12 @@ use crate::entry::EntryKind;
 use crate::live::LiveFile;
 use crate::open::{OpenOptions, object_id};
 use crate::write::copy::can_copy;
-use crate::write::{Place, WriteOptions, base_of, taken};
+use crate::write::{Place, TRIES_MAX, WriteOptions, base_of, taken};
 
 /// Files that one rename of a directory takes along.
 const FILES_MAX: usize = 100_000;
 /// Bytes that a rename brings here first, of what the source cannot copy; where there are more, copying is for a program that shows how it goes on.
 const BROUGHT_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// So often a file may become something else while it is looked at, before somebody else is thought to change it.
-const TRIES_MAX: usize = 4;
 /// Names of a directory that are looked at at once.
 const PAGE_NAMES: usize = 1000;
 

@@ -65,12 +65,10 @@ impl Connection {
         let (socket, reader, writer) = line;
         let session = match (known, ring) {
             (Some(session), None) if session.key == welcome.session => session,
-            (_, Some(ring)) => {
-                Arc::new(Session::new(&welcome, ring.as_fd(), Arc::downgrade(pool)).map_err(|error| {
-                    let error = Error::new(ErrorKind::ResourceLimit, "connect to the node", error.to_string());
-                    ExchangeError::Failed(error.advise("raise the limits of open files and memory"))
-                })?)
-            }
+            (_, Some(ring)) => Arc::new(Session::new(&welcome, ring.as_fd()).map_err(|error| {
+                let error = Error::new(ErrorKind::ResourceLimit, "connect to the node", error.to_string());
+                ExchangeError::Failed(error.advise("raise the limits of open files and memory"))
+            })?),
             (_, None) => return Err(ExchangeError::Failed(out_of_order())),
         };
         Ok(Self { socket, reader, writer, session })
@@ -86,12 +84,13 @@ impl Connection {
         self.writer.push(request).expect("a list of numbers can be encoded");
     }
 
-    /// Sends a request that wants no answer, now and without waiting; `false` when it cannot go.
-    pub fn send_one_way(&mut self, request: &Request) -> bool {
+    /// Sends a request that wants no answer, now and without waiting, if it can go.
+    pub fn send_one_way(&mut self, request: &Request) {
         let mut frame = Vec::new();
-        let encoded = encode(request, &mut frame).is_ok();
-        // The kernel takes small frames whole or not at all.
-        encoded && send(&self.socket, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Ok(frame.len())
+        if encode(request, &mut frame).is_ok() {
+            // The kernel takes small frames whole or not at all.
+            let _ = send(&self.socket, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
     }
 
     /// Sends a request and waits for its reply. Blocks: call it detached. After an error the connection is useless.

@@ -148,13 +148,6 @@ impl Pool {
         }
     }
 
-    /// Sends releases that found the ring full by an idle connection; `false` when there is none.
-    pub fn release(&self, session: &Session, late: &[Returned]) -> bool {
-        let mut state = self.state();
-        let fitting = state.idle.iter_mut().find(|connection| std::ptr::eq(&*connection.session, session));
-        fitting.is_some_and(|connection| connection.send_one_way(&release(late)))
-    }
-
     /// Closes every idle connection; what is in use closes when it is done. The session ends with the last one.
     pub fn close(&self) {
         let mut state = self.state();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use penstock_node::mapping::Mapping;
 use penstock_node::protocol::{ArenaGrant, ArenaReturn, SessionKey, Welcome};
@@ -11,7 +11,6 @@ use penstock_node::ring::{Returned, Ring};
 use penstock_types::{Error, ErrorKind};
 
 use super::fork;
-use super::pool::Pool;
 
 /// One session of this process with one run of the node.
 pub struct Session {
@@ -20,8 +19,6 @@ pub struct Session {
     /// The process it belongs to; a forked child never uses it.
     pid: u32,
     ring: Ring,
-    /// Whose connections are asked to take what the ring cannot.
-    pool: Weak<Pool>,
     /// Set when a connection of it broke: its leases are no more.
     ended: AtomicBool,
     held: Mutex<Held>,
@@ -31,18 +28,17 @@ pub struct Session {
 struct Held {
     /// Arenas this process has mapped.
     mappings: HashMap<u64, Arc<Mapping>>,
-    /// Releases that found the ring full.
+    /// Releases that found the ring full: they go with the next request.
     late: Vec<Returned>,
 }
 
 impl Session {
     /// The session of a welcome, with its release ring.
-    pub fn new(welcome: &Welcome, ring: BorrowedFd<'_>, pool: Weak<Pool>) -> std::io::Result<Self> {
+    pub fn new(welcome: &Welcome, ring: BorrowedFd<'_>) -> std::io::Result<Self> {
         Ok(Self {
             key: welcome.session,
             pid: std::process::id(),
             ring: Ring::map(ring)?,
-            pool,
             ended: AtomicBool::new(false),
             held: Mutex::default(),
         })
@@ -63,16 +59,9 @@ impl Session {
         if !self.is_ours() {
             return;
         }
-        let late = {
-            let mut held = self.held();
-            held.late.push(returned);
-            self.push_late(&mut held);
-            std::mem::take(&mut held.late)
-        };
-        // What can be sent by nobody now goes with the next request or release.
-        if !late.is_empty() && !self.pool.upgrade().is_some_and(|pool| pool.release(self, &late)) {
-            self.held().late.extend(late);
-        }
+        let mut held = self.held();
+        held.late.push(returned);
+        self.push_late(&mut held);
     }
 
     /// What still waits to be given back because the ring was full.
