@@ -94,7 +94,7 @@ measured: $(VENV)/.requirements ## put what was measured last into README.md
 soak: FEATURES := --features faults
 soak: core-release servers ## what takes long: a million checked reads, long fuzzing
 	$(call say,a million checked reads and hundreds of kills)
-	@pytest -m soak --timeout 7200 $(ARGS)
+	@pytest -m soak --timeout 7200 -o faulthandler_timeout=0 $(ARGS)
 	$(call say,every decoder and model against $(FUZZ_CASES) random cases each)
 	@PROPTEST_CASES=$(FUZZ_CASES) $(as-maturin) cargo test --workspace --locked --lib --test faults --no-fail-fast
 

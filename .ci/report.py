@@ -1,17 +1,28 @@
-"""What a CI run left behind and what its tests said. Standard library only: it runs even when set-up failed."""
+"""What a CI run left behind, where it hangs and what its tests said. Standard library only: runs when set-up failed."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 import signal
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 MARK = "STARTED_BY_CI_RUN"
+
+WATCH = ".ci/report.py watch"
+
+LAST_WORDS_S = 10.0
+"""How long a process that hangs may tell where it stands before it is killed."""
+
+PYTEST_WORKER = "eval(sys.stdin.readline())"
+"""In the command of a process that runs a part of the tests."""
 
 SHOWN_LINES = 15
 """Of what a failed test said, the last so many lines: the assertion stands at the end."""
@@ -53,10 +64,16 @@ def leftover_processes(run: str) -> dict[int, str]:
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue  # gone meanwhile, or somebody else's
-        # `tail` shows the output of the stage that asks.
-        if marked and process not in ancestors and not command.startswith("tail --pid="):
+        # `tail` shows the output of the stage that asks, which is watched.
+        if marked and process not in ancestors and not command.startswith("tail --pid=") and WATCH not in command:
             found[process] = command
     return found
+
+
+def end(processes: Iterable[int], by: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, by)
 
 
 def report_processes(run: str) -> int:
@@ -64,8 +81,32 @@ def report_processes(run: str) -> int:
     left = leftover_processes(run)
     for process, command in left.items():
         print(f"left behind: {process} {command}")
-        os.kill(process, signal.SIGKILL)
+    end(left, signal.SIGKILL)
     return 1 if left else 0
+
+
+def where(process: int) -> str:
+    """What the kernel says that a process and its threads wait for."""
+    said = []
+    for task in sorted(Path(f"/proc/{process}/task").glob("*")):
+        with contextlib.suppress(OSError):
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            said.append(f"{task.name} {state} {(task / 'wchan').read_text()}")
+    return ", ".join(said)
+
+
+def watch(limit_s: float, run: str) -> int:
+    """Ended from outside, unless what this run started takes too long: says what it waits for and ends all of it."""
+    time.sleep(limit_s)
+    left = leftover_processes(run)
+    for process, command in left.items():
+        print(f"still running after {limit_s:.0f} s: {process} {command}: {where(process)}", flush=True)
+    # What tests of Python run in says at its end where each of its threads stands.
+    if workers := [process for process, command in left.items() if PYTEST_WORKER in command]:
+        end(workers, signal.SIGABRT)
+        time.sleep(LAST_WORDS_S)
+    end(left, signal.SIGKILL)
+    return 1
 
 
 def cargo_counts(log: Path) -> Counts:
@@ -121,9 +162,11 @@ def report_tests(logs: Path, permitted: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """`processes RUN` or `tests LOGS PERMITTED...`."""
+    """`processes RUN`, `watch SECONDS RUN` or `tests LOGS PERMITTED...`."""
     if arguments[0] == "processes":
         return report_processes(arguments[1])
+    if arguments[0] == "watch":
+        return watch(float(arguments[1]), arguments[2])
     return report_tests(Path(arguments[1]), arguments[2:])
 
 

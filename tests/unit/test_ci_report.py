@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,3 +129,12 @@ def test_a_process_that_is_left_behind_is_found_by_its_mark(report: ModuleType) 
             assert list(found) == [process.pid]
         finally:
             process.kill()
+
+
+def test_what_takes_too_long_is_told_and_ended(report: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    mark = f"test-{os.getpid()}"
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, report.MARK: mark}) as process:
+        assert report.watch(1.0, mark) == 1
+        assert process.wait() == -signal.SIGKILL
+    told = capsys.readouterr().out
+    assert told.startswith(f"still running after 1 s: {process.pid} sleep 60: {process.pid} S ")
