@@ -57,7 +57,15 @@ def below(files: dict[str, bytes]) -> dict[str, bytes]:
 
 def drop_pages() -> None:
     """Has the kernel forget what it knows of files, so that the node is asked again; of everybody's files."""
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    # Nothing ends who waits for that where a mount hangs: not this process.
+    with subprocess.Popen(["sh", "-c", "echo 3 > /proc/sys/vm/drop_caches"]) as process:
+        try:
+            assert process.wait(60) == 0
+        except subprocess.TimeoutExpired:
+            where = Path(f"/proc/{process.pid}/stack").read_text()
+            # Nobody waits for it.
+            process.returncode = -1
+            pytest.fail(f"what the kernel keeps of files cannot be dropped:\n{where}")
 
 
 def way(lake: MountedLake, target: Path) -> str:
