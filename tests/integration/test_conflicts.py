@@ -240,3 +240,16 @@ def test_what_cannot_be_settled_says_why(shore: Shore) -> None:
     # To give ours up, nobody needs to be asked, and nothing is written there.
     shore.client.resolve_conflict("/reading/deep/a", "theirs")
     shore.is_clean()
+
+
+def test_listings_say_what_the_source_has_after_a_conflict_also_when_the_node_is_killed_at_once(shore: Shore) -> None:
+    # Believed for an hour, and from before the file was there.
+    assert list(shore.client.list("/runs")) == []
+    shore.collide("deep/a", MINE)
+    shore.machine.kill()
+    shore.machine("up")
+    assert [(entry.name, entry.size) for entry in shore.client.walk("/runs") if entry.is_file] == [
+        ("deep/a", len(THEIRS))
+    ]
+    assert [entry.name for entry in shore.client.list("/runs")] == ["deep"]
+    assert shore.read("deep/a") == THEIRS

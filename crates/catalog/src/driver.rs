@@ -12,6 +12,7 @@ use crate::chunk::{CHUNK_ENTRIES, Entry, pack};
 use crate::ingest::{Ingest, PAGE_KEYS};
 use crate::ranges::{Ask, Ranges};
 use crate::scan::{Sight, Step, scan};
+use crate::scope::lock;
 use crate::shadows::directory_of;
 use crate::store::{Change, Kind, Listing};
 use crate::timeline::{Moment, Timeline};
@@ -379,7 +380,13 @@ impl Driver {
             entries: self.stored,
         };
         let change = Change::Finish { scope: order.scope, kind: order.kind, prefix: order.prefix.clone(), listing };
-        self.writer.submit(&self.ingest.store, vec![change]).wait().await
+        let committed = {
+            // Whoever overtakes it either is seen here, or has it forgotten afterwards.
+            let overtaken = lock(&self.ingest.overtaken);
+            let forgetting = overtaken.then(|| self.ingest.forgetting());
+            self.writer.submit(&self.ingest.store, std::iter::once(change).chain(forgetting).collect())
+        };
+        committed.wait().await
     }
 
     fn action(&self) -> String {

@@ -1,7 +1,7 @@
 //! One listing under way, as its readers see it: what can be read of it so far, and how it ended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use penstock_types::{Error, ErrorKind, Priority, Result, Source};
 use tokio::sync::{Notify, watch};
@@ -36,6 +36,8 @@ pub(crate) struct Ingest {
     progress: watch::Sender<Progress>,
     delivered: AtomicU64,
     pub(crate) demand: Notify,
+    /// What it says may be older than what everybody was shown meanwhile.
+    pub(crate) overtaken: Mutex<bool>,
 }
 
 /// How far a listing has come.
@@ -72,6 +74,7 @@ impl Ingest {
             progress: watch::Sender::new(progress),
             delivered: AtomicU64::new(0),
             demand: Notify::new(),
+            overtaken: Mutex::new(false),
             order,
         });
         let driver = Driver::new(&ingest, writer, timeline);

@@ -15,6 +15,7 @@ mod known;
 mod laid_names;
 mod laid_rows;
 mod named;
+mod overtaken;
 mod pages;
 mod present;
 mod ranges;

@@ -49,7 +49,8 @@ impl Scope {
         start: impl FnOnce() -> Arc<Ingest>,
     ) -> Arc<Ingest> {
         let mut under_way = lock(&self.under_way);
-        if let Some(found) = under_way.iter().filter(|ingest| suits(ingest)).max_by_key(|ingest| ingest.sent) {
+        let suits = |ingest: &&Arc<Ingest>| suits(ingest) && !ingest.is_overtaken();
+        if let Some(found) = under_way.iter().filter(suits).max_by_key(|ingest| ingest.sent) {
             return found.clone();
         }
         let started = start();
@@ -60,6 +61,14 @@ impl Scope {
     /// The listing under way that suits and was asked for last.
     pub(crate) fn find(&self, suits: impl Fn(&Ingest) -> bool) -> Option<Arc<Ingest>> {
         lock(&self.under_way).iter().filter(|ingest| suits(ingest)).max_by_key(|ingest| ingest.sent).cloned()
+    }
+
+    /// Nobody joins those listings under way any more, and they are not kept.
+    pub(crate) fn overtake(&self, suits: impl Fn(&Ingest) -> bool) -> Vec<Arc<Ingest>> {
+        let overtaken: Vec<_> = lock(&self.under_way).iter().filter(|ingest| suits(ingest)).cloned().collect();
+        overtaken.iter().for_each(|ingest| ingest.overtake());
+        self.listings.fetch_add(1, Ordering::AcqRel);
+        overtaken
     }
 
     /// A listing has ended.

@@ -90,6 +90,20 @@ impl Writer {
         Committed(committed)
     }
 
+    /// Commits changes behind all that is queued, and makes that durable. Needs a tokio runtime.
+    pub(crate) async fn make_durable(self: &Arc<Self>, changes: Vec<(Arc<Store>, Change)>) -> Result<()> {
+        let committed: Vec<_> = changes.into_iter().map(|(store, change)| self.submit(&store, vec![change])).collect();
+        for committed in committed {
+            committed.wait().await?;
+        }
+        let writer = self.clone();
+        let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = writer.guard(|| writer.store().flush(writer.timeline.now()));
+            flushed.inspect_err(|error| writer.fail(error))
+        });
+        flushed.await.map_err(|error| Error::new(ErrorKind::Cancelled, "write to the catalog", error.to_string()))?
+    }
+
     /// Applies changes on this thread.
     pub(crate) fn apply(&self, store: &Arc<Store>, changes: Vec<Change>) -> Result<()> {
         let loose = self.guard(|| store.apply(changes)).inspect_err(|error| self.fail(error))?;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use penstock_engine::{Conflict, ConflictQuery, InSource, Keep, WriteOptions};
+use penstock_engine::{Conflict, ConflictQuery, EntryKind, InSource, Keep, WriteOptions};
 use penstock_testkit::{Fault, FaultySource, catches};
 use penstock_types::{ErrorKind, Freshness, ObjectKey, Result, TreePath};
 use support::{Bench, Setup, eventually, persist, read};
@@ -270,4 +270,27 @@ fn what_cannot_be_settled_says_why_and_keeps_both() {
 #[test]
 fn an_upload_without_a_condition_is_noticed() {
     catches("a_conflict_says_what_is_kept_and_what_the_source_has_now", "condition");
+}
+
+#[test]
+fn after_a_conflict_listings_say_what_the_source_has_also_those_from_before_the_file_was_there() {
+    let bench = Bench::start("listed", &Setup { freshness: Freshness::Seconds(3600.0), ..Setup::default() });
+    let listed = |bench: &Bench| -> Vec<(String, u64)> {
+        let page = bench.runtime.block_on(bench.engine.walk(&path("/data"), None, 100)).unwrap();
+        let files = page.entries.into_iter().filter(|entry| entry.kind == EntryKind::File);
+        files.map(|entry| (entry.name, entry.size)).collect()
+    };
+    bench.put_bytes("z", Bytes::from_static(b"z"));
+    assert_eq!(listed(&bench), [("z".into(), 1)]);
+    // Not in that listing.
+    write(&bench, "/data/dir/a", b"brought");
+    persist(&bench, "/data").unwrap();
+    bench.put_bytes("dir/a", Bytes::from_static(b"theirs"));
+    write(&bench, "/data/dir/a", b"mine");
+    assert_eq!(persist(&bench, "/data").unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(listed(&bench), [("dir/a".into(), 6), ("z".into(), 1)]);
+    let page = bench.runtime.block_on(bench.engine.list(&path("/data"), None, 100)).unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), ["dir", "z"]);
+    let bench = bench.restart();
+    assert_eq!(listed(&bench), [("dir/a".into(), 6), ("z".into(), 1)]);
 }

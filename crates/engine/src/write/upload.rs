@@ -144,7 +144,7 @@ impl Engine {
                 metrics.conflicts.inc();
                 self.give_up_upload(&attached, change).await;
                 // First, so that whoever learns of the conflict sees what is in the way.
-                self.forget(change);
+                self.forget(change).await;
                 self.stage.conflict(change, error);
                 self.manifest_done(change);
                 self.announce_change(change).await;
@@ -233,11 +233,11 @@ impl Engine {
     }
 
     /// What was believed of the key of a change has turned out to be wrong: the source is asked next.
-    fn forget(&self, change: &Change) {
+    async fn forget(&self, change: &Change) {
         let target = change.target();
         for attached in self.tree.all().iter().filter(|attached| attached.scope == target.scope) {
             if let Some(inner) = attached.view.path_of(&target.key) {
-                attached.view.forget(&inner);
+                attached.view.overtaken(&inner).await;
             }
         }
     }
