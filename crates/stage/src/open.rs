@@ -78,6 +78,7 @@ pub fn open(parts: StageParts, bounds: Bounds) -> Result<Stage> {
         house: Mutex::default(),
         recovered: Mutex::new(recovered),
         wake: Notify::new(),
+        drafted: Notify::new(),
         streams: Mutex::default(),
         closed: AtomicBool::new(false),
         lock: Mutex::new(Some(lock)),

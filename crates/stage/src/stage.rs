@@ -125,6 +125,7 @@ pub struct Stage {
     pub(crate) house: Mutex<House>,
     pub(crate) recovered: Mutex<Vec<Recovered>>,
     pub(crate) wake: Notify,
+    pub(crate) drafted: Notify,
     /// Drafts and changes of which something may be sent early. Goes before `table`.
     pub(crate) streams: Mutex<Vec<Arc<Stream>>>,
     pub(crate) closed: AtomicBool,
@@ -169,6 +170,7 @@ impl Stage {
         if self.table().is_free(target) {
             let stream = draft.stream(target);
             self.streams.lock().expect("no panic while streams are listed").push(stream);
+            self.drafted.notify_one();
         }
         Ok(draft)
     }
@@ -435,6 +437,11 @@ impl Stage {
     /// Told whenever something may have become ready (`notify_waiters`); that a wait after a failure is over is not.
     pub fn wake(&self) -> &Notify {
         &self.wake
+    }
+
+    /// Told when there is one more of [`Stage::streams`] (`notify_one`).
+    pub fn drafted(&self) -> &Notify {
+        &self.drafted
     }
 
     /// The source has the change. It stays in the overlay for `forget_after_us` from the moment of `settled` on

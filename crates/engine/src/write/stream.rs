@@ -23,8 +23,10 @@ use crate::write::parts::{PART_BYTES, Shape};
 const STREAMED_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// How often it is looked how far files were written; what was there at the last look is sent.
 const LOOK: Duration = Duration::from_millis(100);
-/// As `LOOK`, while one of them grows.
-const LOOK_AT_GROWING: Duration = Duration::from_millis(25);
+/// As `LOOK`, while one of them grows or is new: what is large is begun at once.
+const LOOK_AT_GROWING: Duration = Duration::from_millis(10);
+/// For so long a file is new.
+const NEW: Duration = Duration::from_secs(1);
 /// Parts of all files that are on their way at the same time. Fewer than a source takes requests: there is always room
 /// for what is committed.
 const PARTS_AT_ONCE: usize = 16;
@@ -40,10 +42,15 @@ const TEMPORARY_ENDS: [&str; 9] =
 /// A draft or a change that is looked at.
 struct Watched {
     stream: Arc<Stream>,
+    since: Instant,
     file: Option<Arc<StagedFile>>,
+    /// How long it was at this look.
+    size: u64,
     /// What was written without a hole at this look, and at the one before.
     written: u64,
     settled: u64,
+    /// There was more of it at this look than at the one before.
+    grew: bool,
     /// Parts that were begun.
     parts: u64,
     /// An upload was begun, or will be in a moment.
@@ -53,9 +60,10 @@ struct Watched {
 }
 
 impl Watched {
-    /// Whether more of it was there at the last look than before.
+    /// Whether much may be written of it in a moment.
     fn grows(&self) -> bool {
-        !self.is_over && self.written > self.settled && self.stream.standing() == Standing::Written
+        let may_grow = self.grew || self.since.elapsed() < NEW;
+        !self.is_over && may_grow && self.stream.standing() == Standing::Written
     }
 }
 
@@ -77,7 +85,7 @@ pub(crate) async fn keep_streaming(engine: Weak<Engine>) {
     loop {
         let told = Arc::clone(&sender.wake);
         let told = told.notified();
-        {
+        let stage = {
             let Some(engine) = engine.upgrade() else { return };
             let is_due = Instant::now() >= next_look;
             if is_due {
@@ -92,8 +100,14 @@ pub(crate) async fn keep_streaming(engine: Weak<Engine>) {
                 next_look = Instant::now() + look;
             }
             engine.abort_orphans(&mut sender);
+            Arc::clone(&engine.stage)
+        };
+        let soon = Instant::now() + LOOK_AT_GROWING;
+        tokio::select! {
+            () = told => {}
+            () = stage.drafted().notified(), if next_look > soon => next_look = soon,
+            () = tokio::time::sleep_until(next_look) => {}
         }
-        let _ = tokio::time::timeout_at(next_look, told).await;
     }
 }
 
@@ -102,8 +116,19 @@ fn watch(watched: &mut Vec<Watched>, streams: Vec<Arc<Stream>>) {
     watched.retain(|known| streams.iter().any(|stream| Arc::ptr_eq(stream, &known.stream)));
     for stream in streams {
         if !watched.iter().any(|known| Arc::ptr_eq(&stream, &known.stream)) {
-            let (is_begun, is_over) = (stream.is_begun(), false);
-            watched.push(Watched { stream, file: None, written: 0, settled: 0, parts: 0, is_begun, is_over });
+            let is_begun = stream.is_begun();
+            watched.push(Watched {
+                stream,
+                since: Instant::now(),
+                file: None,
+                size: 0,
+                written: 0,
+                settled: 0,
+                grew: false,
+                parts: 0,
+                is_begun,
+                is_over: false,
+            });
         }
     }
 }
@@ -150,6 +175,8 @@ impl Engine {
     fn look_at(&self, one: &mut Watched) -> bool {
         let Ok(found) = stat(one.stream.path()) else { return false };
         let size = u64::try_from(found.st_size).unwrap_or(0);
+        one.grew = size > one.size;
+        one.size = size;
         if size < STREAMED_BYTES_MIN {
             return true;
         }
@@ -163,6 +190,7 @@ impl Engine {
         };
         one.settled = one.written.min(size);
         one.written = written_up_to(&file.descriptor, one.settled, size);
+        one.grew |= one.written > one.settled;
         true
     }
 
