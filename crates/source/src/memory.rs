@@ -169,6 +169,7 @@ impl Source for Memory {
             weak_versions: false,
             metadata: true,
             headers: true,
+            directories: false,
             read_only: false,
         }
     }

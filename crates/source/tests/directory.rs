@@ -12,8 +12,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use penstock_source::open_in;
 use penstock_types::{
-    ByteRange, ErrorKind, ListPage, ListRequest, ObjectAttributes, ObjectKey, Precondition, Priority, PutRequest,
-    ReadRequest, Result, Source, SourceSpec, Version,
+    ByteRange, CopyRequest, Description, ErrorKind, ListPage, ListRequest, ObjectAttributes, ObjectKey, Precondition,
+    Priority, PutRequest, ReadRequest, Result, Source, SourceSpec, Version,
 };
 
 use support::{environment, parts};
@@ -154,6 +154,46 @@ async fn a_key_that_ends_in_a_slash_is_a_directory_that_goes_only_when_it_is_emp
     let gone = source.stat(&ObjectKey::from("a/b/")).await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     source.delete(&ObjectKey::from("a/b/"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_keeps_its_metadata_and_its_version_whatever_comes_into_it() {
+    let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let (source, key) = (opened(directory.path()), ObjectKey::from("d/"));
+    let kept = async || source.stat(&key).await.unwrap().metadata;
+    let (body, metadata) = (Bytes::new(), pairs(&[("author", "me"), ("color", "red")]));
+    let request = PutRequest { key: key.clone(), body, precondition: Precondition::Absent, metadata: metadata.clone() };
+    let made = source.put(request).await.unwrap();
+    assert_eq!(kept().await, metadata);
+    put(source.as_ref(), "d/f", b"f", Precondition::None).await.unwrap();
+    assert_eq!(source.stat(&key).await.unwrap().attributes.version, made.version);
+
+    let copied = |to: &str, version: &Version, description: Option<Vec<(String, String)>>| {
+        let description = description.map(|metadata| Description { metadata, headers: Vec::new() });
+        let (from, to, from_version) = (key.clone(), ObjectKey::from(to), Some(version.clone()));
+        source.copy(CopyRequest { from, from_version, to, precondition: Precondition::None, description })
+    };
+    copied("d/", &made.version, Some(pairs(&[("author", "they")]))).await.unwrap();
+    assert_eq!(kept().await, pairs(&[("author", "they")]));
+    assert_eq!(std::fs::read(directory.path().join("d/f")).unwrap(), b"f");
+    copied("e/", &made.version, None).await.unwrap();
+    assert_eq!(source.stat(&ObjectKey::from("e/")).await.unwrap().metadata, pairs(&[("author", "they")]));
+    let other = copied("d/", &Version::from("another"), None).await.unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Conflict);
+    put(source.as_ref(), "d/", b"", Precondition::Version(made.version.clone())).await.unwrap();
+    assert_eq!(kept().await, []);
+    source.delete(&ObjectKey::from("e/"), None).await.unwrap();
+    let request = CopyRequest {
+        from: ObjectKey::from("e/"),
+        from_version: Some(made.version),
+        to: key.clone(),
+        precondition: Precondition::None,
+        description: None,
+    };
+    assert_eq!(source.copy(request).await.unwrap_err().kind(), ErrorKind::Conflict, "it is gone");
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub struct Capabilities {
     pub metadata: bool,
     /// The headers of [`Description`] are kept, and told by a stat.
     pub headers: bool,
+    /// With an object come the directories above it, as the keys that end in `/`, and stay until those are deleted.
+    pub directories: bool,
     /// Nothing can be written.
     pub read_only: bool,
 }

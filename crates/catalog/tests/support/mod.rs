@@ -151,6 +151,7 @@ impl Source for TestSource {
             weak_versions: false,
             metadata: false,
             headers: false,
+            directories: false,
             read_only: true,
         }
     }

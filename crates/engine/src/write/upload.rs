@@ -282,6 +282,8 @@ impl Engine {
     async fn bring_removal(&self, attached: &Attached, change: &Change) -> Result<()> {
         let (source, key) = (&attached.source, &change.target().key);
         let version = match change.base() {
+            // It came with what is in it.
+            Base::Absent if attached.source.capabilities().directories && key.as_bytes().ends_with(b"/") => None,
             Base::Absent => return Ok(()),
             Base::Version(version) => Some(version),
             Base::Unconditional => None,
@@ -498,6 +500,6 @@ fn replaced(attached: &Attached, key: &ObjectKey) -> Error {
 }
 
 /// Whether a change makes a directory that stays while it is empty.
-fn is_marker(change: &Change) -> bool {
+pub(super) fn is_marker(change: &Change) -> bool {
     change.size() == Some(0) && change.target().key.as_bytes().ends_with(b"/")
 }

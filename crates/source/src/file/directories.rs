@@ -8,9 +8,11 @@ use bytes::Bytes;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use penstock_types::{Error, ErrorKind, ObjectAttributes, ObjectKey, PutRequest, Result};
+use penstock_types::{
+    CopyRequest, Error, ErrorKind, ObjectAttributes, ObjectKey, ObjectStat, Precondition, PutRequest, Result,
+};
 
-use super::publish::{make_parent, writable_path};
+use super::publish::{describe, keep_metadata, make_parent, metadata_of, writable_path};
 use super::root::{Root, error_of, marker_attributes};
 use crate::check;
 
@@ -20,16 +22,17 @@ pub(super) fn of(key: &ObjectKey) -> Option<&[u8]> {
     (path.ends_with(b"/") && path.len() > 1).then_some(path)
 }
 
-pub(super) fn stat(root: &Root, action: &str, path: &[u8]) -> Result<ObjectAttributes> {
+pub(super) fn stat(root: &Root, action: &str, path: &[u8]) -> Result<ObjectStat> {
     let opened = root.open_directory(&path[..path.len() - 1]);
     let directory = opened.map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => check::no_such_object(action),
         errno => error_of(action, errno),
     })?;
-    marker_attributes(&directory).ok_or_else(|| check::no_such_object(action))
+    let attributes = marker_attributes(&directory).ok_or_else(|| check::no_such_object(action))?;
+    Ok(ObjectStat { attributes, metadata: metadata_of(&directory), headers: Vec::new() })
 }
 
-/// Makes a directory, and what is missing above it.
+/// Makes a directory, and what is missing above it. One that is there gets other metadata.
 pub(super) fn make(root: &Root, action: &str, path: &[u8], request: &PutRequest) -> Result<ObjectAttributes> {
     if !request.body.is_empty() {
         return Err(Error::new(ErrorKind::InvalidInput, action, "a directory has no content")
@@ -37,7 +40,7 @@ pub(super) fn make(root: &Root, action: &str, path: &[u8], request: &PutRequest)
     }
     writable_path(action, &ObjectKey::new(Bytes::copy_from_slice(&path[..path.len() - 1])))?;
     let there = match stat(root, action, path) {
-        Ok(attributes) => Some(attributes.version),
+        Ok(found) => Some(found.attributes.version),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
@@ -45,7 +48,31 @@ pub(super) fn make(root: &Root, action: &str, path: &[u8], request: &PutRequest)
     let path_and_name = std::ffi::CString::new(path)
         .map_err(|_| Error::new(ErrorKind::InvalidInput, action, "the key has a NUL byte"))?;
     let (directory, _) = make_parent(root, action, &path_and_name)?;
+    // What is known by an entry of it is there once that is.
+    describe(&directory, action, &request.metadata)?;
+    keep_metadata(&directory, action, &request.metadata)?;
+    rustix::fs::fsync(&directory).map_err(|errno| error_of(action, errno))?;
     marker_attributes(&directory).ok_or_else(|| check::no_such_object(action))
+}
+
+/// Makes a directory with the metadata of another one, or gives one other metadata.
+pub(super) fn copy(root: &Root, action: &str, path: &[u8], request: &CopyRequest) -> Result<ObjectAttributes> {
+    let found = match (of(&request.from).map(|from| stat(root, action, from)), &request.from_version) {
+        (None, _) => {
+            return Err(Error::new(ErrorKind::InvalidInput, action, "a directory has no content")
+                .advise("use a key that does not end in /"));
+        }
+        (Some(Err(error)), Some(_)) if error.kind() == ErrorKind::NotFound => {
+            return Err(Error::new(ErrorKind::Conflict, action, "the object is gone"));
+        }
+        (Some(found), _) => found?,
+    };
+    if let Some(version) = &request.from_version {
+        check::precondition(action, &Precondition::Version(version.clone()), Some(&found.attributes.version))?;
+    }
+    let metadata = request.description.as_ref().map_or(found.metadata, |description| description.metadata.clone());
+    let (key, precondition) = (request.to.clone(), request.precondition.clone());
+    make(root, action, path, &PutRequest { key, body: Bytes::new(), precondition, metadata })
 }
 
 /// Directories that were to go and were not empty: they go with the last that is in them. Whoever removes a tree does

@@ -99,6 +99,7 @@ impl Source for Directory {
             weak_versions: false,
             metadata: self.inner.metadata,
             headers: false,
+            directories: true,
             read_only: self.inner.read_only,
         }
     }
@@ -111,8 +112,7 @@ impl Source for Directory {
         let key = key.clone();
         self.blocking(&self.action("stat", &key), move |inner, action| {
             if let Some(path) = directories::of(&key) {
-                let attributes = directories::stat(&inner.root, action, path)?;
-                return Ok(ObjectStat { attributes, metadata: Vec::new(), headers: Vec::new() });
+                return directories::stat(&inner.root, action, path);
             }
             let (fd, attributes) = inner.root.open_object(action, &key, OFlags::PATH)?;
             Ok(ObjectStat { attributes, metadata: publish::metadata_of(&fd), headers: Vec::new() })
@@ -166,7 +166,11 @@ impl Source for Directory {
 
     async fn copy(&self, request: CopyRequest) -> Result<ObjectAttributes> {
         let action = format!("{} to {}", self.action("copy", &request.from), self.inner.root.describe(&request.to));
-        self.blocking(&action, move |inner, action| publish::copy(&inner.root, action, &request)).await
+        self.blocking(&action, move |inner, action| match directories::of(&request.to) {
+            Some(path) => directories::copy(&inner.root, action, path, &request),
+            None => publish::copy(&inner.root, action, &request),
+        })
+        .await
     }
 
     async fn delete(&self, key: &ObjectKey, version: Option<&Version>) -> Result<()> {

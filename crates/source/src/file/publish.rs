@@ -81,20 +81,7 @@ impl Draft {
 
     /// Adds user metadata.
     pub(super) fn describe(&self, action: &str, metadata: &[(String, String)]) -> Result<()> {
-        for (name, value) in metadata {
-            let name = format!("{METADATA_PREFIX}{}", name.to_lowercase());
-            match rustix::fs::fsetxattr(&self.file, name.as_str(), value.as_bytes(), XattrFlags::empty()) {
-                Ok(()) => {}
-                Err(Errno::OPNOTSUPP) => {
-                    return Err(Error::new(ErrorKind::Unsupported, action, "the file system keeps no user metadata"));
-                }
-                Err(Errno::RANGE | Errno::TOOBIG | Errno::INVAL) => {
-                    return Err(Error::new(ErrorKind::InvalidInput, action, "an entry of the metadata is too long"));
-                }
-                Err(errno) => return Err(error_of(action, errno)),
-            }
-        }
-        Ok(())
+        describe(&self.file, action, metadata)
     }
 
     /// Gives the file its name if the condition holds, and makes both durable.
@@ -281,6 +268,38 @@ pub(super) fn delete(root: &Root, action: &str, key: &ObjectKey, version: Option
         Ok(()) | Err(Errno::NOENT) => rustix::fs::fsync(&parent).map_err(|errno| error_of(action, errno)),
         Err(errno) => Err(error_of(action, errno)),
     }
+}
+
+/// Adds user metadata to a file or directory.
+pub(super) fn describe(fd: &impl AsFd, action: &str, metadata: &[(String, String)]) -> Result<()> {
+    for (name, value) in metadata {
+        let name = format!("{METADATA_PREFIX}{}", name.to_lowercase());
+        match rustix::fs::fsetxattr(fd, name.as_str(), value.as_bytes(), XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP) => {
+                return Err(Error::new(ErrorKind::Unsupported, action, "the file system keeps no user metadata"));
+            }
+            Err(Errno::RANGE | Errno::TOOBIG | Errno::INVAL) => {
+                return Err(Error::new(ErrorKind::InvalidInput, action, "an entry of the metadata is too long"));
+            }
+            Err(errno) => return Err(error_of(action, errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Takes all user metadata of a directory away but what has these names.
+pub(super) fn keep_metadata(fd: &impl AsFd, action: &str, kept: &[(String, String)]) -> Result<()> {
+    for (name, _) in metadata_of(fd) {
+        if kept.iter().any(|(kept, _)| kept.to_lowercase() == name) {
+            continue;
+        }
+        match rustix::fs::fremovexattr(fd, format!("{METADATA_PREFIX}{name}").as_str()) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(errno) => return Err(error_of(action, errno)),
+        }
+    }
+    Ok(())
 }
 
 /// Whether the file system of a directory keeps user metadata.

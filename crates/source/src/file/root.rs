@@ -155,26 +155,28 @@ pub(super) fn attributes_of(stat: &Stat) -> Option<ObjectAttributes> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return None;
     }
-    attributes_with(stat, u64::try_from(stat.st_size).ok()?)
-}
-
-/// Attributes of a directory as other stores keep an empty one: an empty object whose key ends in `/`.
-pub(super) fn marker_attributes(directory: &OwnedFd) -> Option<ObjectAttributes> {
-    attributes_with(&rustix::fs::fstat(directory).ok()?, 0)
-}
-
-fn attributes_with(stat: &Stat, size: u64) -> Option<ObjectAttributes> {
     let version = format!(
         "{:x}-{:x}-{:x}.{:x}-{:x}.{:x}-{:x}",
         stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec, stat.st_mtime, stat.st_mtime_nsec, stat.st_size
     );
+    attributes_with(stat, u64::try_from(stat.st_size).ok()?, &version)
+}
+
+/// Attributes of a directory as other stores keep an empty one: an empty object whose key ends in `/`. What is in the
+/// directory is not in the object: its version stays.
+pub(super) fn marker_attributes(directory: &OwnedFd) -> Option<ObjectAttributes> {
+    let stat = rustix::fs::fstat(directory).ok()?;
+    attributes_with(&stat, 0, &format!("{:x}-{:x}", stat.st_dev, stat.st_ino))
+}
+
+fn attributes_with(stat: &Stat, size: u64, version: &str) -> Option<ObjectAttributes> {
     Some(ObjectAttributes {
         size,
         modified_ms: stat
             .st_mtime
             .saturating_mul(1000)
             .saturating_add(i64::try_from(stat.st_mtime_nsec).ok()? / 1_000_000),
-        version: Version::from(version.as_str()),
+        version: Version::from(version),
     })
 }
 

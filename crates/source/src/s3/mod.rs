@@ -306,6 +306,7 @@ impl Source for S3 {
             weak_versions: false,
             metadata: true,
             headers: true,
+            directories: false,
             read_only: false,
         }
     }

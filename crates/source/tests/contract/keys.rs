@@ -14,6 +14,7 @@ cases![
     empty_components_are_kept,
     dot_components_are_kept,
     a_trailing_slash_is_kept,
+    the_directory_above_a_key_is_there_where_the_source_says_so,
     a_key_may_stand_beside_its_own_prefix,
     keys_that_are_not_utf8_are_kept_or_refused,
 ];
@@ -84,6 +85,17 @@ async fn dot_components_are_kept(bench: Bench) -> Outcome {
 
 async fn a_trailing_slash_is_kept(bench: Bench) -> Outcome {
     all_kept(&bench, &["dir/", "dir//"]).await
+}
+
+async fn the_directory_above_a_key_is_there_where_the_source_says_so(bench: Bench) -> Outcome {
+    if !bench.source.capabilities().directories {
+        return Ok(());
+    }
+    bench.put("above/a", b"file").await?;
+    bench.source.delete(&bench.key("above/a"), None).await.map_err(text)?;
+    let found = bench.source.stat(&bench.key("above/")).await.map_err(text)?;
+    ensure!(found.attributes.size == 0, "{found:?}");
+    Ok(())
 }
 
 async fn a_key_may_stand_beside_its_own_prefix(bench: Bench) -> Outcome {
