@@ -128,6 +128,38 @@ impl View {
         asked.get_or_insert_async(&asked_key(key, attributes), question).await
     }
 
+    /// Asks the source for the object that keeps a directory, and keeps what was said of it; `None` where there is none.
+    ///
+    /// Cost: one request.
+    ///
+    /// # Errors
+    /// What the source says.
+    pub async fn ask_marker(&self, key: &ObjectKey) -> Result<Option<ObjectAttributes>> {
+        let sent = self.parts.catalog.timeline.now();
+        match self.parts.source.stat(key).await {
+            Ok(found) => {
+                self.take_in(key, &found.attributes, Posix::of(&found.metadata), sent).await;
+                Ok(Some(found.attributes))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if self.row(key).is_some() {
+                    self.keep(key, None, sent).await;
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What was said last of the directory that an object keeps; listings do not tell its version. With `since_ms`, where
+    /// the object is newer than that.
+    ///
+    /// Cost: as [`View::adorned`].
+    pub fn said_of_marker(&self, key: &ObjectKey, since_ms: Option<i64>) -> Option<Posix> {
+        let is_newer = |row: &Row| since_ms.is_none_or(|since_ms| seconds(row.modified_ms) > seconds(since_ms));
+        Some(self.row(key).filter(is_newer)?.posix)
+    }
+
     /// Keeps what an answer to a question that was sent then says of attributes, unless they were changed here since. It
     /// is seen when this returns.
     pub(crate) async fn take_in(&self, key: &ObjectKey, found: &ObjectAttributes, posix: Posix, sent: Moment) {
@@ -135,16 +167,24 @@ impl View {
         if posix.is_empty() && !keeps_all && !catalog.knows_adorned() {
             return;
         }
-        let laid = self.parts.written.as_ref().and_then(|written| written.at(key.as_bytes()));
-        let known = self.row(key).filter(|row| row.version == found.version);
-        let is_news = match &known {
-            Some(known) => known.posix != posix || keeps_all && !known.is_of(found),
+        let is_news = match self.row(key) {
+            Some(known) if known.version == found.version => known.posix != posix || keeps_all && !known.is_of(found),
+            Some(_) => true,
             None => keeps_all || !posix.is_empty(),
         };
-        if !is_news || laid.is_some_and(|laid| laid.hides(sent)) {
+        if is_news {
+            self.keep(key, Row::of(found, posix).filter(|_| keeps_all || !posix.is_empty()), sent).await;
+        }
+    }
+
+    /// Keeps a row, or that there is none, by an answer to a question that was sent then, unless the key was changed here
+    /// since.
+    async fn keep(&self, key: &ObjectKey, row: Option<Vec<u8>>, sent: Moment) {
+        let laid = self.parts.written.as_ref().and_then(|written| written.at(key.as_bytes()));
+        if laid.is_some_and(|laid| laid.hides(sent)) {
             return;
         }
-        let row = Row::of(found, posix).filter(|_| keeps_all || !posix.is_empty());
+        let catalog = &self.parts.catalog;
         if row.is_some() {
             catalog.has_adorned.store(true, Ordering::Release);
         }
@@ -186,6 +226,21 @@ mod tests {
         assert_eq!(bench.view.adorned(&key, &found.version), Some(SAID));
         bench.view.take_in(&key, &found, Posix::default(), 102).await;
         assert_eq!(bench.view.adorned(&key, &found.version), None, "somebody took it away");
+    }
+
+    #[tokio::test]
+    async fn an_answer_about_the_object_of_a_directory_ends_what_was_said_of_an_earlier_one() {
+        let (bench, _, found) = bench();
+        let (view, key) = (&bench.view, ObjectKey::from("d/"));
+        view.take_in(&key, &found, SAID, 100).await;
+        let said = |since_ms| view.said_of_marker(&key, since_ms);
+        assert_eq!((said(None), said(Some(999)), said(Some(1_999))), (Some(SAID), Some(SAID), None));
+        bench.source.store("d/", 0);
+        let asked = view.ask_marker(&key).await.unwrap();
+        assert_eq!((asked, said(None)), (Some(bench.source.attributes("d/")), None));
+        view.take_in(&key, &found, SAID, 100).await;
+        bench.source.remove("d/");
+        assert_eq!((view.ask_marker(&key).await.unwrap(), said(None)), (None, None));
     }
 
     #[tokio::test]

@@ -292,7 +292,7 @@ impl Engine {
     pub fn stat_cached(&self, path: &TreePath) -> Option<Result<Entry>> {
         let (attached, inner) = self.tree.find(path)?;
         let known = self.known_whole(&attached, path, attached.view.stat_cached(&inner)?)?;
-        let entry = |item| self.entry(&attached, path.name(), item);
+        let entry = |item| self.entry(&attached, (&inner, ""), path.name(), item);
         Some(known.map(entry).map_err(|error| error.during(format!("stat {path}"))))
     }
 
@@ -307,7 +307,7 @@ impl Engine {
                 let found = self.unless_gone(path, found);
                 match self.ask_said(&attached, path, found.iter()).await.and(found) {
                     Err(error) if error.kind() == ErrorKind::NotFound && self.tree.is_directory(path) => skeleton(),
-                    found => found.map(|item| self.entry(&attached, path.name(), item)),
+                    found => found.map(|item| self.entry(&attached, (&inner, ""), path.name(), item)),
                 }
             }
             None if self.tree.is_directory(path) => skeleton(),
@@ -340,7 +340,7 @@ impl Engine {
         let items = page.items.iter().map(|named| &named.item);
         self.ask_said(&attached, path, items).await.map_err(|error| error.during(format!("list {path}")))?;
         let own = page.items.into_iter().filter(|item| !nested.contains(&item.name));
-        let own = own.map(|item| self.entry(&attached, item.name, item.item));
+        let own = own.map(|item| self.entry(&attached, (&inner, &item.name), item.name.as_str(), item.item));
         let own = own.filter(|entry| !self.is_gone(path, entry));
         let entries = synthetic.into_iter().chain(own).collect();
         Ok(EntryPage { entries, next: page.next })
@@ -376,9 +376,9 @@ impl Engine {
             }
         }
         for item in page.items {
-            let name = if base.is_empty() { item.name } else { format!("{base}/{}", item.name) };
+            let name = if base.is_empty() { item.name.clone() } else { format!("{base}/{}", item.name) };
             if !is_shadowed(&name, path, attached, &nested) {
-                entries.push(self.entry(attached, name, item.item));
+                entries.push(self.entry(attached, (inner, &item.name), name, item.item));
             }
         }
         let next = match page.next {

@@ -23,11 +23,11 @@ pub struct Entry {
     pub kind: EntryKind,
     /// Bytes; 0 for a directory.
     pub size: u64,
-    /// Milliseconds since the Unix epoch; 0 for a directory.
+    /// Milliseconds since the Unix epoch; 0 for a directory of which nobody has said a time.
     pub modified_ms: i64,
     /// Token of the content; `None` for a directory.
     pub version: Option<Version>,
-    /// What somebody has said of a file besides its bytes, as far as this node knows; nothing of a directory.
+    /// What somebody has said of it besides its bytes, as far as this node knows.
     pub posix: Posix,
 }
 
@@ -56,7 +56,10 @@ impl Entry {
     /// The catalog's item under the name a reader uses, with what was said of it.
     pub(crate) fn of(name: impl Into<String>, item: Item, posix: Posix) -> Self {
         match item {
-            Item::Directory => Self::directory(name),
+            Item::Directory => {
+                let modified_ms = posix.modified_ms().unwrap_or_default();
+                Self { modified_ms, posix, ..Self::directory(name) }
+            }
             Item::File { attributes, .. } => Self {
                 name: name.into(),
                 kind: EntryKind::File,

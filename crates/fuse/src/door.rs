@@ -210,8 +210,8 @@ impl Filesystem for Door {
         self.0.work("mknod", || names::make_file(&self.0, NodeId(parent.0), name, mode, reply));
     }
 
-    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        self.0.work("mkdir", || names::make_directory(&self.0, NodeId(parent.0), name, reply));
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        self.0.work("mkdir", || names::make_directory(&self.0, NodeId(parent.0), name, mode, reply));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -29,15 +29,17 @@ pub fn look(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: ReplyEn
     });
 }
 
-/// Makes a directory.
-pub fn make_directory(service: &Arc<Service>, parent: NodeId, name: &OsStr, reply: ReplyEntry) {
-    match changed(service, name) {
-        Ok(name) => service.change("mkdir", service.tree().make_directory(parent, name), |service, made| match made {
-            Ok(made) => entry(service, &made, reply),
-            Err(errno) => reply.error(errno),
-        }),
+/// Makes a directory with that mode.
+pub fn make_directory(service: &Arc<Service>, parent: NodeId, name: &OsStr, mode: u32, reply: ReplyEntry) {
+    let name = match changed(service, name) {
+        Ok(name) => name,
+        Err(errno) => return reply.error(errno),
+    };
+    let answer = service.tree().make_directory(parent, name, service.made_directory(mode));
+    service.change("mkdir", answer, |service, made| match made {
+        Ok(made) => entry(service, &made, reply),
         Err(errno) => reply.error(errno),
-    }
+    });
 }
 
 /// Makes a file that nobody opens.

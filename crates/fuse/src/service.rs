@@ -273,11 +273,11 @@ impl Service {
         };
         let modified = if is_before { UNIX_EPOCH.checked_sub(age) } else { UNIX_EPOCH.checked_add(age) };
         let modified = modified.unwrap_or(UNIX_EPOCH);
-        let (kind, perm) = if node.is_directory {
-            (FileType::Directory, self.options.directory_mode)
-        } else {
-            (FileType::RegularFile, node.posix.mode.unwrap_or(self.options.file_mode))
+        let (kind, unsaid) = match node.is_directory {
+            true => (FileType::Directory, self.options.directory_mode),
+            false => (FileType::RegularFile, self.options.file_mode),
         };
+        let perm = node.posix.mode.unwrap_or(unsaid);
         let shown = self.attributes(INodeNo(node.node.0), node.size, modified, kind, perm);
         FileAttr { uid: node.posix.uid.unwrap_or(shown.uid), gid: node.posix.gid.unwrap_or(shown.gid), ..shown }
     }
@@ -288,11 +288,25 @@ impl Service {
         Posix { mode: Some(file_mode), uid: Some(uid), gid: Some(gid), modified_ns: None }
     }
 
+    /// As [`Service::unsaid`], of directories.
+    pub fn unsaid_of_directory(&self) -> Posix {
+        Posix { mode: Some(self.options.directory_mode), ..self.unsaid() }
+    }
+
     /// What is said of a file that is made with a mode, which the kernel has cut by the umask of who makes it: nothing
     /// where that is shown of every file. Nobody gets rights by it that the mount gives nobody.
     pub fn made(&self, mode: u32) -> Posix {
+        self.mode_of_made(mode).beyond(self.unsaid())
+    }
+
+    /// As [`Service::made`], of a directory.
+    pub fn made_directory(&self, mode: u32) -> Posix {
+        self.mode_of_made(mode).beyond(self.unsaid_of_directory())
+    }
+
+    fn mode_of_made(&self, mode: u32) -> Posix {
         let mode = Posix::permissions(mode) & (self.options.directory_mode | self.options.file_mode);
-        Posix { mode: Some(mode), ..Posix::default() }.beyond(self.unsaid())
+        Posix { mode: Some(mode), ..Posix::default() }
     }
 
     /// What has no name: with the number 0 the kernel keeps that, too.

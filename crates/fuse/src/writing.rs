@@ -206,8 +206,8 @@ pub struct Wanted {
     pub modified: Option<TimeOrNow>,
 }
 
-/// Changes size, permissions, owner and modification time of a file. Other times, and what is said of directories, are
-/// passed over: programs that copy or unpack set them of everything, and would give up.
+/// Changes size, permissions, owner and modification time. Other times are passed over: programs that copy or unpack set
+/// them of everything, and would give up.
 pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, reply: ReplyAttr) {
     if !service.is_writable() {
         return reply.error(Errno::EROFS);
@@ -218,7 +218,12 @@ pub fn set_attributes(service: &Arc<Service>, node: NodeId, wanted: &Wanted, rep
         gid: wanted.owner.1,
         modified_ns: wanted.modified.map(|time| nanoseconds(service.surroundings.clock.as_ref(), time)),
     };
-    let change = AttributeChange { size: wanted.size, posix, shown: service.unsaid() };
+    let change = AttributeChange {
+        size: wanted.size,
+        posix,
+        shown: service.unsaid(),
+        shown_of_directory: service.unsaid_of_directory(),
+    };
     if change.size.is_none() && posix.is_empty() {
         return attributes(service, node, reply);
     }

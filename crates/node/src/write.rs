@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_engine::{Patch, SetRef, WriteOptions, Writing};
-use penstock_types::{Durability, Error, ErrorKind, Result, TreePath, Version};
+use penstock_types::{Durability, Error, ErrorKind, Posix, Result, TreePath, Version};
 
 use crate::answer::{Answer, Answerer};
 use crate::protocol::{Reply, SMALL_WRITE_BYTES_MAX};
@@ -99,7 +99,7 @@ impl Answerer<'_> {
 
     /// A directory that is there.
     pub fn make_directory(&self, path: &str) -> Result<Reply> {
-        self.wait(self.service.engine.make_directory(&TreePath::parse(path)?))?;
+        self.wait(self.service.engine.make_directory(&TreePath::parse(path)?, Posix::default()))?;
         Ok(Reply::Done)
     }
 

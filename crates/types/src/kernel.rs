@@ -41,7 +41,7 @@ pub struct NodeAttributes {
     pub is_directory: bool,
     /// Bytes; 0 for a directory.
     pub size: u64,
-    /// Milliseconds since the Unix epoch; of a directory, when its listing was learnt last.
+    /// Milliseconds since the Unix epoch, where nobody has said a time; of a directory, when its listing was learnt last.
     pub modified_ms: i64,
     /// What was said of it.
     pub posix: Posix,
@@ -124,8 +124,10 @@ pub struct AttributeChange {
     pub size: Option<u64>,
     /// Mode, owner and modification time.
     pub posix: Posix,
-    /// What the mount shows where nobody has said anything: saying that changes nothing.
+    /// What the mount shows of a file where nobody has said anything: saying that changes nothing.
     pub shown: Posix,
+    /// As that, of a directory.
+    pub shown_of_directory: Posix,
 }
 
 /// What `statfs` shows.
@@ -267,11 +269,11 @@ pub trait KernelTree: Send + Sync {
         Answer::Now(Err(read_only("create a file")))
     }
 
-    /// Makes a directory, which stays while it is empty.
+    /// Makes a directory of these attributes, which stays while it is empty.
     ///
     /// # Errors
     /// `AlreadyExists`, `ReadOnly`; what the source says.
-    fn make_directory(&self, _parent: NodeId, _name: &str) -> Answer<Looked> {
+    fn make_directory(&self, _parent: NodeId, _name: &str, _posix: Posix) -> Answer<Looked> {
         Answer::Now(Err(read_only("make a directory")))
     }
 
@@ -300,8 +302,8 @@ pub trait KernelTree: Send + Sync {
         Answer::Now(Err(read_only("rename")))
     }
 
-    /// Changes size, mode, owner and time of a node; what is shown of it afterwards. Of a file that is not open for writing, the
-    /// change is durable when this returns.
+    /// Changes size, mode, owner and time of a node; what is shown of it afterwards. Of a directory, and of a file that is not
+    /// open for writing, the change is durable when this returns.
     ///
     /// # Errors
     /// As [`KernelTree::open_for_writing`]; `Unsupported` where the source keeps no such thing.

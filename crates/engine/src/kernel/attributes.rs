@@ -1,4 +1,4 @@
-//! What is shown of files besides their bytes, and changing that.
+//! What is shown of files besides their bytes, and of directories, and changing that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use penstock_types::{Answer, AttributeChange, ErrorKind, Looked, NodeAttributes,
 use tokio::task::block_in_place;
 
 use crate::kernel::nodes::{FileNode, Node, Way};
-use crate::kernel::{Mounted, forgotten};
+use crate::kernel::{Mounted, forgotten, tree_path};
 use crate::live::{self, LiveFile, Opening};
 
 /// Size, time, and what was said.
@@ -48,9 +48,33 @@ impl Mounted {
         Answer::Later(async move { engine.blocking(move || live.shown()).await.map(shown) }.boxed())
     }
 
+    /// A directory changes when its listing was learnt anew, and always while none is believed: who keeps names by
+    /// its time asks again. It does not while the kernel keeps its names, for it would forget them. Where somebody has said
+    /// a time of it, that is shown.
+    pub(super) fn directory_attributes(&self, node: NodeId, path: &TreePath) -> NodeAttributes {
+        let Some((attached, inner)) = self.engine.tree.find(path) else {
+            return NodeAttributes::directory(node, self.mounted_ms);
+        };
+        let modified_ms = match attached.view.listed(&inner) {
+            Some((newest_ms, valid)) => self.shown_time(node, path, newest_ms, valid).unwrap_or(newest_ms),
+            None => self.engine.parts.clock.wall_ms(),
+        };
+        let posix = self.engine.posix_of_directory(&attached, &inner, "");
+        NodeAttributes { posix, ..NodeAttributes::directory(node, modified_ms) }
+    }
+
+    /// The time of a directory whose names the kernel keeps.
+    fn shown_time(&self, node: NodeId, path: &TreePath, newest_ms: i64, valid: Duration) -> Option<i64> {
+        let names = self.nodes.told().names(path.as_str())?;
+        names.are_believed(newest_ms, valid).then(|| self.nodes.shown_time(node)).flatten()
+    }
+
     pub(super) async fn set_attributes(self: Arc<Self>, id: NodeId, change: AttributeChange) -> Result<Looked> {
         let node = self.nodes.get(id).ok_or_else(|| forgotten(id))?;
         let live = self.live_of(&node).transpose()?;
+        if node.file.is_none() {
+            self.adorn_directory(&tree_path(&node.directory)?, change).await?;
+        }
         if let Some(file) = &node.file {
             let known = match &live {
                 Some(live) => block_in_place(|| live.shown())?.2,
@@ -70,6 +94,19 @@ impl Mounted {
             Answer::Now(looked) => looked,
             Answer::Later(looked) => looked.await,
         }
+    }
+
+    /// Says something anew of a directory. Of where something is attached it is passed over: programs that copy or unpack
+    /// say it of the directory that they are given, too, and would give up.
+    async fn adorn_directory(&self, path: &TreePath, change: AttributeChange) -> Result<()> {
+        let Some((attached, inner)) = self.engine.tree.find(path) else { return Ok(()) };
+        let known = self.engine.posix_of_directory(&attached, &inner, "");
+        let posix = change.posix.beyond(change.shown_of_directory.merged(known));
+        if posix.is_empty() || !self.engine.keeps_posix_of(path) {
+            return Ok(());
+        }
+        let _changing = self.changing(&[path]);
+        self.engine.set_posix_of_directory(path, posix).await
     }
 
     /// Cuts or grows a file that nobody has open for writing.

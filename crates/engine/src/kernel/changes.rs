@@ -159,10 +159,10 @@ impl Mounted {
         Ok(CreatedNode { looked, opened })
     }
 
-    pub(super) async fn make_directory(self: Arc<Self>, parent: NodeId, name: String) -> Result<Looked> {
+    pub(super) async fn make_directory(self: Arc<Self>, parent: NodeId, name: String, posix: Posix) -> Result<Looked> {
         let (directory, path) = self.child(parent, &name)?;
         let _changing = self.changing(&[&path]);
-        self.engine.make_directory(&path).await?;
+        self.engine.make_directory(&path, posix).await?;
         let known = self.engine.learn(&path).await?;
         let changes = self.changes();
         self.tell(&directory, &path, known, changes)

@@ -93,7 +93,7 @@ impl Engine {
         };
         let (found, valid) = attached.view.stat_valid(&inner)?;
         Some(match self.known_whole(&attached, path, found)? {
-            Ok(item) => Ok(Known { entry: Some(self.entry(&attached, path.name(), item)), valid }),
+            Ok(item) => Ok(Known { entry: Some(self.entry(&attached, (&inner, ""), path.name(), item)), valid }),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             Err(_) if self.tree.is_directory(path) => Ok(skeleton()),
             Err(_) => Ok(Known { entry: None, valid }),
@@ -241,25 +241,6 @@ impl Mounted {
         let (attached, inner) = self.engine.tree.find(path).ok_or_else(|| nothing_attached(path))?;
         let object = object_id(&attached, attached.view.place_of_bytes(&inner)?, &attributes.version);
         Ok(Target { path: path.clone(), attached, inner, object, attributes })
-    }
-
-    /// A directory changes when its listing was learnt anew, and always while none is believed: who keeps names by
-    /// its time asks again. It does not while the kernel keeps its names, for it would forget them.
-    fn directory_attributes(&self, node: NodeId, path: &TreePath) -> NodeAttributes {
-        let modified_ms = match self.engine.tree.find(path) {
-            Some((attached, inner)) => match attached.view.listed(&inner) {
-                Some((newest_ms, valid)) => self.shown_time(node, path, newest_ms, valid).unwrap_or(newest_ms),
-                None => self.engine.parts.clock.wall_ms(),
-            },
-            None => self.mounted_ms,
-        };
-        NodeAttributes::directory(node, modified_ms)
-    }
-
-    /// The time of a directory whose names the kernel keeps.
-    fn shown_time(&self, node: NodeId, path: &TreePath, newest_ms: i64, valid: Duration) -> Option<i64> {
-        let names = self.nodes.told().names(path.as_str())?;
-        names.are_believed(newest_ms, valid).then(|| self.nodes.shown_time(node)).flatten()
     }
 
     fn attributes(self: &Arc<Self>, id: NodeId) -> Answer<Looked> {
@@ -515,8 +496,8 @@ impl KernelTree for MountedTree {
         if is_quick { self.0.ask(create(Arc::clone(&self.0))) } else { self.change(create) }
     }
 
-    fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Looked> {
-        self.change(|mounted| mounted.make_directory(parent, name.to_owned()))
+    fn make_directory(&self, parent: NodeId, name: &str, posix: Posix) -> Answer<Looked> {
+        self.change(|mounted| mounted.make_directory(parent, name.to_owned(), posix))
     }
 
     fn remove(&self, parent: NodeId, name: &str) -> Answer<()> {

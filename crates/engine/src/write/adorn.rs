@@ -30,11 +30,18 @@ impl Engine {
         self.posix_in_source(attached, &key, &version).unwrap_or_default().merged(said)
     }
 
-    /// An item under the name a reader uses, with what was said of it.
-    pub(crate) fn entry(&self, attached: &Attached, name: impl Into<String>, item: Item) -> Entry {
+    /// An item under the name a reader uses, with what was said of it. It is at the path `below` of the directory `above` of
+    /// the attachment.
+    pub(crate) fn entry(
+        &self,
+        attached: &Attached,
+        (above, below): (&str, &str),
+        name: impl Into<String>,
+        item: Item,
+    ) -> Entry {
         let said = match &item {
             Item::File { key, attributes } => self.posix_of(attached, key, &attributes.version),
-            Item::Directory => Posix::default(),
+            Item::Directory => self.posix_of_directory(attached, above, below),
         };
         Entry::of(name, item, said)
     }

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use penstock_source::{OPERATION_METADATA, is_weak};
 use penstock_stage::{Change, Original};
 use penstock_types::faults::{Step, under_way};
 use penstock_types::{
     CopiedRange, CopyRequest, Description, Error, ErrorKind, ObjectAttributes, ObjectId, ObjectStat, PartInfo, Posix,
-    Precondition, Result, TreePath, Version,
+    Precondition, PutRequest, Result, TreePath, Version,
 };
 
 use crate::attachment::Attached;
@@ -19,7 +20,7 @@ use crate::transfer::StagedFile;
 use crate::write::is_staged;
 use crate::write::multipart::{Begun, PARTS_AT_ONCE};
 use crate::write::parts::{COPY_PART_BYTES, Shape};
-use crate::write::upload::{Stored, metadata};
+use crate::write::upload::{Stored, is_marker, metadata};
 
 /// A copy that is being made.
 pub(super) struct Copying<'a> {
@@ -45,6 +46,7 @@ impl Engine {
         let found = match attached.source.stat(&original.key).await {
             Ok(found) if found.attributes.version == original.version => found,
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            Err(_) if is_marker(copying.change) => return self.make_again(attached, copying.change).await,
             // What somebody else has written there since is nobody's to replace.
             _ if copying.change.is_of_itself() => return Err(replaced(attached, &copying)),
             _ => return self.send_cached(attached, &copying).await,
@@ -76,6 +78,14 @@ impl Engine {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes the object of a directory that somebody else has removed, of which something was said here: that made it stay.
+    async fn make_again(&self, attached: &Attached, change: &Change) -> Result<Stored> {
+        let (key, metadata) = (change.target().key.clone(), self.metadata_of(attached, change));
+        let posix = Posix::of(&metadata);
+        let request = PutRequest { key, body: Bytes::new(), precondition: Precondition::Absent, metadata };
+        Ok(Stored::it(attached.source.put(request).await?, Vec::new(), posix))
     }
 
     async fn copy_in_parts(
@@ -116,16 +126,19 @@ impl Engine {
         self.complete(attached, change, (&upload, shape), parts.iter(), precondition.clone()).await
     }
 
-    /// Has the source say of an object what was said of it after its upload was begun. Should somebody else have written
-    /// there since, there is nothing to do.
+    /// Has the source say of an object what was said of it after its upload was begun, or of a directory that somebody else
+    /// has made meanwhile. Should somebody else have written there since, there is nothing to do; of a directory there is.
     pub(super) async fn adorn_stored(
         self: &Arc<Self>,
         attached: &Arc<Attached>,
         change: &Arc<Change>,
         stored: Stored,
     ) -> Result<Stored> {
-        let is_said = change.is_copy() || change.posix() == stored.posix || !stored.is_it;
-        if is_said || !can_copy(&stored.attributes.version) {
+        let is_said = match is_marker(change) {
+            true => change.posix().beyond(stored.posix).is_empty(),
+            false => change.is_copy() || change.posix() == stored.posix,
+        };
+        if is_said || !stored.is_it || !can_copy(&stored.attributes.version) {
             return Ok(stored);
         }
         self.stage.upload_lost(change);
@@ -134,7 +147,10 @@ impl Engine {
         let (size, precondition) = (stored.attributes.size, Precondition::Version(version));
         match self.send_copy(attached, Copying { change, original, size, precondition }).await {
             Ok(adorned) => Ok(Stored { sums: stored.sums, ..adorned }),
-            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::StaleVersion) => Ok(stored),
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::StaleVersion) => {
+                // The next try finds out what there is then.
+                if is_marker(change) { Err(error.with_kind(ErrorKind::Unavailable)) } else { Ok(stored) }
+            }
             Err(error) => Err(error),
         }
     }
@@ -193,7 +209,7 @@ fn description_of(change: &Change, original: ObjectStat) -> (Description, Posix)
     let ObjectStat { attributes, metadata, headers } = original;
     let said = change.posix();
     let mut posix = Posix::of(&metadata).merged(said);
-    if !said.is_empty() {
+    if !said.is_empty() && !is_marker(change) {
         // A copy has a time of its own in the source, and a file's is that of its content.
         posix.modified_ns = posix.modified_ns.or(attributes.modified_ms.checked_mul(1_000_000));
     }

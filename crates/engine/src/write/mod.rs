@@ -7,6 +7,7 @@
 mod adorn;
 mod conflicts;
 mod copy;
+mod directories;
 mod early;
 mod edit;
 mod exchange;

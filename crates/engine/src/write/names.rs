@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_catalog::Item;
 use penstock_stage::{Base, Target, Written};
-use penstock_types::{Error, ErrorKind, Freshness, Result, TreePath};
+use penstock_types::{Error, ErrorKind, Freshness, ObjectAttributes, Posix, Result, TreePath};
 
 use crate::attachment::Attached;
 use crate::engine::{Engine, nothing_attached};
@@ -58,16 +58,17 @@ impl Gone {
 }
 
 impl Engine {
-    /// Makes a directory, which stays while it is empty. At most two round trips, to learn what is there.
+    /// Makes a directory, which stays while it is empty, with what is said of it. At most two round trips, to learn what is
+    /// there.
     ///
     /// # Errors
     /// `AlreadyExists` when something has the name; `ReadOnly`; what the source or the disk says.
-    pub async fn make_directory(self: &Arc<Self>, path: &TreePath) -> Result<()> {
-        let made = self.make_directory_here(path).await;
+    pub async fn make_directory(self: &Arc<Self>, path: &TreePath, posix: Posix) -> Result<()> {
+        let made = self.make_directory_here(path, posix).await;
         made.map_err(|error| error.during(format!("make the directory {path}")))
     }
 
-    async fn make_directory_here(self: &Arc<Self>, path: &TreePath) -> Result<()> {
+    async fn make_directory_here(self: &Arc<Self>, path: &TreePath, posix: Posix) -> Result<()> {
         let (attached, inner) = self.writable_at(path)?;
         if self.live.at(path).is_some() {
             return Err(taken(path));
@@ -78,7 +79,7 @@ impl Engine {
             return Err(taken(path));
         }
         let base = if is_gone { self.marker_base(&attached, path, &inner).await? } else { Base::Absent };
-        self.put_marker(path, &attached, &inner, base).await
+        self.put_marker(path, (&attached, &inner), base, posix).await
     }
 
     /// Removes an empty directory. Some round trips, to learn that it is empty.
@@ -184,7 +185,10 @@ impl Engine {
         }
         let kept = match self.marker_base(&attached, &directory, &inner).await {
             Ok(base) if base != Base::Absent && self.stat(&directory).await.is_ok() => Ok(()),
-            Ok(base) => self.put_marker(&directory, &attached, &inner, base).await,
+            Ok(base) => {
+                let posix = self.posix_of_directory(&attached, &inner, "");
+                self.put_marker(&directory, (&attached, &inner), base, posix).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
@@ -214,27 +218,33 @@ impl Engine {
 
     /// What a change of the object that keeps a directory replaces.
     pub(super) async fn marker_base(&self, attached: &Arc<Attached>, path: &TreePath, inner: &str) -> Result<Base> {
+        // One with content is a file of a strange name.
+        let found = self.marker_at(attached, path, inner).await?.filter(|found| found.size == 0);
+        Ok(found.map_or(Base::Absent, |found| base_of(&found.version)))
+    }
+
+    /// The object that keeps a directory, as it was staged here lately or the source says.
+    pub(super) async fn marker_at(
+        &self,
+        attached: &Arc<Attached>,
+        path: &TreePath,
+        inner: &str,
+    ) -> Result<Option<ObjectAttributes>> {
         let target = self.marker(path, attached, inner)?;
-        if let Some(laid) = self.stage.overlay(&target.scope).at(target.key.as_bytes()) {
-            return Ok(laid.attributes.map_or(Base::Absent, |attributes| base_of(&attributes.version)));
-        }
-        let found = self.timely(attached, path, attached.source.stat(&target.key)).await;
-        match found {
-            // One with content is a file of a strange name.
-            Ok(found) if found.attributes.size > 0 => Ok(Base::Absent),
-            Ok(found) => Ok(Base::Version(found.attributes.version)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Base::Absent),
-            Err(error) => Err(error),
+        match self.stage.overlay(&target.scope).at(target.key.as_bytes()) {
+            Some(laid) => Ok(laid.attributes),
+            None => self.timely(attached, path, attached.view.ask_marker(&target.key)).await,
         }
     }
 
-    /// The change that makes a directory stay.
+    /// The change that makes a directory stay, with what is said of it.
     pub(super) fn marker_written(
         &self,
         target: Target,
         base: Base,
         attached: &Attached,
         path: &TreePath,
+        posix: Posix,
     ) -> Result<Written> {
         let (durability, modified_ms) = (attached.writable(path)?.durability, self.parts.clock.wall_ms());
         Ok(Written {
@@ -244,19 +254,19 @@ impl Engine {
             only_onto_base: false,
             durability,
             modified_ms,
-            metadata: Vec::new(),
+            metadata: posix.metadata(),
         })
     }
 
     async fn put_marker(
         self: &Arc<Self>,
         path: &TreePath,
-        attached: &Arc<Attached>,
-        inner: &str,
+        (attached, inner): (&Arc<Attached>, &str),
         base: Base,
+        posix: Posix,
     ) -> Result<()> {
         let target = self.marker(path, attached, inner)?;
-        let written = self.marker_written(target, base, attached, path)?;
+        let written = self.marker_written(target, base, attached, path, posix)?;
         self.gone.revive(path);
         let made = tokio::task::block_in_place(|| self.stage.commit_small(Bytes::new(), written))?;
         self.announce(path).await;

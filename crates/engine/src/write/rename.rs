@@ -182,11 +182,12 @@ impl Engine {
             let durability = attached.writable(&one.from)?.durability;
             batch.removals.push((self.marker(&one.from, attached, &from)?, base, durability));
         }
-        if one.is_empty {
+        let said = self.posix_of_directory(attached, &from, "");
+        if one.is_empty || !said.is_empty() {
             let (target, base) =
                 (self.marker(&one.to, attached, &to)?, self.marker_base(attached, &one.to, &to).await?);
             let draft = tokio::task::block_in_place(|| self.stage.create(&target))?;
-            batch.drafts.push((draft, self.marker_written(target, base, attached, &one.to)?));
+            batch.drafts.push((draft, self.marker_written(target, base, attached, &one.to, said)?));
         }
         self.gone.revive(&one.to);
         Ok(())

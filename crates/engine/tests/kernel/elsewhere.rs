@@ -40,7 +40,8 @@ impl Mount {
     }
 
     fn allow(&self, name: &str, bits: u16) {
-        let change = AttributeChange { size: None, posix: mode(bits), shown: mode(0o644) };
+        let change =
+            AttributeChange { size: None, posix: mode(bits), shown: mode(0o644), ..AttributeChange::default() };
         let node = self.found(ROOT, name).node;
         self.wait(self.tree.set_attributes(node, change)).unwrap();
         support::persist(&self.bench, "/data").unwrap();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, their support included")]
 
+mod directories;
 mod elsewhere;
 mod expiry;
 mod mount;

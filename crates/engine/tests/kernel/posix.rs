@@ -14,6 +14,7 @@ use crate::support::{self, Bench, Setup};
 const ROOT: NodeId = NodeId::ROOT;
 /// What these mounts show where nobody has said anything.
 const SHOWN: Posix = Posix { mode: Some(0o644), uid: Some(7), gid: Some(7), modified_ns: None };
+const SHOWN_OF_DIRECTORY: Posix = Posix { mode: Some(0o755), ..SHOWN };
 
 fn mode(mode: u16) -> Posix {
     Posix { mode: Some(mode), ..Posix::default() }
@@ -34,7 +35,7 @@ impl Mount {
     }
 
     fn say_of(&self, node: NodeId, posix: Posix) {
-        let change = AttributeChange { size: None, posix, shown: SHOWN };
+        let change = AttributeChange { size: None, posix, shown: SHOWN, shown_of_directory: SHOWN_OF_DIRECTORY };
         let looked = self.wait(self.tree.set_attributes(node, change)).unwrap();
         let shown = SHOWN.merged(looked.found.unwrap().posix);
         assert!(posix.beyond(shown).is_empty(), "{posix:?} was said, {shown:?} is shown");
@@ -266,7 +267,7 @@ fn a_handle_that_only_reads_can_change_attributes_again_and_again_and_sees_them(
         .runtime
         .block_on(mount.bench.engine.rename(&mount.bench.path("b"), &mount.bench.path("a"), true))
         .unwrap();
-    let change = AttributeChange { size: None, posix: mode(0o777), shown: SHOWN };
+    let change = AttributeChange { posix: mode(0o777), shown: SHOWN, ..AttributeChange::default() };
     let refused = mount.wait(mount.tree.set_attributes(node, change)).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::StaleVersion, "another file has the name");
 }

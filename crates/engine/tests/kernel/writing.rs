@@ -347,9 +347,9 @@ fn exclusive_creation_and_renames_without_replacing_find_what_is_open() {
 #[test]
 fn directories_are_made_survive_being_empty_and_are_removed_when_they_are() {
     let mount = mount("directories");
-    let made = mount.wait(mount.tree.make_directory(NodeId::ROOT, "d")).unwrap().found.unwrap();
+    let made = mount.wait(mount.tree.make_directory(NodeId::ROOT, "d", Posix::default())).unwrap().found.unwrap();
     assert!(made.is_directory);
-    let taken = mount.wait(mount.tree.make_directory(NodeId::ROOT, "d")).unwrap_err();
+    let taken = mount.wait(mount.tree.make_directory(NodeId::ROOT, "d", Posix::default())).unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
     assert_eq!(mount.listed(NodeId::ROOT), ["d"]);
     mount.put_file(made.node, "f", b"f");
@@ -365,7 +365,7 @@ fn directories_are_made_survive_being_empty_and_are_removed_when_they_are() {
     mount.persist();
     assert!(!mount.is_there(NodeId::ROOT, "d"));
     assert!(mount.keys().is_empty());
-    mount.wait(mount.tree.make_directory(NodeId::ROOT, "d")).unwrap();
+    mount.wait(mount.tree.make_directory(NodeId::ROOT, "d", Posix::default())).unwrap();
     assert_eq!(mount.listed(NodeId::ROOT), ["d"]);
     mount.wait(mount.tree.remove_directory(NodeId::ROOT, "d")).unwrap();
     mount.put_file(NodeId::ROOT, "d", b"a file now");
@@ -390,8 +390,8 @@ fn a_directory_is_renamed_with_all_that_is_below_and_the_kernel_goes_on_with_its
     mount.bench.put_bytes("from/cold", Bytes::from_static(b"cold"));
     let from = mount.found(NodeId::ROOT, "from").node;
     mount.put_file(from, "staged", b"staged");
-    let deep = mount.wait(mount.tree.make_directory(from, "deep")).unwrap().found.unwrap().node;
-    mount.wait(mount.tree.make_directory(from, "empty")).unwrap();
+    let deep = mount.wait(mount.tree.make_directory(from, "deep", Posix::default())).unwrap().found.unwrap().node;
+    mount.wait(mount.tree.make_directory(from, "empty", Posix::default())).unwrap();
     let open = mount.create(deep, "open");
     mount.write(&open.opened, 0, b"o");
     mount.wait(mount.tree.rename((NodeId::ROOT, "from"), (NodeId::ROOT, "to"), Replace::Yes)).unwrap();
@@ -456,7 +456,7 @@ fn a_mount_of_a_read_only_attachment_changes_nothing() {
         mount.wait(mount.tree.open_for_writing(node, true)).err(),
         mount.wait(mount.tree.create(NodeId::ROOT, "b", Posix::default(), (false, false))).err(),
         mount.wait(mount.tree.remove(NodeId::ROOT, "a")).err(),
-        mount.wait(mount.tree.make_directory(NodeId::ROOT, "d")).err(),
+        mount.wait(mount.tree.make_directory(NodeId::ROOT, "d", Posix::default())).err(),
         mount.wait(mount.tree.rename((NodeId::ROOT, "a"), (NodeId::ROOT, "b"), Replace::Yes)).err(),
     ] {
         assert_eq!(error.unwrap().kind(), ErrorKind::ReadOnly);

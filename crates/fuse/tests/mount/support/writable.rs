@@ -316,7 +316,7 @@ impl KernelTree for WritableTree {
         self.counts.answer(Ok(CreatedNode { looked: shown(&nodes, Some(node)), opened }))
     }
 
-    fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Looked> {
+    fn make_directory(&self, parent: NodeId, name: &str, _: Posix) -> Answer<Looked> {
         let mut nodes = self.nodes();
         if names_of(&mut nodes, parent.0).contains_key(name) {
             return self.counts.answer(failed(ErrorKind::AlreadyExists));
