@@ -58,11 +58,17 @@ class Sea:
         self._remote.stop()
 
     def put_while_away(self, contents: dict[str, bytes]) -> None:
-        """Others reach it, by another port; the machine does not."""
+        self.change_while_away({**contents})
+
+    def change_while_away(self, contents: dict[str, bytes | None]) -> None:
+        """Others reach it, by another port; the machine does not. What is ``None`` is removed."""
         port, self._port = self._port, 0
         self.rise()
         for key, content in contents.items():
-            self.put(key, content)
+            if content is None:
+                self.delete(key)
+            else:
+                self.put(key, content)
         self.fall()
         self._port = port
 
@@ -77,6 +83,9 @@ class Sea:
 
     def put(self, key: str, content: bytes) -> None:
         assert self.ask("PUT", key, content)[0] == 200
+
+    def delete(self, key: str) -> None:
+        assert self.ask("DELETE", key)[0] == 204
 
     def get(self, key: str) -> bytes | None:
         status, content = self.ask("GET", key)
