@@ -63,7 +63,7 @@ class Model(RuleBasedStateMachine):
         self.path = ""
         self.since_end = self.since_turn = 0
 
-    @initialize(place=strategies.just(0))
+    @initialize(place=strategies.sampled_from([0, 1]))
     def begin(self, place: int) -> None:
         self.place: Place = self.world.places[place]
         self.path = f"{next(self.world.numbers)}"

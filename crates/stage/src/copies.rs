@@ -111,6 +111,16 @@ impl Table {
         self.copies.before(change).cloned().into_iter().chain(original)
     }
 
+    /// Frees the originals of copies that are durably said to be over: what waited for one of them may be brought. Whether
+    /// there were any.
+    pub fn free_originals(&mut self, durable: u64) -> bool {
+        let freed = self.copies.free(durable);
+        if freed {
+            self.schedule.release();
+        }
+        freed
+    }
+
     /// What a copy of `original` that is committed now is made of.
     pub fn admit_original(&self, target: &Target, original: Original) -> Result<Original> {
         let Some(operation) = operation_of(&original.version) else { return Ok(original) };
@@ -180,7 +190,7 @@ impl Stage {
     pub fn free_originals(&self) -> Result<()> {
         let synced = self.journal.sync();
         let durable = self.journal.durable();
-        if self.table().copies.free(durable) {
+        if self.table().free_originals(durable) {
             self.wake.notify_waiters();
         }
         synced

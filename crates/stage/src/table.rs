@@ -30,7 +30,7 @@ pub struct Table {
     scopes: HashMap<Arc<str>, Scope>,
     /// Every change that can be found: those that left are here for a while.
     changes: BTreeMap<OperationId, Arc<Change>>,
-    schedule: Schedule,
+    pub schedule: Schedule,
     /// What is shown after it was settled, by the moment at which it is forgotten.
     expiring: BTreeMap<(i64, OperationId), (Arc<str>, Bytes)>,
     leaving: VecDeque<Leaving>,
@@ -381,7 +381,7 @@ impl Table {
                 self.forget_shown(&scope, &key, operation);
             }
         }
-        self.copies.free(durable);
+        self.free_originals(durable);
         let mut left = Left::default();
         for leaving in &mut self.leaving {
             if leaving.until.is_none() && leaving.said <= durable {

@@ -197,8 +197,8 @@ impl Mounted {
         if replace == Replace::Exchange {
             self.engine.exchange(&from, &to).await?;
             self.nodes.exchange_files(from.as_str(), to.as_str());
-            self.note_change(&from);
-            self.note_change(&to);
+            self.note_move(&from);
+            self.note_move(&to);
             return Ok(());
         }
         self.engine.rename(&from, &to, replace == Replace::Yes).await?;
@@ -209,7 +209,7 @@ impl Mounted {
         self.nodes.move_directory(from.as_str(), to.as_str());
         self.nodes.move_file(from.as_str(), to.as_str());
         self.note_change(&from);
-        self.note_change(&to);
+        self.note_move(&to);
         Ok(())
     }
 

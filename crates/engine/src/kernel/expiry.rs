@@ -46,6 +46,14 @@ impl Mounted {
         drop(self.outdated(path));
     }
 
+    /// The kernel has given a path to a node that it holds.
+    pub(super) fn note_move(&self, path: &TreePath) {
+        self.note_change(path);
+        if let Some(parent) = path.parent() {
+            self.nodes.told().moved_into(parent.as_str());
+        }
+    }
+
     pub(super) fn own_changes(&self) -> MutexGuard<'_, Vec<TreePath>> {
         self.own.lock().expect("no panic while changes are noted")
     }

@@ -65,6 +65,8 @@ struct Reading {
 struct Directory {
     /// Nodes that it holds of names in it.
     held: HashSet<u64>,
+    /// It has given a name in it to a node of another directory.
+    has_moved: bool,
     /// Names that nothing had, each with the moment until which that may be believed, milliseconds.
     absent: HashMap<Arc<str>, u64>,
     reading: Option<Reading>,
@@ -75,7 +77,11 @@ struct Directory {
 
 impl Directory {
     fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.absent.is_empty() && self.reading.is_none() && self.names.is_none()
+        self.held.is_empty()
+            && !self.has_moved
+            && self.absent.is_empty()
+            && self.reading.is_none()
+            && self.names.is_none()
     }
 }
 
@@ -134,6 +140,12 @@ impl Told {
     /// The kernel holds the node no more.
     pub fn release(&self, directory: &str, node: u64) {
         self.table().change(directory, |directory| directory.held.remove(&node));
+    }
+
+    /// The kernel has given a name in a directory to a node that it holds: until it holds the directory no more, that may be
+    /// the only one there.
+    pub fn moved_into(&self, directory: &str) {
+        self.table().at(directory).has_moved = true;
     }
 
     /// The kernel is told until `until_ms` that nothing has a name; whether that may be.
@@ -204,7 +216,7 @@ impl Told {
     /// The kernel does not hold a directory any more, and keeps nothing of it.
     pub fn close(&self, directory: &str) {
         self.table().change(directory, |directory| {
-            (directory.names, directory.reading) = (None, None);
+            (directory.names, directory.reading, directory.has_moved) = (None, None, false);
             directory.absent.clear();
         });
     }
@@ -304,6 +316,17 @@ mod tests {
         told.keep("/d", Names { of_ms: 5, digest: NamesDigest::default() });
         assert_eq!(told.count(), 1);
         told.close("/d");
+        assert_eq!(told.count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_a_name_was_moved_into_is_told_of_changes_until_it_is_closed() {
+        let told = Told::default();
+        told.moved_into("/d");
+        assert!(told.change("/d", "a"));
+        assert!(told.change("/d", "a"), "there may be others");
+        told.close("/d");
+        assert!(!told.change("/d", "a"));
         assert_eq!(told.count(), 0);
     }
 
