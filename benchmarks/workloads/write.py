@@ -23,7 +23,6 @@ HOW = "client.open(path, 'wb').write, close at local"
 
 
 def run(lab: Lab) -> list[Verdict]:
-    back_memory(lab.directory, 4 * LARGE)
     verdicts = []
     with lab.store(SLOW) as store, lab.node(cache__size="16GiB") as client:
         store.put(BUCKET, "there", 1, seed=1)
@@ -50,10 +49,15 @@ def _large(lab: Lab, client: Client) -> list[Verdict]:
     pieces, names = pieces_of(content(LARGE, 2)), numbered("large")
     ours = Side("penstock", f"{HOW}, 1 MiB at a time; uploaded to the slow store afterwards")
     disk = Side("local file system", f"{local_write.HOW}, 1 MiB at a time")
+
+    def settle() -> None:
+        client.persist("/runs")
+        back_memory(lab.directory, 2 * LARGE)
+
     steps = [
-        Step(ours, lambda: _write(client, f"/runs/{next(names)}", pieces), prepare=lambda: client.persist("/runs")),
+        Step(ours, lambda: _write(client, f"/runs/{next(names)}", pieces), prepare=settle),
         # What was written before stays on both sides: memory that was just freed is much cheaper to write to.
-        Step(disk, lambda: local_write.one(lab.path("large.bin"), pieces)),
+        Step(disk, lambda: local_write.one(lab.path("large.bin"), pieces), prepare=settle),
     ]
     take_turns(steps, lab.repeats, {"node": node_pid(client)})
     for side in (ours, disk):
@@ -88,12 +92,16 @@ def _until_stored(lab: Lab, client: Client, store: Store) -> list[Verdict]:
 
     last: list[str] = []
 
+    def settle() -> None:
+        # Of what is written, and of what the store has of it.
+        back_memory(lab.directory, 3 * LARGE)
+
     def check(total: object) -> None:
         assert total == LARGE, total
 
     steps = [
-        Step(ours, until_stored, check=lambda path: last.append(str(path))),
-        Step(raw, lambda: raw_upload.run(store.endpoint, BUCKET, next(names), memoryview(body))),
+        Step(ours, until_stored, prepare=settle, check=lambda path: last.append(str(path))),
+        Step(raw, lambda: raw_upload.run(store.endpoint, BUCKET, next(names), memoryview(body)), prepare=settle),
         Step(back, lambda: read_back(last[-1]), prepare=lambda: read_back(last[-1]), check=check),
         Step(local, lambda: local_read.large(file, buffer), check=check),
     ]
